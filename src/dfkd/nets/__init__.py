@@ -1,0 +1,1 @@
+"""Networks: the papers' classifiers and generators, a zoo of names, adapters, size counts."""

@@ -1,0 +1,153 @@
+"""Networks from elsewhere: ``timm:NAME``, ``torchvision:NAME``, ``hf:REPO``, ``package.module:callable``."""
+
+import contextlib
+import difflib
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from dfkd.errors import UserError
+from dfkd.nets.vision import import_torchvision, mend_torchvision
+from dfkd.types import Logits, Maps
+
+
+class LogitsOnly(nn.Module):
+    """A transformers image classifier whose forward takes a batch of images and returns the logits alone."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Maps) -> Logits:
+        """Classify images (n, channels, h, w), normalised as the model expects."""
+        return self.model(pixel_values=x).logits
+
+
+def suggest(name: str, names: Iterable[str], otherwise: str) -> str:
+    """Say ``try a, b, c`` with the known names nearest to ``name``, or ``otherwise`` where none is near."""
+    near = difflib.get_close_matches(name.lower(), list(names), n=3, cutoff=0.5)
+    return f"try {', '.join(near)}" if near else otherwise
+
+
+def _import(package: str, prefix: str, line: str) -> ModuleType:
+    """Import an optional package after torchvision has been mended, or name the command that installs it."""
+    mend_torchvision()
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        if error.name != package:
+            raise
+    raise UserError(f"{prefix}: needs the package {package}, got none installed; run `pip install {line}`")
+
+
+def build_timm(name: str, classes: int, channels: int) -> nn.Module:
+    """Build a timm model with untrained weights."""
+    timm = _import("timm", "timm", '"dfkd[timm]"')
+    if not name.startswith("hf-hub:") and not timm.is_model(name):
+        hint = suggest(name, timm.list_models(), "timm.list_models() lists them")
+        raise UserError(f"timm: needs the name of a timm model, got {name!r}; {hint}")
+    return timm.create_model(name, pretrained=False, num_classes=classes, in_chans=channels)
+
+
+def build_torchvision(name: str, classes: int, channels: int) -> nn.Module:
+    """Build a torchvision classifier with untrained weights; they all take three channels."""
+    models = import_torchvision().models
+    known = models.list_models(module=models)
+    if name not in known:
+        hint = suggest(name, known, "torchvision.models.list_models() lists them")
+        raise UserError(f"torchvision: needs the name of a torchvision classifier, got {name!r}; {hint}")
+    if channels != 3:
+        raise UserError(
+            f"torchvision:{name} needs 3 channels, got {channels}; choose a network of the zoo or of timm"
+        )
+    return models.get_model(name, weights=None, num_classes=classes)
+
+
+def build_hf(name: str, classes: int, channels: int) -> nn.Module:
+    """Load an image classifier of transformers with its trained weights, from a folder or a repository."""
+    transformers = _import("transformers", "hf", "transformers")
+    try:
+        model = transformers.AutoModelForImageClassification.from_pretrained(name)
+    except OSError as error:
+        raise UserError(
+            f"hf: needs a folder or repository with an image classifier, "
+            f"got {name!r}; check the name and the network"
+        ) from error
+    offered = getattr(model.config, "num_channels", channels)
+    if offered != channels:
+        raise UserError(
+            f"hf:{name} needs {offered} channels, got {channels}; choose another network or other data"
+        )
+    if model.config.num_labels != classes:
+        raise UserError(
+            f"hf:{name} needs {model.config.num_labels} classes, got {classes}; "
+            "fine-tune it for your classes first"
+        )
+    return LogitsOnly(model)
+
+
+@contextlib.contextmanager
+def _working_folder_importable() -> Iterator[None]:
+    """Put the working folder first in the import path, as ``python -m`` does, for the time of the block."""
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+
+
+def _locate(name: str) -> Callable[..., Any]:
+    """Import ``package.module:callable``."""
+    module_name, _, attribute = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if module_name != missing and not module_name.startswith(f"{missing}."):
+            raise  # the module is there, but something that it imports is not
+        raise UserError(
+            f"{name} needs an importable module {module_name}, got none; "
+            "run from the folder that holds it or install it"
+        ) from error
+    found = getattr(module, attribute, None)
+    if not callable(found):
+        hint = suggest(attribute, vars(module), f"define it in {module.__name__}")
+        raise UserError(f"{name} needs a callable {attribute!r} in {module_name}, got {found!r}; {hint}")
+    return found
+
+
+def build_callable(name: str, classes: int, channels: int) -> nn.Module:
+    """Call ``package.module:callable``, with ``classes=`` and ``channels=`` where it has such parameters."""
+    with _working_folder_importable():
+        make = _locate(name)
+        accepted = inspect.signature(make).parameters
+        offered = {"classes": classes, "channels": channels}
+        net = make(**{key: value for key, value in offered.items() if key in accepted})
+    if not isinstance(net, nn.Module):
+        raise UserError(
+            f"{name} needs to return a torch.nn.Module, got {type(net).__name__}; return the network"
+        )
+    return net
+
+
+def adapt(name: str, classes: int, channels: int) -> nn.Module:
+    """Build a network whose name has a colon; see the module's first line for the forms."""
+    prefix, _, rest = name.partition(":")
+    if not prefix or not rest:
+        raise UserError(
+            f"build needs PREFIX:NAME or package.module:callable, got {name!r}; write both sides of the colon"
+        )
+    if prefix == "timm":
+        return build_timm(rest, classes, channels)
+    if prefix == "torchvision":
+        return build_torchvision(rest, classes, channels)
+    if prefix == "hf":
+        return build_hf(rest, classes, channels)
+    return build_callable(name, classes, channels)

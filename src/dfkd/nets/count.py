@@ -1,0 +1,43 @@
+"""Sizes of networks: parameters and multiply-adds."""
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from dfkd.errors import UserError
+
+
+def count_parameters(net: nn.Module) -> int:
+    """Count parameters, trainable or frozen, shared ones once, buffers (such as BatchNorm's averages) not."""
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+@torch.no_grad()
+def count_macs(net: nn.Module, image_shape: tuple[int, int, int]) -> int:
+    """Count the multiply-adds of convolutions and matrix products for one image.
+
+    Runs ``net`` once in eval mode, without gradients, on a black image of its own device and floating type,
+    and puts the train/eval mode of every submodule back.
+
+    Args:
+        net: maps (1, c, h, w) to anything.
+        image_shape: (c, h, w).
+
+    Raises:
+        UserError: ``image_shape`` is not three positive numbers.
+    """
+    if len(image_shape) != 3 or min(image_shape) < 1:
+        raise UserError(
+            f"count_macs needs an image shape (c, h, w), got {image_shape}; give three positive sizes"
+        )
+    like = next((p for p in net.parameters() if p.is_floating_point()), torch.empty(0))
+    image = torch.zeros(1, *image_shape, device=like.device, dtype=like.dtype)
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()
+    try:
+        with FlopCounterMode(display=False) as counter:
+            net(image)
+    finally:
+        for module, training in modes:
+            module.training = training
+    return int(counter.get_total_flops()) // 2
