@@ -1,9 +1,9 @@
 """Where a network looks: activation maps, their comparison, and plain feature matching.
 
-Spaceship-Net asks the student to look where the teacher looks: it must reproduce the teacher's class activation
-maps at several depths (mSARC). Two kinds of map are used, as in the authors' code: classic CAM at the last
-convolutional map, for every class, and Grad-CAM at the outputs of the stages, for one class per image. Neither is
-rectified, resized or normalised before it is compared.
+Spaceship-Net asks the student to look where the teacher looks: it must reproduce the teacher's class
+activation maps at several depths (mSARC). Two kinds of map are used, as in the authors' code: classic CAM at
+the last convolutional map, for every class, and Grad-CAM at the outputs of the stages, for one class per
+image. Neither is rectified, resized or normalised before it is compared.
 """
 
 from collections.abc import Sequence

@@ -40,7 +40,7 @@ def draw_channel_mask(
 
 
 def exchange(features: Float[Tensor, "n c h w"], mask: Bool[Tensor, "n c"]) -> Float[Tensor, "n c h w"]:
-    """Row i with the channels of row ``n - 1 - i`` where ``mask`` is True; the middle of an odd batch stays."""
+    """Row i with the channels of row ``n - 1 - i`` where ``mask`` is True; an odd middle row stays."""
     return torch.where(mask[:, :, None, None], features.flip(0), features)
 
 

@@ -106,7 +106,7 @@ def nearest(
     bank: Bool[Tensor, "m b"] | Float[Tensor, "m b"],
     block: int = 4096,
 ) -> Nearest:
-    """The nearest of the bank codes (at least one) for each code; memory ``block`` times the bank's length."""
+    """The nearest of the bank codes (at least one) for each code, in memory of ``block`` times the bank."""
     right = bank.float()
     found = [_hamming_block(rows, right).min(dim=1) for rows in codes.split(block)]
     return Nearest(torch.cat([f.values for f in found]), torch.cat([f.indices for f in found]))
