@@ -62,7 +62,8 @@ def import_torchvision() -> ModuleType:
         if error.name != NAMESPACE:
             raise
     raise UserError(
-        'torchvision: needs the package torchvision, got none installed; run `pip install "dfkd[torchvision]"`'
+        "torchvision: needs the package torchvision, got none installed; "
+        'run `pip install "dfkd[torchvision]"`'
     )
 
 
