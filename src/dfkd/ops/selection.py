@@ -32,7 +32,7 @@ class Selection(NamedTuple):
         return self.mask.float().mean()
 
 
-def mixing_rate(t: float, total: float) -> float:
+def mixing_rate(t: int | float, total: int | float) -> float:
     """Share of the student in the mixture at time ``t`` of ``total`` (one unit for both; KD3, equation 4).
 
     Rises from exp(-5) at 0 to 1 at half time and stays there.
