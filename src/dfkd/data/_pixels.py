@@ -1,0 +1,100 @@
+"""Bytes to bytes: layout, channels and size of images, shared by the readers and the web rows."""
+
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from dfkd.errors import UserError
+
+ByteArray = npt.NDArray[np.uint8]
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
+GRAY = (0.299, 0.587, 0.114)  # luma of ITU-R BT.601
+_GRAY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "F"})
+
+
+def as_nchw(array: ByteArray, who: str) -> ByteArray:
+    """A view N C H W of images stored as N H W, N H W C or N C H W.
+
+    An axis of 1 or 3 tells channels; failing that, the two equal axes are height and width.
+
+    Raises:
+        UserError: not uint8, not images, or both readings are possible.
+    """
+    if array.dtype != np.uint8:
+        raise UserError(f"{who} needs uint8 images in 0..255, got {array.dtype}; convert them first")
+    if array.ndim == 3:
+        array = array[:, None]
+    if array.ndim != 4 or 0 in array.shape[1:]:
+        raise UserError(f"{who} needs images N C H W or N H W C, got shape {array.shape}; reshape them first")
+    _, first, middle, last = array.shape
+    head, tail = first in (1, 3), last in (1, 3)
+    if head == tail:
+        head, tail = middle == last != first, first == middle != last
+    if head == tail and first != last:
+        raise UserError(f"{who} needs a clear channel axis, got shape {array.shape}; store images as N C H W, C 1 or 3")
+    return array.transpose(0, 3, 1, 2) if tail else array
+
+
+def recolour(images: ByteArray, channels: int, who: str) -> ByteArray:
+    """N C H W with ``channels`` channels: gray is repeated, colour is weighted by ``GRAY`` and rounded."""
+    have = images.shape[1]
+    if channels == have:
+        return images
+    if have == 1:
+        return np.repeat(images, channels, axis=1)
+    if have == 3 and channels == 1:
+        luma = np.tensordot(np.asarray(GRAY, dtype=np.float64), images, axes=(0, 1))
+        return np.rint(luma).astype(np.uint8)[:, None]
+    raise UserError(f"{who} needs images with 1, 3 or {channels} channels, got {have}; convert them first")
+
+
+def resize(images: ByteArray, height: int, width: int) -> ByteArray:
+    """N C H W by Lanczos, channel by channel; other aspect ratios lose their border (centre crop)."""
+    if images.shape[2:] == (height, width):
+        return images
+    out = np.empty((*images.shape[:2], height, width), dtype=np.uint8)
+    for target, image in zip(out.reshape(-1, height, width), images.reshape(-1, *images.shape[2:]), strict=True):
+        target[:] = np.asarray(_fit(Image.fromarray(image), height, width))
+    return out
+
+
+def decode(file: Path | IO[bytes], channels: int | None, size: tuple[int, int] | None) -> ByteArray:
+    """One image file as C H W; resized by Lanczos (centre crop) when ``size`` = (height, width) is given.
+
+    ``channels`` None keeps gray gray and makes everything else RGB. Transparency is dropped.
+
+    Raises:
+        UserError: the file is no image, damaged, or too large to be safe. Pillow's decoders raise many kinds
+            of errors on hostile bytes; all of them end here.
+    """
+    try:
+        with Image.open(file) as opened:
+            image: Image.Image = opened
+            if "transparency" in image.info and image.mode == "P":
+                image = image.convert("RGBA")  # the palette may keep alpha as bytes
+            gray = channels == 1 or (channels is None and image.mode in _GRAY_MODES)
+            image = _eight_bits(image).convert("L" if gray else "RGB")
+            pixels = np.asarray(image if size is None else _fit(image, *size))
+    except Exception as error:
+        name = file if isinstance(file, Path) else "an archive member"
+        raise UserError(
+            f"the image reader needs a sound image, got {name} ({type(error).__name__}); remove it"
+        ) from error
+    return pixels[None] if gray else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit gray scaled to 8 bits; Pillow would clip it."""
+    if image.mode not in ("I", "I;16", "I;16B", "I;16L"):
+        return image
+    return Image.fromarray(np.rint(np.clip(np.asarray(image, dtype=np.float64), 0, 65535) / 257).astype(np.uint8))
+
+
+def _fit(image: Image.Image, height: int, width: int) -> Image.Image:
+    if image.size == (width, height):
+        return image
+    return ImageOps.fit(image, (width, height), method=Image.Resampling.LANCZOS)

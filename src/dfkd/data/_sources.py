@@ -1,0 +1,140 @@
+"""Where images come from: files below a folder, members of tar shards. Decoded in bounded blocks."""
+
+import glob
+import hashlib
+import itertools
+import os
+import re
+import tarfile
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+
+from dfkd.data._pixels import SUFFIXES, ByteArray, decode
+from dfkd.errors import UserError
+
+Blocks = Iterator[tuple[ByteArray, int]]  # images N C H W, and how many among them were unreadable
+
+_BLOCK = 256
+_LARGEST_MEMBER = 2**28  # bytes; a larger "image" in an archive counts as damaged
+
+
+def image_files(folder: Path) -> list[Path]:
+    """All image files below ``folder``, sorted; links to folders are not followed."""
+    found = (Path(root) / name for root, _, names in os.walk(folder) for name in names)
+    return sorted(path for path in found if path.suffix.lower() in SUFFIXES and path.is_file())
+
+
+def archives(pattern: str) -> list[Path]:
+    """The shards a name stands for: {a..b} and {a,b} are expanded, then * and ? matched; sorted.
+
+    Raises:
+        UserError: no such file.
+    """
+    found = {
+        Path(hit) for name in _braces(pattern) for hit in (glob.glob(name) or ([name] if os.path.isfile(name) else []))
+    }
+    if not found:
+        raise UserError(f"open_rows needs tar shards, got none for {pattern!r}; check the pattern")
+    return sorted(found)
+
+
+def _braces(pattern: str) -> list[str]:
+    match = re.search(r"\{([^{}]*)\}", pattern)
+    if match is None:
+        return [pattern]
+    bounds = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
+    if bounds is None:
+        middle = match[1].split(",")
+    else:
+        digits = len(bounds[1])
+        middle = [f"{number:0{digits}d}" for number in range(int(bounds[1]), int(bounds[2]) + 1)]
+    rest = _braces(pattern[match.end() :])
+    return [pattern[: match.start()] + part + tail for part, tail in itertools.product(middle, rest)]
+
+
+def fingerprint(name: str, files: list[Path]) -> str:
+    """Twelve hex digits that change with the source's name and with the name, size or time of any file."""
+    total = hashlib.sha256(os.path.abspath(name).encode())
+    for file in files:
+        status = file.stat()
+        total.update(f"\n{file}\t{status.st_size}\t{status.st_mtime_ns}".encode())
+    return total.hexdigest()[:12]
+
+
+def decoded_files(files: list[Path], image_shape: tuple[int, int, int]) -> Blocks:
+    """The images of ``files``."""
+    return _blocks((_try(file, image_shape) for file in files), image_shape)
+
+
+def decoded_archives(shards: list[Path], image_shape: tuple[int, int, int]) -> Blocks:
+    """The image members of tar files, in the order of the archives. Nothing is unpacked to disk.
+
+    Raises:
+        UserError: a shard is no tar file, or damaged.
+    """
+    return _blocks(itertools.chain.from_iterable(_members(shard, image_shape) for shard in shards), image_shape)
+
+
+def _members(shard: Path, image_shape: tuple[int, int, int]) -> Iterator[ByteArray | None]:
+    try:
+        with tarfile.open(shard, mode="r|*") as archive:
+            for member in archive:
+                if not member.isfile() or Path(member.name).suffix.lower() not in SUFFIXES:
+                    continue
+                stream = archive.extractfile(member) if member.size <= _LARGEST_MEMBER else None
+                yield None if stream is None else _try(BytesIO(stream.read()), image_shape)
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise UserError(
+            f"open_rows needs sound tar shards, got {shard} ({type(error).__name__}); fetch it again"
+        ) from error
+
+
+def _try(file: Path | BytesIO, image_shape: tuple[int, int, int]) -> ByteArray | None:
+    channels, height, width = image_shape
+    try:
+        return decode(file, channels, (height, width))
+    except UserError:
+        return None
+
+
+def _blocks(images: Iterator[ByteArray | None], image_shape: tuple[int, int, int]) -> Blocks:
+    while part := list(itertools.islice(images, _BLOCK)):
+        good = [image for image in part if image is not None]
+        stacked = np.stack(good) if good else np.empty((0, *image_shape), dtype=np.uint8)
+        yield stacked, len(part) - len(good)
+
+
+def labelled_folder(
+    root: Path, split: str, side: int | None, channels: int | None
+) -> tuple[ByteArray, list[int], tuple[str, ...]]:
+    """Images N C H W, labels and class names of ``root`` (or its part for ``split``), one folder per class.
+
+    Raises:
+        UserError: no images, unreadable ones, or several sizes without ``side``.
+    """
+    folder = _part(root, split)
+    classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
+    files = [(path, label) for label, name in enumerate(classes) for path in image_files(folder / name)]
+    if not files:
+        raise UserError(f"read_images needs images in {folder}/<class>/, got none; give a folder of classes")
+    size = None if side is None else (side, side)
+    first = decode(files[0][0], channels, size)
+    images = np.empty((len(files), *first.shape), dtype=np.uint8)
+    for row, (path, _) in enumerate(files):
+        image = decode(path, first.shape[0], size)
+        if image.shape != first.shape:
+            raise UserError(f"read_images needs images of one size, got {image.shape[1:]} in {path}; give a side")
+        images[row] = image
+    return images, [label for _, label in files], tuple(classes)
+
+
+def _part(root: Path, split: str) -> Path:
+    """DIR/train, DIR/test or DIR/val where that holds class folders (and is not a class of that name)."""
+    for name in ("train",) if split == "train" else ("test", "val"):
+        part = root / name
+        if part.is_dir() and not any(path.suffix.lower() in SUFFIXES for path in part.iterdir()):
+            return part
+    return root

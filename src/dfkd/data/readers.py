@@ -1,0 +1,226 @@
+"""Labelled image sets from files that are already on disk: test sets, and training sets for teachers.
+
+Nothing is downloaded, torchvision is not needed, and no file can run code.
+"""
+
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from jaxtyping import Int, UInt8
+from torch import Tensor
+
+from dfkd.data._formats import read_cifar, read_idx
+from dfkd.data._pixels import as_nchw, recolour, resize
+from dfkd.data._sources import labelled_folder
+from dfkd.data.text import class_list
+from dfkd.errors import UserError
+
+SPLITS = ("train", "test")
+_HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+STATISTICS: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = MappingProxyType(
+    {
+        "digits": ((0.3053,), (0.3759,)),
+        "mnist": ((0.1307,), (0.3081,)),
+        "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+        "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+        "svhn": _HALF,
+        "tiny-imagenet": _HALF,
+        "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    }
+)
+"""Mean and standard deviation per channel, images in [0, 1], with which published teachers were trained."""
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images (uint8, N C H W), their labels (int64, N), class names in label order (or none), and a title."""
+
+    images: UInt8[Tensor, "n c h w"]
+    labels: Int[Tensor, " n"]
+    names: tuple[str, ...]
+    title: str
+
+
+def read_images(source: str, split: str = "test", side: int | None = None, channels: int | None = None) -> ImageSet:
+    """Read a labelled image set into memory.
+
+    Args:
+        source: "digits" (8x8, from scikit-learn), "mnist:DIR", "cifar10:DIR", "cifar100:DIR" (bare names
+            look in $DFKD_DATA, then ./data), "FILE.npz" (keys images or x, labels or y), "folder:DIR" or a
+            directory (one folder per class; DIR/train and DIR/test or DIR/val are used where DIR has them).
+        split: "train" or "test". A .npz file, or a folder without such parts, is the same for both.
+        side: height and width wanted. Digits are enlarged bilinearly, MNIST is padded with zeros to 32,
+            everything else is resized by Lanczos (other aspect ratios: centre crop). None keeps the size.
+        channels: 1 or 3. None keeps what the files hold; in a folder the first image decides.
+
+    Raises:
+        UserError: missing, damaged or unlabelled files.
+    """
+    if split not in SPLITS:
+        raise UserError(f"read_images needs split 'train' or 'test', got {split!r}; choose one of them")
+    if side is not None and side < 1:
+        raise UserError(f"read_images needs a side of at least 1 pixel, got {side}; choose a larger one")
+    if channels not in (None, 1, 3):
+        raise UserError(f"read_images needs channels 1 or 3, got {channels}; choose one of them")
+    name, _, place = source.partition(":")
+    if source == "digits":
+        return _finish(_digits(split, side), side, channels)
+    if name in _PUBLISHED and (place or source == name):
+        return _finish(_PUBLISHED[name](place or None, split, side), side, channels)
+    path = Path(place if name == "folder" else source).expanduser()
+    if path.is_dir():
+        pixels, rows, classes = labelled_folder(path, split, side, channels)
+        labels = torch.tensor(rows, dtype=torch.int64)
+        return ImageSet(torch.from_numpy(pixels), labels, classes, f"{path.name} {split}")
+    if path.suffix == ".npz" and path.is_file():
+        return _finish(_npz(path), side, channels)
+    if path.suffix == ".npy":
+        raise UserError(f"read_images needs labels, got {path} with images only; store both in a .npz")
+    known = ", ".join(["digits", *_PUBLISHED])
+    raise UserError(f"read_images needs {known}, a .npz file or a folder, got {source!r}; check the name")
+
+
+def _finish(given: ImageSet, side: int | None, channels: int | None) -> ImageSet:
+    """Colour and size; checks that the labels fit."""
+    images, labels = given.images, given.labels
+    if len(images) == 0 or len(images) != len(labels):
+        raise UserError(
+            f"{given.title} needs one label per image, got {len(labels)} for {len(images)} images; check it"
+        )
+    if bool((labels < 0).any()) or (given.names and int(labels.max()) >= len(given.names)):
+        top = len(given.names) - 1 if given.names else "K-1"
+        raise UserError(f"{given.title} needs labels 0..{top}, got {int(labels.min())}..{int(labels.max())}; check it")
+    array = images.numpy()
+    array = recolour(array, array.shape[1] if channels is None else channels, given.title)
+    if side is not None:
+        array = resize(array, side, side)
+    return ImageSet(torch.from_numpy(np.ascontiguousarray(array)), labels, given.names, given.title)
+
+
+def _digits(split: str, side: int | None) -> ImageSet:
+    """Scikit-learn's digits, 1797 of 8x8; every fifth of each class (by a fixed shuffle) is for testing."""
+    from sklearn.datasets import load_digits
+
+    held = load_digits()
+    images = torch.from_numpy(np.rint(held.images * (255 / 16)).astype(np.uint8))[:, None]
+    labels = torch.from_numpy(held.target.astype(np.int64))
+    generator = torch.Generator().manual_seed(0)
+    parts = []
+    for label in range(10):
+        rows = torch.nonzero(labels == label).squeeze(1)
+        rows = rows[torch.randperm(len(rows), generator=generator)]
+        cut = round(len(rows) / 5)
+        parts.append(rows[:cut] if split == "test" else rows[cut:])
+    chosen = torch.cat(parts).sort().values
+    images, labels = images[chosen], labels[chosen]
+    if side is not None:
+        grown = torch.nn.functional.interpolate(images.double(), size=(side, side), mode="bilinear", antialias=side < 8)
+        images = grown.round().clamp(0, 255).to(torch.uint8)
+    return ImageSet(images, labels, class_list("digits"), f"digits {split}")
+
+
+def _find(name: str, place: str | None, folders: tuple[str, ...], files: tuple[str, ...]) -> list[Path]:
+    """The ``files`` (or their .gz forms), all in one of ``folders`` of DIR, $DFKD_DATA or ./data."""
+    roots = (
+        [Path(place).expanduser()] if place else [Path(root) for root in (os.environ.get("DFKD_DATA"), "data") if root]
+    )
+    for folder in (root / folder for root in roots for folder in folders):
+        found = [
+            next((path for path in (folder / file, folder / f"{file}.gz") if path.is_file()), None) for file in files
+        ]
+        present = [path for path in found if path is not None]
+        if len(present) == len(files):
+            return present
+    raise UserError(
+        f"{name} needs the published files {', '.join(files)}, got none in {' or '.join(map(str, roots))}; "
+        f"put them into {roots[-1] / folders[-1]}, or give their folder as {name}:DIR"
+    )
+
+
+def _mnist(place: str | None, split: str, side: int | None) -> ImageSet:
+    stem = "train" if split == "train" else "t10k"
+    files = (f"{stem}-images-idx3-ubyte", f"{stem}-labels-idx1-ubyte")
+    pictures, answers = _find("mnist", place, ("", "raw", "MNIST/raw"), files)
+    images = torch.from_numpy(read_idx(pictures, 3))[:, None]
+    labels = torch.from_numpy(read_idx(answers, 1)).long()
+    if side == 32 and images.shape[2:] == (28, 28):
+        images = torch.nn.functional.pad(images, (2, 2, 2, 2))
+    return ImageSet(images, labels, class_list("mnist"), f"mnist {split}")
+
+
+def _cifar10(place: str | None, split: str, side: int | None) -> ImageSet:
+    files = tuple(f"data_batch_{batch}" for batch in range(1, 6)) if split == "train" else ("test_batch",)
+    return _cifar("cifar10", _find("cifar10", place, ("", "cifar-10-batches-py"), files), "labels", split)
+
+
+def _cifar100(place: str | None, split: str, side: int | None) -> ImageSet:
+    return _cifar("cifar100", _find("cifar100", place, ("", "cifar-100-python"), (split,)), "fine_labels", split)
+
+
+def _cifar(name: str, files: list[Path], key: str, split: str) -> ImageSet:
+    images, labels = [], []
+    for file in files:
+        held = read_cifar(file)
+        data, answers = held.get("data"), held.get(key)
+        if not isinstance(data, np.ndarray) or data.shape[1] != 3072:
+            raise UserError(f"{name} needs rows of 3072 bytes, got something else in {file}; unpack it again")
+        if not isinstance(answers, list) or not all(type(answer) is int and abs(answer) < 1000 for answer in answers):
+            raise UserError(f"{name} needs a list of integer {key}, got something else in {file}; unpack it again")
+        images.append(torch.from_numpy(data).reshape(-1, 3, 32, 32))
+        labels.append(torch.tensor(answers, dtype=torch.int64))
+    return ImageSet(torch.cat(images), torch.cat(labels), _cifar_names(name, files[0].parent), f"{name} {split}")
+
+
+def _cifar_names(name: str, folder: Path) -> tuple[str, ...]:
+    """Class names as the metadata beside the data has them; the shipped list where that file is missing."""
+    file, key = ("batches.meta", "label_names") if name == "cifar10" else ("meta", "fine_label_names")
+    if not (folder / file).is_file():
+        return class_list(name)
+    names = read_cifar(folder / file).get(key)
+    if not isinstance(names, list) or not all(isinstance(label, bytes) for label in names):
+        raise UserError(f"{name} needs {key} in {folder / file}, got something else; unpack it again")
+    return tuple(label.decode("latin1") for label in names)
+
+
+_PUBLISHED: Mapping[str, Callable[[str | None, str, int | None], ImageSet]] = MappingProxyType(
+    {"mnist": _mnist, "cifar10": _cifar10, "cifar100": _cifar100}
+)
+
+
+def _npz(path: Path) -> ImageSet:
+    try:
+        with np.load(path, allow_pickle=False) as held:
+            images, labels = (next((held[key] for key in keys if key in held), None) for keys in _NPZ_KEYS)
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        MemoryError,
+        NotImplementedError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        raise UserError(
+            f"read_images needs a sound .npz, got {path} ({type(error).__name__}); make it again"
+        ) from error
+    if images is None or labels is None:
+        raise UserError(
+            f"read_images needs arrays images (or x) and labels (or y) in {path}, got other keys; rename them"
+        )
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise UserError(
+            f"read_images needs one integer label per image, got {labels.dtype} {labels.shape}; convert them"
+        )
+    pixels = np.ascontiguousarray(as_nchw(images, str(path)))
+    return ImageSet(torch.from_numpy(pixels), torch.from_numpy(labels.astype(np.int64)), (), path.stem)
+
+
+_NPZ_KEYS = (("images", "x"), ("labels", "y"))

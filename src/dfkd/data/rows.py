@@ -1,0 +1,170 @@
+"""Unlabelled web images as read-only rows of bytes, for methods that select from them (KD3).
+
+Whatever the source, the rows have one shape. Sources that need decoding or resizing are converted once, block
+by block, into a memory-mapped file in the cache; later runs map that file.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+from dfkd.data._pixels import ByteArray, as_nchw, recolour, resize
+from dfkd.data._sources import Blocks, archives, decoded_archives, decoded_files, fingerprint, image_files
+from dfkd.errors import UserError
+
+
+class Rows:
+    """Read-only uint8 images N C H W, in memory or memory-mapped; ``skipped`` counts unreadable ones."""
+
+    def __init__(self, data: ByteArray | UInt8[Tensor, "n c h w"], skipped: int = 0) -> None:
+        self._data = data
+        self.skipped = skipped
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of one image."""
+        _, channels, height, width = self._data.shape
+        return channels, height, width
+
+    def take(self, index: Int64[Tensor, " m"]) -> UInt8[Tensor, "m c h w"]:
+        """The images of these rows, a copy; in host memory unless the rows came from a tensor on a device."""
+        if isinstance(self._data, Tensor):
+            return self._data[index.to(self._data.device)]
+        return torch.from_numpy(np.ascontiguousarray(self._data[index.cpu().numpy()]))
+
+    def blocks(self, size: int) -> Iterator[tuple[int, UInt8[Tensor, "m c h w"]]]:
+        """All images in order, ``size`` at a time, each block with the number of its first row.
+
+        Raises:
+            UserError: ``size`` is less than 1.
+        """
+        if size < 1:
+            raise UserError(f"Rows.blocks needs a size of at least 1, got {size}; choose a larger one")
+        for start in range(0, len(self), size):
+            part = self._data[start : start + size]
+            yield start, part.clone() if isinstance(part, Tensor) else torch.from_numpy(part.copy(order="C"))
+
+
+def open_rows(
+    source: str | Path | UInt8[Tensor, "n c h w"],
+    image_shape: tuple[int, int, int],
+    cache: Path | None = None,
+) -> Rows:
+    """Open unlabelled images as rows of shape ``image_shape`` = (channels, height, width).
+
+    Args:
+        source: a .npy of uint8 (N H W, N H W C or N C H W), a folder (searched recursively for png, jpg,
+            webp, bmp), WebDataset shards (a .tar, or several by glob or braces: "web-{000..012}.tar"), or a
+            uint8 tensor.
+        image_shape: what the networks take. Colour becomes gray by 0.299 R + 0.587 G + 0.114 B; other sizes
+            are resized by Lanczos, other aspect ratios cropped at the centre.
+        cache: folder for the converted copy; None converts into memory. A .npy that fits already, and a
+            tensor, are used as they are.
+
+    Raises:
+        UserError: nothing there, nothing readable, or a tensor or array of another kind.
+    """
+    if isinstance(source, Tensor):
+        if source.dtype != torch.uint8 or source.ndim != 4 or tuple(source.shape[1:]) != image_shape or not len(source):
+            raise UserError(
+                f"open_rows needs a uint8 tensor N x {image_shape}, got {source.dtype} "
+                f"{tuple(source.shape)}; convert it"
+            )
+        return Rows(source)
+    if image_shape[0] not in (1, 3) or min(image_shape) < 1:
+        raise UserError(f"open_rows needs an image shape (1 or 3, height, width), got {image_shape}; correct it")
+    name = os.path.expanduser(str(source).removeprefix("folder:"))
+    if name.endswith(".npy"):
+        return _open_array(Path(name), image_shape, cache)
+    if name.endswith((".tar", ".tar.gz", ".tgz")):
+        shards = archives(name)
+        return _converted(name, shards, image_shape, cache, decoded_archives(shards, image_shape))
+    if not Path(name).is_dir():
+        raise UserError(f"open_rows needs a .npy file, a folder or .tar shards, got {str(source)!r}; check the path")
+    files = image_files(Path(name))
+    return _converted(name, files, image_shape, cache, decoded_files(files, image_shape))
+
+
+def _open_array(file: Path, image_shape: tuple[int, int, int], cache: Path | None) -> Rows:
+    try:
+        stored = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"open_rows needs a sound .npy, got {file} ({type(error).__name__}); make it again") from error
+    images = as_nchw(stored, str(file))
+    if len(images) == 0:
+        raise UserError(f"open_rows needs at least one image, got an empty {file}; choose another source")
+    if images.shape[1:] == image_shape:
+        return Rows(images)
+    return _converted(str(file), [file], image_shape, cache, _reshaped(images, image_shape))
+
+
+def _reshaped(images: ByteArray, image_shape: tuple[int, int, int]) -> Blocks:
+    channels, height, width = image_shape
+    for start in range(0, len(images), 256):
+        coloured = recolour(np.ascontiguousarray(images[start : start + 256]), channels, "open_rows")
+        yield resize(coloured, height, width), 0
+
+
+def _converted(
+    name: str, files: list[Path], image_shape: tuple[int, int, int], cache: Path | None, blocks: Blocks
+) -> Rows:
+    """Rows of all ``blocks``: from the cache if it has them, else written there, or gathered in memory."""
+    if cache is None:
+        held = list(blocks)
+        skipped = sum(bad for _, bad in held)
+        images = np.concatenate([np.empty((0, *image_shape), dtype=np.uint8), *(part for part, _ in held)])
+        _refuse_empty(name, len(images), skipped)
+        return Rows(images, skipped)
+    # The number of unreadable images is part of the name, so that one rename publishes everything.
+    stem = f"rows-{'x'.join(map(str, image_shape))}-{fingerprint(name, files)}"
+    for ready in sorted(cache.glob(f"{stem}-skipped*.npy")):
+        return Rows(np.load(ready, mmap_mode="r"), int(ready.stem.rpartition("skipped")[2]))
+    cache.mkdir(parents=True, exist_ok=True)
+    file, skipped = _write(name, blocks, image_shape, cache, stem)
+    return Rows(np.load(file, mmap_mode="r"), skipped)
+
+
+def _write(name: str, blocks: Blocks, image_shape: tuple[int, int, int], cache: Path, stem: str) -> tuple[Path, int]:
+    """Stream ``blocks`` into a .npy aside, then rename it."""
+    count = skipped = 0
+    handle, aside = tempfile.mkstemp(dir=cache, prefix=f"{stem}.", suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as out:
+            _write_header(out, 0, image_shape)
+            for images, bad in blocks:
+                out.write(np.ascontiguousarray(images).tobytes())
+                count, skipped = count + len(images), skipped + bad
+            out.seek(0)
+            _write_header(out, count, image_shape)
+            out.flush()
+            os.fsync(out.fileno())
+        os.chmod(aside, 0o644)  # mkstemp hides it from the other users of a shared cache
+        _refuse_empty(name, count, skipped)
+        file = cache / f"{stem}-skipped{skipped}.npy"
+        os.replace(aside, file)
+    finally:
+        Path(aside).unlink(missing_ok=True)
+    return file, skipped
+
+
+def _write_header(out: IO[bytes], count: int, image_shape: tuple[int, int, int]) -> None:
+    # NumPy pads the header so that the length of the first axis can be filled in later.
+    described = {"descr": "|u1", "fortran_order": False, "shape": (count, *image_shape)}
+    np.lib.format.write_array_header_1_0(out, described)
+
+
+def _refuse_empty(name: str, count: int, skipped: int) -> None:
+    if count == 0:
+        raise UserError(
+            f"open_rows needs at least one readable image in {name}, got none ({skipped} damaged); check it"
+        )
