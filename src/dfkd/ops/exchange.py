@@ -35,8 +35,8 @@ def draw_channel_mask(
     if pairs == "complementary":
         half = scores[: (n + 1) // 2]
         scores = torch.cat([half, half[: n // 2].flip(0)])
-    ranks = scores.argsort(dim=1).argsort(dim=1)
-    return ranks < math.floor(fraction * c + 1e-9)  # 0.29 * 100 is a little less than 29
+    shuffled = scores.argsort(dim=1)  # a random permutation of 0..c-1 in each row
+    return shuffled < math.floor(fraction * c + 1e-9)  # 0.29 * 100 is a little less than 29
 
 
 def exchange(features: Float[Tensor, "n c h w"], mask: Bool[Tensor, "n c"]) -> Float[Tensor, "n c h w"]:
