@@ -32,10 +32,7 @@ def gradcheck(function: Callable[..., Tensor], *inputs: Tensor) -> None:
 
 
 def moments(seed: int, channels: tuple[int, ...] = (3, 7)) -> list[Moments]:
-    return [
-        Moments(draw(c, seed=seed + i), draw(c, seed=seed + 50 + i).abs() + 0.1)
-        for i, c in enumerate(channels)
-    ]
+    return [Moments(draw(c, seed=seed + i), draw(c, seed=seed + 50 + i).abs() + 0.1) for i, c in enumerate(channels)]
 
 
 # --- divergence ---------------------------------------------------------------------------------------------
@@ -46,9 +43,7 @@ def test_kl_is_scipys(temperature: float) -> None:
     t, s = draw(N, K, scale=3), draw(N, K, seed=1, scale=3)
     p = np_softmax(t.numpy() / temperature, axis=1)
     q = np_softmax(s.numpy() / temperature, axis=1)
-    torch.testing.assert_close(
-        divergence.kl_per_image(t, s, temperature), torch.from_numpy(entropy(p, q, axis=1))
-    )
+    torch.testing.assert_close(divergence.kl_per_image(t, s, temperature), torch.from_numpy(entropy(p, q, axis=1)))
 
 
 @pytest.mark.parametrize(("reduction", "entries"), [("batchmean", N), ("element_mean", N * K)])
@@ -61,9 +56,7 @@ def test_knowledge_distillation_is_torchs_kl_times_temperature_squared(reduction
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10_000), st.floats(0.3, 30), st.floats(-5, 5))
-def test_kl_is_never_negative_zero_on_itself_and_ignores_a_constant(
-    seed: int, tau: float, shift: float
-) -> None:
+def test_kl_is_never_negative_zero_on_itself_and_ignores_a_constant(seed: int, tau: float, shift: float) -> None:
     t, s = draw(3, K, seed=seed, scale=5), draw(3, K, seed=seed + 1, scale=5)
     assert (divergence.kl_per_image(t, s, tau) >= -1e-12).all()
     torch.testing.assert_close(divergence.kl_per_image(t, t + shift, tau), torch.zeros(3).double())
@@ -126,9 +119,7 @@ def test_gaussian_divergence_is_torchs_kl_of_generated_from_stored() -> None:
     batch, stored = moments(0), moments(9)
     normal = torch.distributions.Normal
     expected = sum(
-        torch.distributions.kl_divergence(
-            normal(seen.mean, seen.var.sqrt()), normal(kept.mean, kept.var.sqrt())
-        ).sum()
+        torch.distributions.kl_divergence(normal(seen.mean, seen.var.sqrt()), normal(kept.mean, kept.var.sqrt())).sum()
         for seen, kept in zip(batch, stored, strict=True)
     )
     torch.testing.assert_close(statistics.gaussian_divergence(batch, stored, eps=0.0), expected)

@@ -57,9 +57,7 @@ def distribution_contrast(
     return losses.sum() if reduction == "sum" else losses.mean()
 
 
-def info_nce(
-    anchors: Float[Tensor, "n d"], candidates: Float[Tensor, "m d"], temperature: float = 0.1
-) -> PerImage:
+def info_nce(anchors: Float[Tensor, "n d"], candidates: Float[Tensor, "m d"], temperature: float = 0.1) -> PerImage:
     """InfoNCE per anchor: the positive of row i is candidate i, all candidates are in the denominator.
 
     Cosine similarity; ``candidates`` has at least as many rows as ``anchors``.

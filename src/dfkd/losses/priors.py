@@ -30,9 +30,7 @@ def image_norm(images: Images, per: Literal["batch", "image"] = "batch") -> Scal
     return torch.linalg.vector_norm(images.flatten(1), dim=1).mean()
 
 
-def activation_loss(
-    features: Float[Tensor, "n *shape"], reduction: Literal["mean", "sum"] = "mean"
-) -> Scalar:
+def activation_loss(features: Float[Tensor, "n *shape"], reduction: Literal["mean", "sum"] = "mean") -> Scalar:
     """Reward for large activations: minus the mean absolute value (DAFL), or minus the L1 norm (STTS).
 
     The L1 norm (``"sum"``) is over the units of an image, averaged over images.

@@ -106,9 +106,7 @@ def msarc(student: Regions, teacher: Regions, cam_weight: float = 1.0, stage_wei
     return loss
 
 
-def attention_transfer(
-    student_maps: Float[Tensor, "n s h w"], teacher_maps: Float[Tensor, "n t h w"]
-) -> Scalar:
+def attention_transfer(student_maps: Float[Tensor, "n s h w"], teacher_maps: Float[Tensor, "n t h w"]) -> Scalar:
     """Attention transfer of one block (Zagoruyko and Komodakis; ZSKT): mean squared difference of attentions.
 
     An attention is the mean over channels of the squared map, flattened and scaled to unit length. Channel

@@ -32,9 +32,7 @@ def to_gray(images: Images) -> Float[Tensor, "n 1 h w"]:
     return images.mean(dim=1, keepdim=True)
 
 
-def dhash_codes(
-    images: Images, pool: int = 4, ste: StraightThrough = "literal", strength: float = 1.0
-) -> Features:
+def dhash_codes(images: Images, pool: int = 4, ste: StraightThrough = "literal", strength: float = 1.0) -> Features:
     """D-Dhash codes of images in [0, 1] (D3K, equations 7 to 13): 0 or 1, with a surrogate gradient.
 
     Average pooling by ``pool``, grey, row-major flattening to L numbers, minus their mean; bit i of L - 1
