@@ -1,0 +1,124 @@
+"""dfkd: data-free knowledge distillation for PyTorch image classifiers.
+
+The public names are imported on first use, so that ``import dfkd`` and ``dfkd --help`` stay quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dfkd.api import Distilled, build_task, distill
+    from dfkd.data.pool import Pool
+    from dfkd.data.readers import STATISTICS, ImageSet, read_images
+    from dfkd.data.rows import Rows, open_rows
+    from dfkd.data.text import TextEmbedding, class_list, embed
+    from dfkd.engine.anatomy import Anatomy, survey
+    from dfkd.engine.core import Clock, Method, Need, State, Task
+    from dfkd.engine.driver import Watch, run
+    from dfkd.engine.evaluate import evaluate
+    from dfkd.engine.plan import Plan
+    from dfkd.engine.probe import Probe
+    from dfkd.engine.records import Evaluation, Observer, RoundRecord, RunInfo, RunResult
+    from dfkd.engine.runtime import Runtime
+    from dfkd.errors import UserError
+    from dfkd.methods import METHODS
+    from dfkd.methods.nayer import NAYER
+    from dfkd.nets.zoo import ZOO, build
+    from dfkd.types import Batch, Moments, Readout
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "METHODS": "dfkd.methods",
+    "NAYER": "dfkd.methods.nayer",
+    "STATISTICS": "dfkd.data.readers",
+    "ZOO": "dfkd.nets.zoo",
+    "Anatomy": "dfkd.engine.anatomy",
+    "Batch": "dfkd.types",
+    "Clock": "dfkd.engine.core",
+    "Distilled": "dfkd.api",
+    "Evaluation": "dfkd.engine.records",
+    "ImageSet": "dfkd.data.readers",
+    "Method": "dfkd.engine.core",
+    "Moments": "dfkd.types",
+    "Need": "dfkd.engine.core",
+    "Observer": "dfkd.engine.records",
+    "Plan": "dfkd.engine.plan",
+    "Pool": "dfkd.data.pool",
+    "Probe": "dfkd.engine.probe",
+    "Readout": "dfkd.types",
+    "RoundRecord": "dfkd.engine.records",
+    "Rows": "dfkd.data.rows",
+    "RunInfo": "dfkd.engine.records",
+    "RunResult": "dfkd.engine.records",
+    "Runtime": "dfkd.engine.runtime",
+    "State": "dfkd.engine.core",
+    "Task": "dfkd.engine.core",
+    "TextEmbedding": "dfkd.data.text",
+    "UserError": "dfkd.errors",
+    "Watch": "dfkd.engine.driver",
+    "build": "dfkd.nets.zoo",
+    "build_task": "dfkd.api",
+    "class_list": "dfkd.data.text",
+    "distill": "dfkd.api",
+    "embed": "dfkd.data.text",
+    "evaluate": "dfkd.engine.evaluate",
+    "open_rows": "dfkd.data.rows",
+    "read_images": "dfkd.data.readers",
+    "run": "dfkd.engine.driver",
+    "survey": "dfkd.engine.anatomy",
+}
+
+__all__ = [
+    "METHODS",
+    "NAYER",
+    "STATISTICS",
+    "ZOO",
+    "Anatomy",
+    "Batch",
+    "Clock",
+    "Distilled",
+    "Evaluation",
+    "ImageSet",
+    "Method",
+    "Moments",
+    "Need",
+    "Observer",
+    "Plan",
+    "Pool",
+    "Probe",
+    "Readout",
+    "RoundRecord",
+    "Rows",
+    "RunInfo",
+    "RunResult",
+    "Runtime",
+    "State",
+    "Task",
+    "TextEmbedding",
+    "UserError",
+    "Watch",
+    "__version__",
+    "build",
+    "build_task",
+    "class_list",
+    "distill",
+    "embed",
+    "evaluate",
+    "open_rows",
+    "read_images",
+    "run",
+    "survey",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'dfkd' has no attribute {name!r}")
+    value = getattr(import_module(_WHERE[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

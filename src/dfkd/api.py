@@ -1,0 +1,425 @@
+"""The front door: plain modules in, a trained student and a record out."""
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dfkd.data.readers import ImageSet, read_images
+from dfkd.data.rows import Rows, open_rows
+from dfkd.data.text import TextEmbedding, embed
+from dfkd.engine.anatomy import Anatomy, survey
+from dfkd.engine.checkpoint import Checkpoint
+from dfkd.engine.core import Method, Need, Task
+from dfkd.engine.driver import Watch, check, run
+from dfkd.engine.evaluate import evaluate, predictions
+from dfkd.engine.plan import Plan
+from dfkd.engine.probe import Probe
+from dfkd.engine.records import Evaluation, Observer, RoundRecord, RunInfo, RunResult
+from dfkd.engine.runtime import Runtime
+from dfkd.errors import UserError
+from dfkd.methods import NAYER
+from dfkd.ops.pixels import as_bytes
+from dfkd.report.console import Progress
+from dfkd.report.files import METRICS_FILE, SAMPLES_FOLDER, read_run
+from dfkd.report.observers import JsonLines, RunFile, Samples
+from dfkd.report.page import write_page
+from dfkd.runs import network_bytes, open_run, provenance, save_student, settings_of, weights_hash
+
+__all__ = ["Distilled", "build_task", "distill"]
+
+Real = ImageSet | tuple[Tensor, Tensor] | str | None
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """What :func:`distill` returns: the trained network (hooks removed, eval mode) and the record of the run."""
+
+    student: nn.Module
+    record: RunResult
+
+    @property
+    def accuracy(self) -> float | None:
+        """The last round's accuracy on the real test images, in [0, 1], where there were any."""
+        return None if self.record.final is None else self.record.final.accuracy
+
+
+def distill(
+    teacher: nn.Module,
+    student: nn.Module,
+    method: Method[Any] | None = None,
+    *,
+    image_size: tuple[int, int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    classes: Sequence[str] | int | None = None,
+    plan: Plan | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    test: Real = None,
+    text: TextEmbedding | Tensor | str = "auto",
+    prompt: str = "P2",
+    web: Rows | Tensor | str | Path | None = None,
+    real: Real = None,
+    runtime: Runtime | None = None,
+    seed: int = 0,
+    observers: Sequence[Observer] = (),
+    progress: bool = True,
+    evaluate_every: int = 1,
+    samples_every: int = 10,
+    save_every: float = 30.0,
+    teacher_layers: Mapping[str, Any] | None = None,
+    student_layers: Mapping[str, Any] | None = None,
+    names: tuple[str, str] | None = None,
+    spec: Mapping[str, object] | None = None,
+    export: bool = True,
+) -> Distilled:
+    """Distil ``teacher`` into ``student`` without the teacher's training data.
+
+    ``student`` is trained in place and returned; the last round is the result. Test images, if given, only report.
+
+    Args:
+        teacher: maps normalised images (n, c, h, w) to logits (n, k). It is not changed.
+        student: the same for the network to train.
+        method: how; default :class:`~dfkd.methods.nayer.NAYER` with its paper's settings.
+        image_size: (c, h, w) of the images the teacher was trained on.
+        mean, std: per channel, of pixels in [0, 1], that the teacher was trained with.
+        classes: class names in label order, or their number; default: the teacher's outputs.
+        plan: how long; default: the method's published budget.
+        out: run folder, new or empty; without it nothing is written.
+        resume: continue the run in ``out`` where it stopped.
+        test: labelled images (an ``ImageSet``, a pair of tensors, or a source of :func:`~dfkd.data.readers.read_images`).
+        text: class embeddings, or the encoder that makes them (see :func:`~dfkd.data.text.embed`).
+        prompt: P1, P2 or P3, for that encoder.
+        web: unlabelled images, for methods that select from them.
+        real: labelled training images, for the yardstick with data only.
+        runtime: device, precision, processes; default: one process on the best device, with ``seed``.
+        seed: of the run, where ``runtime`` is not given.
+        observers: told about every round, beside the built-in ones.
+        progress: show a progress display.
+        evaluate_every, samples_every: in rounds. save_every: least seconds between checkpoints.
+        teacher_layers, student_layers: ``{"head": path, "stages": [paths]}`` where the search should not decide.
+        names: what teacher and student are called in the record.
+        spec: how to rebuild the student, kept beside its weights.
+        export: also write the student as a ``torch.export`` program.
+
+    Raises:
+        UserError: anything that does not fit together, in one sentence, before any work.
+    """
+    method = NAYER() if method is None else method
+    plan = type(method).default_plan if plan is None else plan
+    runtime = runtime or Runtime(seed=seed)
+    with torch.random.fork_rng(devices=[0] if torch.cuda.is_available() else []):
+        runtime.launch()
+        task, facts, embedding = _prepare(
+            teacher,
+            student,
+            runtime,
+            image_size,
+            mean,
+            std,
+            classes,
+            text,
+            prompt,
+            web,
+            real,
+            (teacher_layers or {}, student_layers or {}),
+        )
+        check(task, method)
+        info = _info(method, plan, task, facts, embedding, names)
+        exam = _labelled(test, task, "test")
+        folder = None if out is None else Path(out)
+        again = open_run(folder, info, resume) if folder is not None and runtime.rank == 0 else resume
+        runtime.barrier()
+        first = _check_teacher(task, exam)
+        with ExitStack() as stack:
+            keep = _Keep()
+            watchers = _observers(folder, again, runtime, stack, progress, [*observers, keep])
+            watch = Watch(
+                watchers,
+                exam,
+                evaluate_every,
+                samples_every if folder or observers else 0,
+                checkpoint=_checkpoint(folder, runtime),
+                save_every=save_every,
+            )
+            for observer in watchers:
+                observer.started(info)
+            run(task, method, plan, watch, resume=again)
+            result = _finish(task, info, folder, keep.records, first, watchers, spec, export)
+    task.teacher.release()
+    return Distilled(task.student.release().eval(), result)
+
+
+def build_task(
+    teacher: nn.Module,
+    student: nn.Module,
+    *,
+    image_size: tuple[int, int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    classes: Sequence[str] | int | None = None,
+    text: TextEmbedding | Tensor | str = "auto",
+    prompt: str = "P2",
+    web: Rows | Tensor | str | Path | None = None,
+    real: Real = None,
+    runtime: Runtime | None = None,
+    teacher_layers: Mapping[str, Any] | None = None,
+    student_layers: Mapping[str, Any] | None = None,
+) -> Task:
+    """A :class:`~dfkd.engine.core.Task` from plain modules, for use with :func:`dfkd.engine.driver.run`.
+
+    Takes what :func:`distill` takes, checks it, moves both networks to the device, and freezes the teacher.
+    """
+    runtime = runtime or Runtime().launch()
+    layers = (teacher_layers or {}, student_layers or {})
+    return _prepare(teacher, student, runtime, image_size, mean, std, classes, text, prompt, web, real, layers)[0]
+
+
+class _Keep:
+    """Keeps the rounds in memory for the result."""
+
+    def __init__(self) -> None:
+        self.records: list[RoundRecord] = []
+
+    def started(self, info: RunInfo) -> None:
+        pass
+
+    def stepped(self, round: int, phase: str, done: int, total: int) -> None:
+        pass
+
+    def rounded(self, record: RoundRecord) -> None:
+        self.records.append(record)
+
+    def finished(self, result: RunResult) -> None:
+        pass
+
+
+def _prepare(
+    teacher: nn.Module,
+    student: nn.Module,
+    runtime: Runtime,
+    image_size: tuple[int, int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    classes: Sequence[str] | int | None,
+    text: TextEmbedding | Tensor | str,
+    prompt: str,
+    web: Rows | Tensor | str | Path | None,
+    real: Real,
+    layers: tuple[Mapping[str, Any], Mapping[str, Any]],
+) -> tuple[Task, tuple[Anatomy, Anatomy], dict[str, str]]:
+    """Check the pair and build the task; also what the networks are and where the embeddings came from."""
+    shape = _shape(image_size, mean)
+    wanted = None if classes is None else classes if isinstance(classes, int) else len(classes)
+    old = survey(teacher, shape, wanted, "teacher", **layers[0])
+    new = survey(student, shape, old.classes, "student", **layers[1])
+    old, new = _match_stages(old, new)
+    k = old.classes
+    names = () if classes is None or isinstance(classes, int) else tuple(classes)
+    embedding = _embedding(text, names, k, prompt)
+    probes = [
+        Probe(
+            runtime.place(net),
+            mean=mean,
+            std=std,
+            head=facts.head,
+            stages=facts.stages,
+            precision=runtime.precision,
+            channels_last=runtime.channels_last,
+        ).to(runtime.device)
+        for net, facts in ((teacher, old), (student, new))
+    ]
+    task = Task(
+        probes[0],
+        probes[1],
+        shape,
+        k,
+        runtime,
+        names,
+        text=embedding.vectors.to(runtime.device),
+        web=None if web is None else web if isinstance(web, Rows) else open_rows(web, shape, _cache()),
+    )
+    training = _labelled(real, task, "real")
+    training = None if training is None else (training[0].to(runtime.device), training[1].to(runtime.device))
+    return replace(task, real=training), (old, new), embedding.source
+
+
+def _match_stages(old: Anatomy, new: Anatomy) -> tuple[Anatomy, Anatomy]:
+    """Keep, in order, the stages both networks have at the same size; the last map stays where the sizes agree."""
+    a = {side[1:]: (name, side) for name, side in zip(old.stages, old.sides, strict=True)}
+    b = {side[1:]: (name, side) for name, side in zip(new.stages, new.sides, strict=True)}
+    sizes = [size for size in a if size in b]
+    return tuple(  # type: ignore[return-value]
+        replace(facts, stages=tuple(have[s][0] for s in sizes), sides=tuple(have[s][1] for s in sizes))
+        for facts, have in ((old, a), (new, b))
+    )
+
+
+def _shape(image_size: Sequence[int], mean: Sequence[float]) -> tuple[int, int, int]:
+    if len(image_size) != 3 or min(image_size) < 1:
+        raise UserError(
+            f"distill needs image_size as (channels, height, width), got {tuple(image_size)}; give all three"
+        )
+    if len(mean) != image_size[0]:
+        raise UserError(
+            f"distill needs one mean and std per channel, got {len(mean)} for {image_size[0]} channels; give as many"
+        )
+    return image_size[0], image_size[1], image_size[2]
+
+
+def _embedding(text: TextEmbedding | Tensor | str, names: tuple[str, ...], k: int, prompt: str) -> TextEmbedding:
+    if isinstance(text, TextEmbedding):
+        embedding = text
+    elif isinstance(text, Tensor):
+        embedding = TextEmbedding(text.detach().float(), {"encoder": "given as a tensor"})
+    else:
+        embedding = embed(names or None, k, encoder=text, prompt=prompt)
+    if embedding.vectors.shape[0] != k:
+        raise UserError(
+            f"distill needs one embedding for each of {k} classes, got {embedding.vectors.shape[0]}; give {k} rows"
+        )
+    return embedding
+
+
+def _labelled(given: Real, task: Task, role: str) -> tuple[Tensor, Tensor] | None:
+    """Labelled images as uint8 and int64, checked against the task."""
+    if given is None:
+        return None
+    if isinstance(given, str):
+        split = "test" if role == "test" else "train"
+        given = read_images(given, split, side=task.image_shape[1], channels=task.image_shape[0])
+    images, labels = (given.images, given.labels) if isinstance(given, ImageSet) else given
+    images = as_bytes(images) if images.is_floating_point() else images
+    if tuple(images.shape[1:]) != task.image_shape:
+        raise UserError(
+            f"{role} images need the shape {task.image_shape} of the task, got {tuple(images.shape[1:])}; resize them"
+        )
+    if len(images) != len(labels) or not len(images):
+        raise UserError(
+            f"{role} images need one label each, got {len(images)} images and {len(labels)} labels; give as many"
+        )
+    if int(labels.min()) < 0 or int(labels.max()) >= task.classes:
+        raise UserError(
+            f"{role} labels need to be 0 to {task.classes - 1}, got {int(labels.min())} to {int(labels.max())}; "
+            "use the teacher's label order"
+        )
+    return images, labels.long()
+
+
+def _check_teacher(task: Task, test: tuple[Tensor, Tensor] | None) -> Evaluation | None:
+    """The teacher on the test images; a teacher at chance means wrong normalisation, label order or weights."""
+    if test is None:
+        return None
+    guess = predictions(task.teacher, test[0], task.runtime)
+    first = evaluate(task.teacher, *test, task.classes, task.runtime, guess)
+    if first.accuracy < 1.5 / task.classes and task.classes > 1 and first.images >= 100:
+        raise UserError(
+            f"teacher needs to do better than chance on the test images, got {first.accuracy:.1%} with {task.classes} classes; "
+            "check mean and std, the label order and the weights"
+        )
+    return first
+
+
+def _info(
+    method: Method[Any],
+    plan: Plan,
+    task: Task,
+    facts: tuple[Anatomy, Anatomy],
+    text: dict[str, str],
+    names: tuple[str, str] | None,
+) -> RunInfo:
+    about = []
+    for i, (probe, anatomy) in enumerate(zip((task.teacher, task.student), facts, strict=True)):
+        about.append(
+            {
+                "name": names[i] if names else anatomy.kind,
+                "kind": anatomy.kind,
+                "parameters": anatomy.parameters,
+                "macs": anatomy.macs,
+                "bytes": network_bytes(probe.net),
+                "head": anatomy.head,
+                "stages": list(anatomy.stages),
+                "norms": anatomy.norms,
+                "mean": probe.mean.flatten().tolist(),
+                "std": (1 / probe.scale).flatten().tolist(),
+            }
+        )
+    about[0]["sha256"] = weights_hash(task.teacher.net)
+    uses_text = Need.TEXT in method.needs()
+    return RunInfo(
+        type(method).__name__,
+        settings_of(method),
+        settings_of(plan),
+        about[0],
+        about[1],
+        task.image_shape,
+        task.classes,
+        task.names,
+        text if uses_text else None,
+        provenance(task.runtime),
+    )
+
+
+def _observers(
+    folder: Path | None, again: bool, runtime: Runtime, stack: ExitStack, progress: bool, extra: list[Observer]
+) -> list[Observer]:
+    """Only process 0 watches."""
+    if runtime.rank > 0:
+        return [extra[-1]]
+    found: list[Observer] = []
+    if folder is not None:
+        at = _resumed_round(folder) if again else 0
+        found += [RunFile(folder), JsonLines(folder / METRICS_FILE, at), Samples(folder / SAMPLES_FOLDER)]
+        if again:
+            keep = extra[-1]
+            for record in read_run(folder).rounds:
+                if isinstance(keep, _Keep) and record.round < at:
+                    keep.records.append(record)
+    if progress:
+        found.append(stack.enter_context(Progress()))
+    return [*found, *extra]
+
+
+def _resumed_round(folder: Path) -> int:
+    import json
+
+    commit = folder / "checkpoint" / "commit.json"
+    return int(json.loads(commit.read_text())["rounds"]) if commit.exists() else 0
+
+
+def _checkpoint(folder: Path | None, runtime: Runtime) -> Checkpoint | None:
+    if folder is None:
+        return None
+    return Checkpoint(folder / "checkpoint", runtime.rank, runtime.world, runtime.barrier)
+
+
+def _finish(
+    task: Task,
+    info: RunInfo,
+    folder: Path | None,
+    records: list[RoundRecord],
+    first: Evaluation | None,
+    observers: Sequence[Observer],
+    spec: Mapping[str, object] | None,
+    export: bool,
+) -> RunResult:
+    files: dict[str, str] = {}
+    final = next((r.evaluation for r in reversed(records) if r.evaluation is not None), None)
+    if folder is not None and task.runtime.rank == 0:
+        files = {**save_student(folder, task.student, spec, info, export), "report": "report.html"}
+    result = RunResult(info, records, final, first, sum(r.seconds for r in records), files)
+    for observer in observers:
+        observer.finished(result)
+    if folder is not None and task.runtime.rank == 0:
+        write_page(folder)
+    return result
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("DFKD_CACHE", Path.home() / ".cache" / "dfkd"))

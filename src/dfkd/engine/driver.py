@@ -1,0 +1,256 @@
+"""The one loop. It alone switches modes, takes student steps, watches, and saves."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Adam, Optimizer
+
+from dfkd.engine.checkpoint import Checkpoint, pack, pools_of, unpack
+from dfkd.engine.core import Clock, Method, Metrics, State, Task, unmet
+from dfkd.engine.evaluate import evaluate, predictions
+from dfkd.engine.plan import Plan
+from dfkd.engine.records import Evaluation, Observer, RoundRecord
+from dfkd.errors import UserError
+from dfkd.ops.pixels import as_bytes, as_images
+from dfkd.types import Batch
+
+__all__ = ["Watch", "run"]
+
+
+@dataclass
+class Watch:
+    """How a run is looked at and saved; nothing here changes what is trained.
+
+    Attributes:
+        observers: told about every round.
+        test: labelled test images (uint8, int64), used only to report.
+        evaluate_every: rounds between evaluations (the last round always counts).
+        samples_every: rounds between sample grids; 0 for none.
+        samples: images per grid.
+        checkpoint: where to save, or None.
+        save_every: least seconds between saves (the last round always saves).
+    """
+
+    observers: Sequence[Observer] = ()
+    test: tuple[Tensor, Tensor] | None = None
+    evaluate_every: int = 1
+    samples_every: int = 0
+    samples: int = 100
+    checkpoint: Checkpoint | None = None
+    save_every: float = 30.0
+    teacher_guess: Tensor | None = field(default=None, init=False)
+
+
+def run(task: Task, method: Method[Any], plan: Plan, watch: Watch | None = None, resume: bool = False) -> State:
+    """Distil ``task.teacher`` into ``task.student`` by ``method`` within ``plan``. The last round is the result.
+
+    Args:
+        task: what; the student is trained in place.
+        method: how.
+        plan: how long.
+        watch: observers, test images, checkpoint.
+        resume: continue from ``watch.checkpoint`` if it holds anything.
+
+    Returns:
+        The method's final state.
+
+    Raises:
+        UserError: the pair lacks what the method needs, or the checkpoint does not fit.
+    """
+    check(task, method)
+    watch = watch or Watch()
+    task.teacher.freeze()
+    state = method.setup(task, plan)
+    task.runtime.place(state.joint)
+    learnt = [p for name, p in task.student.net.named_parameters() if p.requires_grad and name not in state.held]
+    optimizer = _optimizer([*learnt, *state.joint.parameters()], plan)
+    first, spent = _restore(task, state, optimizer, watch) if resume else (0, 0.0)
+    objective = task.runtime.compile(lambda batch: method.loss(task, state, batch))
+    saved_at = time.monotonic()
+    for round in range(first, plan.total):
+        began = time.monotonic()
+        _set_rate(optimizer, plan.rate(round))
+        task.student.freeze()
+        state.joint.eval()
+        made = method.synthesize(task, state, Clock(plan, round))
+        between = time.monotonic()
+        _wake(task, state, learnt)
+        loss, batch = _student_steps(task, method, state, plan, round, objective, optimizer, watch)
+        task.student.eval()
+        record = _look(task, state, plan, watch, round, made, loss, batch, (began, between, time.monotonic()))
+        spent += time.monotonic() - began
+        for observer in watch.observers:
+            observer.rounded(record)
+        last = round + 1 == plan.total
+        if watch.checkpoint and (last or _agree(task, time.monotonic() - saved_at >= watch.save_every)):
+            _save(task, state, optimizer, watch.checkpoint, round + 1, spent)
+            saved_at = time.monotonic()
+    for parameter in learnt:
+        parameter.requires_grad_(True)
+    return state
+
+
+def check(task: Task, method: Method[Any]) -> None:
+    """Refuse, before any work, a pair that lacks what ``method`` needs.
+
+    Raises:
+        UserError: naming the first need that is not met.
+    """
+    missing = unmet(task, method)
+    if missing:
+        raise UserError(
+            f"{type(method).__name__} needs {missing[0].value}, got a pair without; "
+            "`dfkd inspect` lists the methods that fit this pair"
+        )
+
+
+def _student_steps(
+    task: Task,
+    method: Method[Any],
+    state: State,
+    plan: Plan,
+    round: int,
+    objective: Callable[[Batch], Tensor],
+    optimizer: Optimizer,
+    watch: Watch,
+) -> tuple[Tensor | None, Batch | None]:
+    """The student's steps of one round; returns the sum of their losses and the last batch."""
+    total: Tensor | None = None
+    batch: Batch | None = None
+    steps = plan.steps_in(round)
+    tick = max(1, steps // 20)
+    for k in range(steps):
+        with torch.no_grad():
+            batch = method.batch(task, state, Clock(plan, round, k))
+        loss = objective(batch)
+        task.runtime.step(loss, optimizer, clip=plan.clip)
+        total = loss.detach() if total is None else total + loss.detach()
+        if (k + 1) % tick == 0:
+            for observer in watch.observers:
+                observer.stepped(round, "student", k + 1, steps)
+    return total, batch
+
+
+def _wake(task: Task, state: State, learnt: Sequence[Tensor]) -> None:
+    """The student's turn: train mode, and gradients for the parameters it may change."""
+    for parameter in learnt:
+        parameter.requires_grad_(True)
+    task.student.train()
+    state.joint.train()
+
+
+def _agree(task: Task, due: bool) -> bool:
+    """Every process does what process 0 decides: clocks differ."""
+    if task.runtime.world == 1:
+        return due
+    vote = torch.tensor(float(due and task.runtime.rank == 0), device=task.runtime.device)
+    return bool(task.runtime.total(vote))
+
+
+def _optimizer(parameters: Sequence[Tensor], plan: Plan) -> Optimizer:
+    if plan.optimizer == "adam":
+        return Adam(parameters, lr=plan.lr, weight_decay=plan.weight_decay, fused=True)
+    return SGD(
+        parameters,
+        lr=plan.lr,
+        momentum=plan.momentum,
+        weight_decay=plan.weight_decay,
+        nesterov=plan.nesterov,
+        fused=True,
+    )
+
+
+def _set_rate(optimizer: Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def _look(
+    task: Task,
+    state: State,
+    plan: Plan,
+    watch: Watch,
+    round: int,
+    made: Metrics,
+    loss: Tensor | None,
+    batch: Batch | None,
+    times: tuple[float, float, float],
+) -> RoundRecord:
+    """Read this round's device scalars once, and evaluate when it is time."""
+    began, between, ended = times
+    metrics = {name: float(value) for name, value in made.items()}
+    metrics["lr"] = plan.rate(round)
+    if loss is not None:
+        metrics["loss/student"] = float(loss) / plan.steps
+    metrics["seconds/synthesis"], metrics["seconds/student"] = between - began, ended - between
+    last = round + 1 == plan.total
+    shown = _samples(state, batch, watch.samples)
+    pool = pools_of(state).get("pool")
+    if pool is not None:
+        metrics["pool"], metrics["images"] = float(len(pool)), float(pool.added)
+    if shown is not None:
+        metrics["pairwise_distance"] = _pairwise_distance(shown[0])
+    due = watch.samples_every > 0 and ((round + 1) % watch.samples_every == 0 or last)
+    evaluation = None
+    if watch.test is not None and plan.steps_in(round) and ((round + 1) % watch.evaluate_every == 0 or last):
+        evaluation = _evaluate(task, watch)
+    return RoundRecord(
+        round, plan.total, round < plan.warmup, ended - began, metrics, evaluation, shown if due else None
+    )
+
+
+def _evaluate(task: Task, watch: Watch) -> Evaluation:
+    if watch.test is None:
+        raise RuntimeError("an evaluation needs test images")
+    images, labels = watch.test
+    if watch.teacher_guess is None:
+        watch.teacher_guess = predictions(task.teacher, images, task.runtime)
+    return evaluate(task.student, images, labels, task.classes, task.runtime, watch.teacher_guess)
+
+
+def _samples(state: State, batch: Batch | None, n: int) -> tuple[Tensor, Tensor] | None:
+    """The newest stored images with their labels, or, where none are stored, the last batch the student saw."""
+    pool = pools_of(state).get("pool")
+    if pool is not None and "images" in pool.columns and len(pool):
+        rows = pool.newest(n)
+        labels = rows.get("labels", torch.zeros(len(rows["images"]), dtype=torch.int64))
+        return rows["images"].cpu(), labels.cpu()
+    if batch is None:
+        return None
+    labels = batch.labels if batch.labels is not None else torch.zeros(len(batch.images), dtype=torch.int64)
+    return as_bytes(batch.images[:n]).cpu(), labels[:n].cpu()
+
+
+def _pairwise_distance(images: Tensor) -> float:
+    """Mean root-mean-square distance, in [0, 1] pixel units, between different images of up to 100."""
+    x = as_images(images[:100]).flatten(1)
+    n = len(x)
+    return float(torch.cdist(x, x).sum() / max(n * (n - 1), 1) / x.shape[1] ** 0.5)
+
+
+def _save(task: Task, state: State, optimizer: Optimizer, to: Checkpoint, rounds: int, spent: float) -> None:
+    payload = {
+        "rounds": rounds,
+        "seconds": spent,
+        "student": task.student.net.state_dict(),
+        "state": pack(state),
+        "optimizer": optimizer.state_dict(),
+        "streams": task.runtime.streams(),
+    }
+    to.save(rounds, payload, pools_of(state))
+
+
+def _restore(task: Task, state: State, optimizer: Optimizer, watch: Watch) -> tuple[int, float]:
+    """Continue from the last save: its round, and the seconds spent before it."""
+    if watch.checkpoint is None or not watch.checkpoint.exists():
+        return 0, 0.0
+    payload = watch.checkpoint.load(pools_of(state))
+    task.student.net.load_state_dict(payload["student"])
+    unpack(payload["state"], state, task.runtime.device)
+    optimizer.load_state_dict(payload["optimizer"])
+    task.runtime.restore_streams(payload["streams"])
+    return int(payload["rounds"]), float(payload["seconds"])

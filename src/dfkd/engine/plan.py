@@ -1,0 +1,74 @@
+"""How long, how many student steps, which optimiser and schedule. Plain values; this module does not import torch."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from dfkd.errors import UserError
+
+__all__ = ["Plan"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The budget of a run and the student's optimiser.
+
+    Attributes:
+        rounds: rounds with student steps (the papers' epochs, E).
+        warmup: rounds before them that only synthesise.
+        steps: student steps per round.
+        batch_size: images per student step and per process.
+        optimizer: ``"sgd"`` or ``"adam"``.
+        lr: initial learning rate.
+        momentum, nesterov: of SGD.
+        weight_decay: of the student's optimiser.
+        schedule: ``"cosine"`` over ``rounds``, ``"step"`` at ``milestones``, or ``"constant"``; changes once a round.
+        lr_min: end of the cosine.
+        milestones: rounds (warm-up not counted) at which the rate is multiplied by ``gamma``.
+        clip: largest norm of the gradient, or None.
+    """
+
+    rounds: int = 200
+    warmup: int = 0
+    steps: int = 400
+    batch_size: int = 256
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 1e-4
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    lr_min: float = 0.0
+    milestones: tuple[int, ...] = ()
+    gamma: float = 0.1
+    clip: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("rounds", 1), ("warmup", 0), ("steps", 1), ("batch_size", 1)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise UserError(
+                    f"plan needs {name} to be a whole number of at least {least}, got {value!r}; change {name}"
+                )
+        for name in ("lr", "lr_min", "weight_decay"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise UserError(f"plan needs {name} to be a finite number of at least 0, got {value!r}; change {name}")
+
+    @property
+    def total(self) -> int:
+        """All rounds, warm-up included."""
+        return self.warmup + self.rounds
+
+    def steps_in(self, round: int) -> int:
+        """Student steps in this round (counted from 0, warm-up included)."""
+        return 0 if round < self.warmup else self.steps
+
+    def rate(self, round: int) -> float:
+        """The learning rate of this round (counted from 0, warm-up included)."""
+        e = max(round - self.warmup, 0)
+        if self.schedule == "cosine":
+            return self.lr_min + (self.lr - self.lr_min) * (1 + math.cos(math.pi * e / self.rounds)) / 2
+        if self.schedule == "step":
+            return self.lr * self.gamma ** sum(e >= milestone for milestone in self.milestones)
+        return self.lr

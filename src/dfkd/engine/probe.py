@@ -1,0 +1,161 @@
+"""A network as methods see it: images in [0, 1] go in, a :class:`~dfkd.types.Readout` comes out.
+
+The probe is the only place that normalises, hooks, or knows precision. Its hooks are inert unless a forward pass
+asks for what they read: always-on statistics cost a third of a forward pass.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from dfkd.errors import UserError
+from dfkd.types import Images, Moments, Readout
+
+__all__ = ["Probe", "moments"]
+
+
+def moments(x: Tensor) -> Moments:
+    """Mean and biased variance per channel (dimension 1) of a layer's input, in float32 at least."""
+    x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    var, mean = torch.var_mean(x, dim=[0, *range(2, x.dim())], correction=0)
+    return Moments(mean, var)
+
+
+class Probe(nn.Module):
+    """Wrap ``net`` so that one forward pass returns logits, features, stage maps and BN statistics.
+
+    Args:
+        net: any classifier that maps (n, c, h, w) to logits (n, k). It is used as it is, not copied.
+        mean, std: per channel, of the pixels in [0, 1] that ``net`` was trained on.
+        head: dotted name of the final ``nn.Linear``, or None where there is none (then ``features`` are the logits).
+        stages: dotted names of the modules whose outputs are stage maps, shallow to deep.
+        precision: ``"fp32"`` or ``"bf16"`` (autocast; statistics, logits and features stay float32).
+        channels_last: run convolutions in the channels-last memory format.
+
+    Raises:
+        UserError: a std that is not positive, mean and std of different lengths, or a name ``net`` does not have.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        head: str | None = None,
+        stages: Sequence[str] = (),
+        precision: str = "fp32",
+        channels_last: bool = True,
+    ) -> None:
+        super().__init__()
+        _check_normalisation(mean, std)
+        self.net = net.to(memory_format=torch.channels_last) if channels_last else net  # type: ignore[call-overload]
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("scale", 1 / torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
+        self.precision, self.channels_last = precision, channels_last
+        self.head_name, self.stage_names = head, tuple(stages)
+        self.norms = [m for m in net.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+        self._want_stats = self._want_maps = False
+        self._features: list[Tensor] = []
+        self._maps: list[Tensor] = []
+        self._stats: list[Moments] = []
+        self._handles = self._hook()
+
+    @property
+    def head(self) -> nn.Linear | None:
+        """The classifier layer."""
+        module = None if self.head_name is None else _submodule(self.net, self.head_name)
+        return module if isinstance(module, nn.Linear) else None
+
+    @property
+    def stored(self) -> list[Moments]:
+        """Running mean and variance of every BatchNorm layer, in the order of ``Readout.stats``."""
+        return [Moments(norm.running_mean, norm.running_var) for norm in self.norms]  # type: ignore[arg-type]
+
+    def normalise(self, images: Images) -> Tensor:
+        """Images in [0, 1] as the network expects them."""
+        x = (images - self.mean.to(images.dtype)) * self.scale.to(images.dtype)
+        return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
+
+    def denormalise(self, x: Tensor) -> Images:
+        """The inverse of :meth:`normalise`; values may leave [0, 1]."""
+        return x / self.scale.to(x.dtype) + self.mean.to(x.dtype)
+
+    def forward(self, images: Images, stats: bool = False, maps: bool = False) -> Readout:
+        """Read the network on images in [0, 1].
+
+        ``stats`` also returns the batch moments of every BatchNorm input, ``maps`` the outputs of the stages.
+        """
+        return self.read_normalised(self.normalise(images), stats=stats, maps=maps)
+
+    def read_normalised(self, x: Tensor, stats: bool = False, maps: bool = False) -> Readout:
+        """:meth:`forward` for methods whose paper works in normalised space."""
+        self._want_stats, self._want_maps = stats, maps
+        self._features, self._maps, self._stats = [], [], []
+        if self.precision == "bf16":
+            with torch.autocast(x.device.type, dtype=torch.bfloat16):
+                logits = self.net(x).float()
+        else:
+            logits = self.net(x)
+        features = self._features[-1].float() if self._features else logits
+        out = Readout(logits, features, tuple(self._maps), tuple(self._stats))
+        self._want_stats = self._want_maps = False
+        self._features, self._maps, self._stats = [], [], []
+        return out
+
+    def freeze(self) -> "Probe":
+        """Eval mode, no parameter asks for gradients."""
+        self.eval()
+        return self.requires_grad_(False)
+
+    def release(self) -> nn.Module:
+        """Take the hooks off and return the bare network."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        return self.net
+
+    def _hook(self) -> list[Any]:
+        def read_features(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            self._features.append(inputs[0].flatten(1))
+
+        def read_stats(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if self._want_stats:
+                self._stats.append(moments(inputs[0]))
+
+        def read_map(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            if self._want_maps:
+                self._maps.append(output)
+
+        handles: list[Any] = [norm.register_forward_pre_hook(read_stats) for norm in self.norms]
+        if self.head_name is not None:
+            handles.append(_submodule(self.net, self.head_name).register_forward_pre_hook(read_features))
+        handles += [_submodule(self.net, name).register_forward_hook(read_map) for name in self.stage_names]
+        return handles
+
+
+def _submodule(net: nn.Module, name: str) -> nn.Module:
+    try:
+        return net.get_submodule(name)
+    except AttributeError:
+        have = ", ".join(child for child, _ in net.named_children())
+        raise UserError(
+            f"{type(net).__name__} needs a layer named by its path, got {name!r}; its top-level layers are: {have}"
+        ) from None
+
+
+def _check_normalisation(mean: Sequence[float], std: Sequence[float]) -> None:
+    if len(mean) != len(std):
+        raise UserError(
+            f"normalisation needs as many stds as means, got {len(mean)} means and {len(std)} stds; give one per channel"
+        )
+    if not all(value > 0 for value in std):
+        raise UserError(
+            f"normalisation needs every std above 0, got std={tuple(std)}; use the teacher's training values"
+        )

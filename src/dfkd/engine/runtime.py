@@ -1,0 +1,158 @@
+"""Device, precision, processes, compilation, random streams, and the one way to take an optimiser step."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from dfkd.errors import UserError
+from dfkd.types import Scalar
+
+__all__ = ["Runtime"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Runtime:
+    """Where and how a run computes: a thin layer on Lightning Fabric.
+
+    Two random streams, both checkpointed. ``generator`` is this process's own (noise, labels, augmentation, draws from
+    the pool). Torch's default stream is the same in every process: modules initialised from it are equal everywhere.
+
+    Args:
+        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or a number of processes by ``devices``.
+        devices: processes to run; more than one needs a launcher (``torchrun``) or :meth:`launch`.
+        precision: ``"fp32"`` or ``"bf16"`` (networks under autocast; statistics, losses and weights stay float32).
+        compile: compile objectives and losses with ``torch.compile``.
+        channels_last: channels-last convolutions.
+        seed: of both streams.
+    """
+
+    def __init__(
+        self,
+        device: str = "auto",
+        devices: int = 1,
+        precision: str = "fp32",
+        compile: bool = False,
+        channels_last: bool = True,
+        seed: int = 0,
+        backend: str = "inductor",
+    ) -> None:
+        from lightning_fabric import Fabric
+
+        if precision not in ("fp32", "bf16"):
+            raise UserError(f"runtime needs precision fp32 or bf16, got {precision!r}; choose one of them")
+        if device == "cuda" and not torch.cuda.is_available():
+            raise UserError(
+                "runtime needs a CUDA device, got a machine (or a torch build) without one; use device=cpu or run `dfkd doctor`"
+            )
+        accelerator = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        self.fabric = Fabric(accelerator=accelerator, devices=devices, strategy="ddp" if _many(devices) else "auto")
+        self.precision, self.compiled, self.channels_last = precision, compile, channels_last
+        self.backend, self.seed = backend, seed
+        self._compiled: dict[Any, Any] = {}
+
+    def launch(self) -> "Runtime":
+        """Start or join the other processes, if any, and seed both streams. Call once, before anything is drawn."""
+        if self.fabric.world_size > 1 and not torch.distributed.is_initialized():
+            self.fabric.launch()
+        self.device: torch.device = self.fabric.device
+        self.generator = torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + 7919 * self.rank + 1)
+        torch.manual_seed(self.seed)
+        return self
+
+    @property
+    def rank(self) -> int:
+        """This process's number."""
+        return self.fabric.global_rank
+
+    @property
+    def world(self) -> int:
+        """How many processes work together."""
+        return self.fabric.world_size
+
+    def place(self, module: nn.Module) -> nn.Module:
+        """``module`` on the device, convolutions in the chosen memory format."""
+        module = module.to(self.device)
+        return module.to(memory_format=torch.channels_last) if self.channels_last else module  # type: ignore[call-overload]
+
+    def autocast(self) -> torch.autocast:
+        """Precision of networks that no probe wraps (generators)."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+
+    def compile(self, function: Callable[P, R]) -> Callable[P, R]:
+        """``function`` compiled as one graph, or as it is where compilation is off."""
+        if not self.compiled:
+            return function
+        if function not in self._compiled:
+            self._compiled[function] = torch.compile(function, fullgraph=True, dynamic=False, backend=self.backend)
+        return self._compiled[function]
+
+    def step(
+        self, loss: Scalar, *optimizers: Optimizer, private: Sequence[Optimizer] = (), clip: float | None = None
+    ) -> None:
+        """One step of every optimiser on ``loss``.
+
+        Only the parameters these optimisers own are differentiated, so nothing leaks into teacher or student.
+        Gradients of ``optimizers`` are averaged over processes in one collective; those of ``private`` (pixels,
+        latent codes) stay local. ``clip`` bounds the joint norm of the shared gradients.
+        """
+        shared = [p for optimizer in optimizers for p in _parameters(optimizer)]
+        local = [p for optimizer in private for p in _parameters(optimizer)]
+        grads = torch.autograd.grad(loss, [*shared, *local])
+        mine = self.average(grads[: len(shared)])
+        if clip is not None:
+            norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in mine]))
+            torch._foreach_mul_(mine, (clip / (norm + 1e-6)).clamp(max=1.0))
+        for parameter, grad in zip([*shared, *local], [*mine, *grads[len(shared) :]], strict=True):
+            parameter.grad = grad
+        for optimizer in (*optimizers, *private):
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    def average(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Mean over processes of every tensor, in one collective."""
+        if self.world == 1 or not tensors:
+            return list(tensors)
+        flat = torch.cat([t.reshape(-1) for t in tensors])
+        torch.distributed.all_reduce(flat)
+        flat /= self.world
+        return [part.view(t.shape) for part, t in zip(flat.split([t.numel() for t in tensors]), tensors, strict=True)]
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """Sum over processes."""
+        if self.world > 1:
+            torch.distributed.all_reduce(tensor)
+        return tensor
+
+    def barrier(self) -> None:
+        """Wait for the other processes."""
+        if self.world > 1:
+            self.fabric.barrier()
+
+    def streams(self) -> dict[str, Any]:
+        """The state of every random stream, for a checkpoint."""
+        state: dict[str, Any] = {"own": self.generator.get_state(), "default": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            state["cuda"] = torch.cuda.get_rng_state(self.device)
+        return state
+
+    def restore_streams(self, state: dict[str, Any]) -> None:
+        """Continue from :meth:`streams`."""
+        self.generator.set_state(state["own"])
+        torch.set_rng_state(state["default"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda"], self.device)
+
+
+def _many(devices: int) -> bool:
+    import os
+
+    return devices > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def _parameters(optimizer: Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]

@@ -1,0 +1,212 @@
+"""NAYER: Noisy Layer Data Generation for Efficient and Effective Data-free Knowledge Distillation.
+
+Minh-Tuan Tran, Trung Le, Xuan-May Le, Mehrtash Harandi, Quan Hung Tran, Dinh Phung. CVPR 2024.
+
+A generator G is fed the constant text embedding e_y of a class instead of noise; randomness lives in a noisy layer Z,
+a linear layer drawn anew for every batch and then trained with G for a few tens of steps.
+
+The paper's algorithm box and this file:
+
+    1  P <- embeddings of the K class names          the task's ``text``, encoded once before the run
+    2  M <- {}                                       ``setup``
+    3  for each of E epochs:                         the driver's rounds
+    4      for each of I iterations:                 ``synthesize``
+    5          re-initialise Z; draw y; e <- P[y]
+    6          for g steps: x = G(Z(e)); update G and Z on L_Z (eq. 5)
+    7          M <- M + {x}
+    8      for each of S iterations:                 the driver's student steps
+    9          draw x from M                         ``batch``
+    10         update S on KL(T(x), S(x)) (eq. 6)    ``loss``
+
+What only the authors' code has, each its own field: warm-up batches, renewal of G every ten rounds, the momentum of
+the BN statistics, the decision mask, keeping the images of the best step, balanced labels, several noisy layers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, NamedTuple, final
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam
+
+from dfkd.data.pool import Pool
+from dfkd.engine.core import Clock, Method, Metrics, Need, State, Task, class_entropy
+from dfkd.engine.plan import Plan
+from dfkd.engine.probe import Probe
+from dfkd.losses.divergence import agreeing_divergence, cross_entropy, knowledge_distillation
+from dfkd.losses.statistics import blend_moments, moment_distance, update_moments
+from dfkd.nets.generators import ConvGenerator, DeepGenerator, NoisyLayer, redraw
+from dfkd.ops.augment import crop_flip
+from dfkd.ops.keep_best import keep_best, no_best
+from dfkd.ops.labels import balanced_labels, uniform_labels
+from dfkd.ops.pixels import as_bytes, as_images
+from dfkd.types import Batch, Images, Labels, Logits, Moments, Scalar
+
+__all__ = ["NAYER", "NayerState"]
+
+
+@dataclass
+class NayerState(State):
+    """What NAYER remembers."""
+
+    pool: Pool  # M
+    G: nn.Module
+    Z: nn.Module  # embeddings to codes
+    moments: list[Moments] = field(default_factory=list)  # running average of the batches' BN statistics
+
+
+@final
+@dataclass(frozen=True)
+class NAYER(Method[NayerState]):
+    """Hyper-parameters of NAYER; the defaults are the authors' CIFAR-10 setting. The paper's symbol follows each."""
+
+    steps: int = 30  # g, generator steps per batch (CIFAR-100: 40, Tiny-ImageNet: 60)
+    synthesis_batch: int = 400  # images per batch and process
+    batches: int = 2  # I, batches per round (Tiny-ImageNet: 4)
+    warmup_batches: int = 10  # batches per warm-up round (code)
+    lr: float = 4e-3  # Adam's rate for G and Z, a new optimiser per batch
+    betas: tuple[float, float] = (0.5, 0.999)
+    alpha_cls: float = 0.5  # α_cls
+    alpha_adv: float = 1.33  # α_adv
+    alpha_bn: float = 10.0  # α_bn
+    momentum: float = 0.9  # m, of the BN statistics over batches (code); 0 is the paper
+    mask: bool = True  # adversarial term only where T and S agree (code)
+    keep: Literal["best", "last"] = "best"  # which step's images enter M (code: best; paper: last)
+    renew: int | None = 10  # rounds between re-creations of G (code); None: never, as in the paper
+    labels: Literal["balanced", "uniform"] = "balanced"  # ŷ (code: balanced; paper: uniform)
+    code: Literal["nl", "lte", "onehot", "z", "concat", "sum"] = "nl"  # what feeds G: Table 4's rows
+    beta: float = 1.0  # β, weight of the noise for code="sum"
+    redraw: bool = True  # re-initialise Z for every batch
+    group: Literal["classes", "one"] = "classes"  # K-to-1 or 1-to-1 noisy layers
+    norm: bool = True  # BatchNorm in the noisy layer
+    width: int = 1000  # r, length of a code; noise of code="z" and "concat" has this length too
+    channels: int = 64  # ngf, channels of G's last block
+    generator: Literal["auto", "conv", "deep"] = "auto"  # auto: the deep one from 128 pixels on
+    temperature: float = 20.0  # τ of the student's KL
+    memory: int | None = None  # |M|, the newest images kept; None: all
+    pad: int = 4  # random crop, of G's images and of the student's
+    flip: bool = True  # random mirror, likewise
+    student_trains: bool = False  # the code's slip: S in train mode from a round's second batch on
+
+    default_plan: ClassVar[Plan] = Plan(
+        rounds=300, warmup=20, steps=400, batch_size=512, lr=0.2, weight_decay=1e-4, schedule="cosine", lr_min=2e-4
+    )
+
+    def needs(self) -> frozenset[Need]:
+        """BN statistics unless their weight is 0, text unless the code does without, sides that are multiples of 4."""
+        needs = {Need.SIDE_4}
+        if self.alpha_bn != 0:
+            needs.add(Need.BN)
+        if self.code not in ("onehot", "z"):
+            needs.add(Need.TEXT)
+        return frozenset(needs)
+
+    def setup(self, task: Task, plan: Plan) -> NayerState:
+        """Line 2, and the networks."""
+        Z, length = _code(self, task)
+        deep = self.generator == "deep" or (self.generator == "auto" and min(task.image_shape[1:]) >= 128)
+        G = (DeepGenerator if deep else ConvGenerator)(length, task.image_shape, self.channels)
+        made = self.synthesis_batch * (plan.warmup * self.warmup_batches + plan.rounds * self.batches)
+        columns = {"images": (task.image_shape, torch.uint8), "labels": ((), torch.int64)}
+        M = Pool(min(made, self.memory or made), columns, task.runtime.device)
+        return NayerState(pool=M, G=task.runtime.place(G), Z=Z.to(task.runtime.device))
+
+    def synthesize(self, task: Task, state: NayerState, clock: Clock) -> Metrics:
+        """Lines 4 to 7."""
+        T, S, G, Z, M, rng = task.teacher, task.student, state.G, state.Z, state.pool, task.runtime.generator
+        step = task.runtime.compile(objective)
+        if self.renew is not None and clock.round % self.renew == 0:
+            redraw(nn.ModuleList([G, Z]))
+        G.train()
+        Z.train()
+        for i in range(self.warmup_batches if clock.warmup else self.batches):
+            if self.redraw and isinstance(Z, NoisyLayer):
+                Z.redraw()  # line 5
+            S.train(self.student_trains and i > 0 and not clock.warmup)
+            y = (balanced_labels if self.labels == "balanced" else uniform_labels)(
+                self.synthesis_batch, task.classes, rng, task.runtime.device
+            )
+            e = _embed(self, task, y)
+            optimizer = Adam([*G.parameters(), *Z.parameters()], lr=self.lr, betas=self.betas, fused=True)
+            best = no_best(e.new_zeros(len(y), *task.image_shape))
+            for _ in range(self.steps):  # line 6
+                with task.runtime.autocast():
+                    x = G(Z(e)).float()
+                out = step(self, T, S, crop_flip(x, rng, self.pad, self.flip), y, state.moments, not clock.warmup)
+                best = keep_best(best, out.loss, x)
+                task.runtime.step(out.loss, optimizer)
+            state.moments = update_moments(state.moments, out.stats, self.momentum)
+            M.add(images=as_bytes(best.images if self.keep == "best" else x), labels=y)  # line 7
+        S.eval()
+        return {
+            "loss/generator": out.loss.detach(),
+            "loss/class": out.cls.detach(),
+            "loss/statistics": out.bn.detach(),
+            "loss/adversarial": out.adv.detach(),
+            "class_entropy": class_entropy(out.logits),
+        }
+
+    def batch(self, task: Task, state: NayerState, clock: Clock) -> Batch:
+        """Line 9."""
+        rows = state.pool.draw(clock.plan.batch_size, task.runtime.generator)
+        images = crop_flip(rows["images"], task.runtime.generator, self.pad, self.flip)
+        return Batch(as_images(images), rows["labels"])
+
+    def loss(self, task: Task, state: NayerState, batch: Batch) -> Scalar:
+        """Line 10, eq. 6."""
+        with torch.no_grad():
+            t = task.teacher(batch.images).logits
+        return knowledge_distillation(t, task.student(batch.images).logits, self.temperature)
+
+
+class Parts(NamedTuple):
+    """The terms of eq. 5, unweighted, and what they were computed from."""
+
+    loss: Scalar
+    cls: Scalar
+    bn: Scalar
+    adv: Scalar
+    logits: Logits
+    stats: tuple[Moments, ...]
+
+
+def objective(
+    method: NAYER, T: Probe, S: Probe, x: Images, y: Labels, average: Sequence[Moments], adversarial: bool
+) -> Parts:
+    """Eq. 5, ``L_Z = α_cls CE(T(x), y) − α_adv KL(T(x) ‖ S(x)) + α_bn L_BN``."""
+    t, _, _, stats = T(x, stats=True)
+    zero = t.new_zeros(())
+    cls = cross_entropy(t, y)
+    seen = blend_moments(stats, average, method.momentum) if average else stats
+    bn = moment_distance(seen, T.stored) if stats else zero
+    adv = agreeing_divergence(t, S(x).logits, method.mask) if adversarial else zero
+    loss = method.alpha_cls * cls - method.alpha_adv * adv + method.alpha_bn * bn
+    return Parts(loss, cls, bn, adv, t, stats)
+
+
+def _code(method: NAYER, task: Task) -> tuple[nn.Module, int]:
+    """The network between embeddings and G, and the length of its output."""
+    d = task.classes if task.text is None else task.text.shape[1]
+    if method.code == "nl":
+        group = task.classes if method.group == "classes" else 1
+        return NoisyLayer(d, method.width, method.synthesis_batch, group, method.norm), method.width
+    lengths = {"lte": d, "sum": d, "onehot": task.classes, "z": method.width, "concat": d + method.width}
+    return nn.Identity(), lengths[method.code]
+
+
+def _embed(method: NAYER, task: Task, y: Labels) -> Tensor:
+    """What enters Z for these labels: the embedding, or what stands in its place in Table 4."""
+    rng, device = task.runtime.generator, task.runtime.device
+    if method.code == "onehot":
+        return torch.nn.functional.one_hot(y, task.classes).float()
+    if method.code == "z":
+        return torch.randn(len(y), method.width, generator=rng, device=device)
+    if task.text is None:
+        raise RuntimeError("this code needs text embeddings; the driver checks that before setup")
+    e = task.text[y]
+    if method.code == "concat":
+        return torch.cat([e, torch.randn(len(y), method.width, generator=rng, device=device)], dim=1)
+    if method.code == "sum":
+        return e + method.beta * torch.randn(e.shape, generator=rng, device=device)
+    return e

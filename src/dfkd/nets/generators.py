@@ -1,0 +1,133 @@
+"""Generators: from a code to images in [0, 1]."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from dfkd.types import Images
+
+__all__ = ["ConvGenerator", "DeepGenerator", "NoisyLayer", "redraw"]
+
+
+def redraw(module: nn.Module) -> None:
+    """Initialise every layer anew from torch's default stream, in place: what constructing it again would give."""
+    for layer in module.modules():
+        reset = getattr(layer, "reset_parameters", None)
+        if callable(reset):
+            reset()
+
+
+def _block(inputs: int, outputs: int) -> Iterable[nn.Module]:
+    yield nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+    yield nn.BatchNorm2d(outputs)
+    yield nn.LeakyReLU(0.2)
+
+
+class ConvGenerator(nn.Module):
+    """The CMI family's generator (CMI, Fast, Spaceship-Net; NAYER with ``code_norm=True`` too).
+
+    ``Linear(inputs, 2w·s0²) -> BN -> x2 -> conv 2w -> x2 -> conv w -> conv c -> sigmoid`` with s0 = side / 4 and w =
+    ``width``. It decodes in stages, so that a method may read or exchange features between them: tap 0 after the
+    first BN (2w at side/4), tap 1 after the first block (2w at side/2), tap 2 after the second (w at full side).
+
+    Args:
+        inputs: length of the code.
+        image_shape: (c, h, w), sides multiples of 4.
+        width: channels of the last block, ``ngf`` in the public codes.
+    """
+
+    taps = 3
+
+    def __init__(self, inputs: int, image_shape: tuple[int, int, int], width: int = 64) -> None:
+        super().__init__()
+        channels, h, w = image_shape
+        self.start = (2 * width, h // 4, w // 4)
+        self.project = nn.Linear(inputs, 2 * width * (h // 4) * (w // 4))
+        self.norm = nn.BatchNorm2d(2 * width)
+        self.block1 = nn.Sequential(nn.Upsample(scale_factor=2), *_block(2 * width, 2 * width))
+        self.block2 = nn.Sequential(nn.Upsample(scale_factor=2), *_block(2 * width, width))
+        self.paint = nn.Sequential(nn.Conv2d(width, channels, 3, padding=1), nn.Sigmoid())
+
+    def forward(self, code: Tensor) -> Images:
+        """Codes (n, inputs) to images (n, c, h, w) in [0, 1]."""
+        return self.decode(self.features(code)[-1], self.taps - 1)
+
+    def features(self, code: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the three taps see."""
+        first = self.norm(self.project(code).view(-1, *self.start))
+        second = self.block1(first)
+        return first, second, self.block2(second)
+
+    def decode(self, features: Tensor, tap: int) -> Images:
+        """The rest of the network after ``tap`` (0, 1 or 2)."""
+        for block in (self.block1, self.block2, self.paint)[tap:]:
+            features = block(features)
+        return features
+
+
+class DeepGenerator(nn.Module):
+    """NAYER's generator for 224 pixels: four doublings from side / 16, no BN directly after the linear layer.
+
+    Args:
+        inputs: length of the code.
+        image_shape: (c, h, w), sides multiples of 16.
+        width: 64 in the public code.
+    """
+
+    def __init__(self, inputs: int, image_shape: tuple[int, int, int], width: int = 64) -> None:
+        super().__init__()
+        channels, h, w = image_shape
+        self.start = (2 * width, h // 16, w // 16)
+        self.project = nn.Linear(inputs, 2 * width * (h // 16) * (w // 16))
+        layers: list[nn.Module] = [*_block(2 * width, 2 * width)]
+        for a, b in ((2 * width, 2 * width), (2 * width, width), (width, width), (width, width)):
+            layers += [nn.Upsample(scale_factor=2), *_block(a, b)]
+        self.blocks = nn.Sequential(*layers)
+        self.paint = nn.Sequential(nn.Conv2d(width, channels, 3, padding=1), nn.Sigmoid())
+
+    def forward(self, code: Tensor) -> Images:
+        """Codes (n, inputs) to images (n, c, h, w) in [0, 1]."""
+        return self.paint(self.blocks(self.project(code).view(-1, *self.start)))
+
+
+class NoisyLayer(nn.Module):
+    """NAYER's noisy layer, ``Z(e) = W·BN(e) + b`` (eq. 3): n parallel linear layers behind one shared BatchNorm.
+
+    Row i of the batch goes through linear layer ``i // group``, as one batched product. ``redraw`` gives every linear
+    layer weights from N(0, 1) and bias 0; the BatchNorm keeps its affine parameters until the generator is renewed.
+
+    Args:
+        inputs: length d of an embedding.
+        outputs: length r of a code.
+        rows: batch size.
+        group: rows that share one linear layer (K classes: "K-to-1").
+        norm: normalise the embeddings first.
+    """
+
+    def __init__(self, inputs: int, outputs: int, rows: int, group: int, norm: bool = True) -> None:
+        super().__init__()
+        self.rows, self.group = rows, group
+        layers = -(-rows // group)
+        self.norm = nn.BatchNorm1d(inputs) if norm else nn.Identity()
+        self.weight = nn.Parameter(torch.empty(layers, inputs, outputs))
+        self.bias = nn.Parameter(torch.empty(layers, 1, outputs))
+        self.redraw()
+
+    @torch.no_grad()
+    def redraw(self) -> None:
+        """New noise: weights N(0, 1), bias 0."""
+        self.weight.normal_()
+        self.bias.zero_()
+
+    def reset_parameters(self) -> None:
+        """For :func:`redraw` of a whole generator."""
+        self.redraw()
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """Embeddings (rows, d) to codes (rows, r)."""
+        normed = self.norm(embedding)
+        short = self.weight.shape[0] * self.group - self.rows
+        padded = torch.cat([normed, normed.new_zeros(short, normed.shape[1])]) if short else normed
+        grouped = padded.view(self.weight.shape[0], self.group, -1)
+        return torch.baddbmm(self.bias, grouped, self.weight).flatten(0, 1)[: self.rows]

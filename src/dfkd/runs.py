@@ -1,0 +1,239 @@
+"""A run as a folder: who it is, whether it may be continued, and the student that is taken away from it."""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dfkd.engine.checkpoint import write_aside
+from dfkd.engine.core import Method
+from dfkd.engine.plan import Plan
+from dfkd.engine.probe import Probe
+from dfkd.engine.records import RunInfo
+from dfkd.engine.runtime import Runtime
+from dfkd.errors import UserError
+from dfkd.report.files import METRICS_FILE, RUN_FILE, plain, read_run
+
+__all__ = ["network_bytes", "open_run", "provenance", "save_student", "settings_of", "weights_hash"]
+
+VERSION = "0.1.0"
+
+
+def weights_hash(net: nn.Module) -> str:
+    """SHA-256 of names, shapes and values of everything in the state dict: the same weights give the same hash."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(net.state_dict().items()):
+        if isinstance(tensor, Tensor):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def network_bytes(net: nn.Module) -> int:
+    """Bytes of the weights and buffers, which is the size of the weights file within a few kilobytes."""
+    return sum(t.numel() * t.element_size() for t in net.state_dict().values() if isinstance(t, Tensor))
+
+
+def settings_of(value: Method[Any] | Plan) -> dict[str, object]:
+    """Hyper-parameters as plain values."""
+    settings: dict[str, object] = asdict(value)  # type: ignore[call-overload]
+    return settings
+
+
+def provenance(runtime: Runtime) -> dict[str, object]:
+    """Versions, machine, time, and the code's commit where it runs from a git checkout."""
+    name = torch.cuda.get_device_name(runtime.device) if runtime.device.type == "cuda" else _processor()
+    return {
+        "dfkd": VERSION,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": str(runtime.device),
+        "hardware": name,
+        "threads": torch.get_num_threads(),
+        "processes": runtime.world,
+        "precision": runtime.precision,
+        "compile": runtime.compiled,
+        "channels_last": runtime.channels_last,
+        "seed": runtime.seed,
+        "commit": _commit(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
+
+def open_run(folder: Path, info: RunInfo, resume: bool) -> bool:
+    """Prepare ``folder`` for a run; returns whether there is something to continue.
+
+    Raises:
+        UserError: the folder holds another run (or other files) and ``resume`` is off, or the run there had other
+            settings, or the folder cannot be written.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"out needs a folder, got the file {folder}; choose another path")
+    if (folder / RUN_FILE).exists():
+        if not resume:
+            raise UserError(
+                f"out needs a folder without a run, got {folder}, which holds one; choose another folder, or continue "
+                "that run with resume (`dfkd distill --resume`)"
+            )
+        _check_same(read_run(folder).info, info, folder)
+        return True
+    if resume:
+        raise UserError(f"resume needs a run folder, got {folder} without {RUN_FILE}; start it without resume")
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"out needs an empty or new folder, got {folder} with other files in it; choose another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"out needs a folder that can be written, got {folder} ({error.strerror}); choose another"
+        ) from None
+    return False
+
+
+def save_student(
+    folder: Path, student: Probe, spec: Mapping[str, object] | None, info: RunInfo, export: bool = True
+) -> dict[str, str]:
+    """Write the student so that it loads without this library; returns what was written, by role.
+
+    ``student.safetensors`` holds the state dict, ``student.json`` how to rebuild the network and normalise its input,
+    ``student.pt2`` (``torch.export``) the whole program from images in [0, 1] to logits, normalisation included.
+    """
+    from safetensors.torch import save_file
+
+    weights = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in _tensors(student.net)}
+    write_aside(folder / "student.safetensors", lambda path: save_file(weights, path))
+    about = {
+        "network": spec or {"class": f"{type(student.net).__module__}.{type(student.net).__qualname__}"},
+        "image_shape": list(info.image_shape),
+        "classes": info.classes,
+        "names": list(info.names),
+        "mean": student.mean.flatten().tolist(),
+        "std": (1 / student.scale).flatten().tolist(),
+        "method": info.method,
+        "teacher_sha256": info.teacher.get("sha256"),
+        "dfkd": VERSION,
+    }
+    text = json.dumps(plain(about), indent=1)
+    write_aside(folder / "student.json", lambda path: path.write_text(text))
+    files = {"weights": "student.safetensors", "description": "student.json"}
+    if export and _export(student, info.image_shape, folder / "student.pt2"):
+        files["program"] = "student.pt2"
+    return files
+
+
+class _Whole(nn.Module):
+    """Normalisation and network as one module, without hooks."""
+
+    def __init__(self, probe: Probe) -> None:
+        super().__init__()
+        self.net = probe.net
+        self.register_buffer("mean", probe.mean.clone())
+        self.register_buffer("scale", probe.scale.clone())
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net((images - self.mean) * self.scale)
+
+
+def _export(student: Probe, image_shape: tuple[int, int, int], path: Path) -> bool:
+    """Write the exported program; False (with a warning) for a network that cannot be exported."""
+    import copy
+
+    handles = student.release()
+    whole = _Whole(student).eval()
+    whole.net = copy.deepcopy(handles).to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+    whole = whole.to("cpu").requires_grad_(False)
+    example = torch.rand(2, *image_shape)
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            batch = torch.export.Dim("n", min=1, max=65536)
+            program = torch.export.export(whole, (example,), dynamic_shapes=({0: batch},))
+    except Exception as error:  # export fails in as many ways as networks can be written
+        reason = str(error).strip().splitlines()
+        warnings.warn(
+            f"the student was not exported to {path.name}: {reason[0] if reason else type(error).__name__}",
+            stacklevel=2,
+        )
+        return False
+    write_aside(path, lambda aside: _save_program(program, aside))
+    return True
+
+
+def _save_program(program: Any, path: Path) -> None:
+    with path.open("wb") as handle, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.export.save(program, handle)
+
+
+def _check_same(old: RunInfo, new: RunInfo, folder: Path) -> None:
+    """Name the first setting in which a run to be continued differs from the one on disk."""
+    for what, before, now in _settings(old, new):
+        if before != now:
+            raise UserError(
+                f"resume needs the settings the run in {folder} began with, got {what} = {now!r} instead of {before!r}; "
+                "set it back, or start in a new folder"
+            )
+
+
+def _settings(old: RunInfo, new: RunInfo) -> Sequence[tuple[str, object, object]]:
+    pairs: list[tuple[str, object, object]] = [("method", old.method, new.method)]
+    for group in ("settings", "plan"):
+        before, now = plain(getattr(old, group)), plain(getattr(new, group))
+        pairs += [
+            (f"{'method' if group == 'settings' else group}.{key}", before.get(key), now.get(key))
+            for key in {**before, **now}
+        ]
+    for who in ("teacher", "student"):
+        for key in ("kind", "sha256", "parameters", "mean", "std"):
+            pairs.append((f"{who}.{key}", plain(getattr(old, who).get(key)), plain(getattr(new, who).get(key))))
+    for key in ("seed", "precision", "processes", "compile", "channels_last"):
+        pairs.append((key, old.provenance.get(key), new.provenance.get(key)))
+    shape = ("image_shape", tuple(old.image_shape), tuple(new.image_shape))
+    return [*pairs, shape, ("classes", old.classes, new.classes), ("text", old.text, new.text)]
+
+
+def _tensors(net: nn.Module) -> list[tuple[str, Tensor]]:
+    return [(name, t) for name, t in net.state_dict().items() if isinstance(t, Tensor)]
+
+
+def _commit() -> str | None:
+    here = Path(__file__).resolve().parent
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "--short=12", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def _processor() -> str:
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        models = [
+            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
+        name = models[0] if models else name
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def metrics_path(folder: Path) -> Path:
+    """Where the rounds of a run are written."""
+    return folder / METRICS_FILE

@@ -1,0 +1,48 @@
+"""Names for the arrays that cross a boundary. Shapes are checked in the tests, not in production.
+
+Letters: ``n`` images, ``c`` channels, ``h`` by ``w`` pixels, ``k`` classes, ``d`` feature width.
+"""
+
+from typing import NamedTuple
+
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+Images = Float[Tensor, "n c h w"]  # in [0, 1]
+Bytes = UInt8[Tensor, "n c h w"]  # in 0..255
+Logits = Float[Tensor, "n k"]
+Labels = Int[Tensor, " n"]
+Features = Float[Tensor, "n d"]
+Maps = Float[Tensor, "n c h w"]
+PerImage = Float[Tensor, " n"]
+Mask = Bool[Tensor, " n"]
+Scalar = Float[Tensor, ""]
+
+
+class Moments(NamedTuple):
+    """Mean and biased variance of one layer's input, per channel, over images and positions."""
+
+    mean: Float[Tensor, " c"]
+    var: Float[Tensor, " c"]
+
+
+class Readout(NamedTuple):
+    """What one forward pass read from a network (see ``engine.probe.Probe``).
+
+    ``features`` is the input of the classifier head; ``maps`` the outputs of the named stages, shallow to
+    deep, the last one being the map that global pooling (or flattening) sees; ``stats`` the batch moments
+    of the input of every BatchNorm layer. ``maps`` and ``stats`` are empty unless they were asked for.
+    """
+
+    logits: Logits
+    features: Features
+    maps: tuple[Maps, ...] = ()
+    stats: tuple[Moments, ...] = ()
+
+
+class Batch(NamedTuple):
+    """What the student sees in one step: images in [0, 1], and, where a method has them, labels or row numbers."""
+
+    images: Images
+    labels: Labels | None = None
+    rows: Labels | None = None
