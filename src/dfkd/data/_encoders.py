@@ -1,9 +1,11 @@
 """The optional text encoders behind ``data.text``; each is imported only when it is used."""
 
 import hashlib
+import importlib
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -43,17 +45,7 @@ def minilm(prompts: Sequence[str]) -> tuple[Float[Tensor, "k d"], dict[str, str]
     folder = Path(next(iter(folders or ["."]))) / "model"
     for name, published in MINILM.items():
         check_hash(folder / name, published)
-    try:
-        from sentence_transformers import SentenceTransformer
-    except (
-        ImportError,
-        RuntimeError,
-    ) as error:  # a torchvision of another build than torch breaks the import
-        raise UserError(
-            f"encoder 'minilm' needs sentence-transformers to import, got {type(error).__name__}; "
-            "install torchvision for this torch build, or remove it"
-        ) from error
-    model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    model = _imported("sentence_transformers").SentenceTransformer(str(folder), device="cpu", local_files_only=True)
     encoded = model.encode(list(prompts), batch_size=64, show_progress_bar=False, convert_to_numpy=True)
     return torch.from_numpy(encoded).float(), {
         "encoder": "all-MiniLM-L6-v2",
@@ -61,6 +53,17 @@ def minilm(prompts: Sequence[str]) -> tuple[Float[Tensor, "k d"], dict[str, str]
         "licence": "Apache-2.0",
         "origin": "extra text",
     }
+
+
+def _imported(package: str) -> Any:
+    """An installed package; both encoders fail to import beside a torchvision of another build than torch."""
+    try:
+        return importlib.import_module(package)
+    except (ImportError, RuntimeError) as error:
+        raise UserError(
+            f"the text encoder needs {package} to import, got {type(error).__name__}; "
+            "install the torchvision that belongs to this torch"
+        ) from error
 
 
 def check_hash(file: Path, published: str) -> None:
@@ -83,8 +86,7 @@ def clip(prompts: Sequence[str]) -> tuple[Float[Tensor, "k d"], dict[str, str]]:
     """
     if importlib.util.find_spec("open_clip") is None:
         raise UserError("encoder 'clip' needs the clip extra, got no such package; run pip install 'dfkd[clip]'")
-    import open_clip
-
+    open_clip = _imported("open_clip")
     try:
         model = open_clip.create_model("ViT-B-32-quickgelu", pretrained="openai", device="cpu")
     except (OSError, RuntimeError) as error:

@@ -34,7 +34,7 @@ def as_nchw(array: ByteArray, who: str) -> ByteArray:
     head, tail = first in (1, 3), last in (1, 3)
     if head == tail:
         head, tail = middle == last != first, first == middle != last
-    if head == tail and first != last:
+    if head == tail and not first == middle == last == 1:
         raise UserError(f"{who} needs a clear channel axis, got shape {array.shape}; store images as N C H W, C 1 or 3")
     return array.transpose(0, 3, 1, 2) if tail else array
 

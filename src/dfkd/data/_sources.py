@@ -6,6 +6,7 @@ import itertools
 import os
 import re
 import tarfile
+import zlib
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -81,15 +82,19 @@ def decoded_archives(shards: list[Path], image_shape: tuple[int, int, int]) -> B
 def _members(shard: Path, image_shape: tuple[int, int, int]) -> Iterator[ByteArray | None]:
     try:
         with tarfile.open(shard, mode="r|*") as archive:
-            for member in archive:
-                if not member.isfile() or Path(member.name).suffix.lower() not in SUFFIXES:
-                    continue
-                stream = archive.extractfile(member) if member.size <= _LARGEST_MEMBER else None
-                yield None if stream is None else _try(BytesIO(stream.read()), image_shape)
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise UserError(
-            f"open_rows needs sound tar shards, got {shard} ({type(error).__name__}); fetch it again"
-        ) from error
+            for body in _bodies(archive):
+                yield None if body is None else _try(BytesIO(body), image_shape)
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        kind = type(error).__name__
+        raise UserError(f"open_rows needs sound tar shards, got {shard} ({kind}); fetch it again") from error
+
+
+def _bodies(archive: tarfile.TarFile) -> Iterator[bytes | None]:
+    """The bytes of each image member; None for one that is too large to be an image."""
+    for member in archive:
+        if member.isfile() and Path(member.name).suffix.lower() in SUFFIXES:
+            stream = archive.extractfile(member) if member.size <= _LARGEST_MEMBER else None
+            yield None if stream is None else stream.read()
 
 
 def _try(file: Path | BytesIO, image_shape: tuple[int, int, int]) -> ByteArray | None:

@@ -197,7 +197,7 @@ _PUBLISHED: Mapping[str, Callable[[str | None, str, int | None], ImageSet]] = Ma
 
 def _npz(path: Path) -> ImageSet:
     try:
-        with np.load(path, allow_pickle=False) as held:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as held:
             images, labels = (next((held[key] for key in keys if key in held), None) for keys in _NPZ_KEYS)
     except (
         OSError,

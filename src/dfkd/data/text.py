@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from dfkd.data._encoders import clip, has_minilm, minilm
@@ -178,32 +179,32 @@ def _from_file(file: Path | None, classes: int) -> TextEmbedding:
 
 def _read(file: Path, key: str | None = None) -> tuple[Tensor, dict[str, str]]:
     """The one tensor of a file (or the one named ``key``) and its header; runs no code from the file."""
-    header: dict[str, str] = {}
+    if file.suffix not in _LOADERS:
+        raise UserError(f"embed needs a .safetensors, .npy or .pt file, got {file}; convert it first")
     try:
-        if file.suffix == ".safetensors":
-            with safe_open(file, framework="pt") as stored:
-                held: object = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-                header = dict(sorted((stored.metadata() or {}).items()))
-        elif file.suffix == ".npy":
-            held = _numpy(file)
-        elif file.suffix in (".pt", ".pth"):
-            held = torch.load(file, map_location="cpu", weights_only=True)
-        else:
-            raise UserError(f"embed needs a .safetensors, .npy or .pt file, got {file}; convert it first")
-    except UserError:
-        raise
-    except (OSError, SafetensorError, ValueError, RuntimeError, EOFError) as error:
-        raise UserError(
-            f"embed needs a readable file of vectors, got {file} ({type(error).__name__}); check it"
-        ) from error
+        held, header = _LOADERS[file.suffix](file)
+    except Exception as error:  # damaged or hostile files make the loaders raise almost any kind of error
+        kind = type(error).__name__
+        raise UserError(f"embed needs a readable file of vectors, got {file} ({kind}); check it") from error
     if isinstance(held, dict):
         held = held.get(key) if key in held else next(iter(held.values())) if len(held) == 1 else None
     if not isinstance(held, Tensor) or held.is_complex() or held.dtype == torch.bool:
-        raise UserError(f"embed needs one tensor of numbers in {file}, got something else; store only the K x d tensor")
+        raise UserError(f"embed needs one tensor of numbers in {file}, got something else; store only that tensor")
     return held, header
 
 
-def _numpy(file: Path) -> Tensor:
-    import numpy as np
+def _safetensors(file: Path) -> tuple[object, dict[str, str]]:
+    with safe_open(file, framework="pt") as stored:
+        names = list(stored.keys())
+        return {name: stored.get_tensor(name) for name in names}, dict(sorted((stored.metadata() or {}).items()))
 
-    return torch.from_numpy(np.load(file, allow_pickle=False).astype(np.float32))
+
+def _numpy(file: Path) -> tuple[object, dict[str, str]]:
+    return torch.from_numpy(np.load(file, allow_pickle=False).astype(np.float32)), {}
+
+
+def _torch(file: Path) -> tuple[object, dict[str, str]]:
+    return torch.load(file, map_location="cpu", weights_only=True), {}
+
+
+_LOADERS = {".safetensors": _safetensors, ".npy": _numpy, ".pt": _torch, ".pth": _torch}
