@@ -1,0 +1,164 @@
+"""Line charts as SVG text, to be put into a page: they take its font, and its colours through CSS variables.
+
+The variables are ``--ink``, ``--rule``, ``--first``, ``--second`` and ``--third``; outside a page that sets
+them the charts show in muted tones that are readable on white and on black. Names of the curves are left to
+the page, so that they can be read, selected and translated there.
+"""
+
+import io
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING, Any, Literal
+
+from dfkd.engine.records import Evaluation, RoundRecord
+from dfkd.report.summary import finished_rounds, losses_of, number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Tone = Literal["first", "second", "third"]
+
+# Colours that matplotlib writes, and what they become in the page.
+_PAINTS = {
+    "#010203": "var(--ink, #7a828a)",
+    "#010204": "var(--rule, #9aa1a8)",
+    "#010205": "var(--first, #3b7fb5)",
+    "#010206": "var(--second, #c9772b)",
+    "#010207": "var(--third, #7f8890)",
+}
+_INK, _RULE = "#010203", "#010204"
+_TONES: dict[Tone, str] = {"first": "#010205", "second": "#010206", "third": "#010207"}
+_FONT = "ui-sans-serif, system-ui, sans-serif"
+_STYLE: Any = {
+    "svg.fonttype": "none",  # text stays text: small, selectable, in the page's font
+    "text.parse_math": False,  # a dollar sign is a dollar sign
+    "font.family": ["DejaVu Sans"],
+    "font.size": 8.0,
+    "axes.linewidth": 0.6,
+    "axes.formatter.useoffset": False,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _RULE,
+    "xtick.color": _RULE,
+    "ytick.color": _RULE,
+    "xtick.labelcolor": _INK,
+    "ytick.labelcolor": _INK,
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve: ``points`` are (round, value); values that are not finite leave a gap."""
+
+    name: str
+    points: Sequence[tuple[int, float]]
+    tone: Tone = "first"
+
+
+def line_chart(
+    title: str,
+    lines: Sequence[Line],
+    *,
+    levels: Sequence[float] = (),
+    size: tuple[float, float] = (2.9, 1.55),
+    as_percent: bool = False,
+) -> str:
+    """A chart over rounds as one ``<svg>`` element, ready to stand in HTML; "" where no point is finite.
+
+    Args:
+        title: what the chart shows; read out by screen readers, not drawn.
+        lines: the curves.
+        levels: heights of dashed lines across the chart.
+        size: width and height in inches; the page scales it.
+        as_percent: values are fractions, shown as percentages.
+    """
+    if not any(math.isfinite(value) for line in lines for _, value in line.points):
+        return ""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    # A figure of its own, without pyplot: nothing is registered anywhere, so nothing has to be closed.
+    with rc_context({**_STYLE, "svg.hashsalt": title}):
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.add_subplot()
+        _decorate(axes, as_percent)
+        for level in levels:
+            axes.axhline(level, color=_TONES["third"], linewidth=1.0, linestyle=(0, (4, 3)))
+        for line in lines:
+            _draw(axes, line)
+        return _embed(figure, title)
+
+
+def quality_chart(records: Sequence[RoundRecord], teacher: Evaluation | None) -> str:
+    """Accuracy (first tone) and agreement (second tone) of the student; dashed, the teacher's accuracy."""
+    seen = [(finished_rounds(record), record.evaluation) for record in records if record.evaluation is not None]
+    lines = [
+        Line("accuracy", [(step, evaluation.accuracy) for step, evaluation in seen], "first"),
+        Line("agreement", [(step, evaluation.agreement) for step, evaluation in seen], "second"),
+    ]
+    level = None if teacher is None else number(teacher.accuracy)
+    title = "Accuracy of the student and agreement with the teacher over rounds"
+    levels = () if level is None else (level,)
+    return line_chart(title, lines, levels=levels, size=(7.2, 2.6), as_percent=True)
+
+
+def metric_chart(records: Sequence[RoundRecord], metric: str, level: float | None = None) -> str:
+    """One metric over rounds, with a dashed line at ``level``; "" where it has no finite value."""
+    points = [(finished_rounds(r), r.metrics[metric]) for r in records if metric in r.metrics]
+    return line_chart(f"{metric} over rounds", [Line(metric, points)], levels=() if level is None else (level,))
+
+
+def loss_names(records: Sequence[RoundRecord]) -> list[str]:
+    """All losses of a run, in the order in which they first occur."""
+    return list(dict.fromkeys(name for record in records for name in losses_of(record)))
+
+
+def _decorate(axes: "Axes", as_percent: bool) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.grid(axis="y", color=_RULE, linewidth=0.5)
+    axes.tick_params(length=0, pad=4)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.margins(x=0.02, y=0.1)
+    if as_percent:
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
+
+
+def _draw(axes: "Axes", line: Line) -> None:
+    steps = [step for step, _ in line.points]
+    values = [value if math.isfinite(value) else math.nan for _, value in line.points]
+    # Few points are shown as such, and so are those that have no neighbour to be joined to.
+    marker = "o" if len(values) <= 25 or _isolated(values) else ""
+    colour = _TONES[line.tone]
+    axes.plot(steps, values, color=colour, linewidth=1.5, marker=marker, markersize=2.6)
+
+
+def _isolated(values: Sequence[float]) -> bool:
+    """Whether some value stands alone between gaps, where a line would not show it."""
+    there = [False, *(math.isfinite(value) for value in values), False]
+    return any(there[i] and not there[i - 1] and not there[i + 1] for i in range(1, len(there) - 1))
+
+
+def _embed(figure: "Figure", title: str) -> str:
+    """The figure as an ``<svg>`` element without prolog, size and names that nothing refers to."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<defs>\s*<style.*?</defs>", "", text, flags=re.DOTALL)  # it would style the whole page
+    text = re.sub(r'<g id="[^"]*"/>', "", text)
+    text = re.sub(r'<g id="[^"]*">', "<g>", text)
+    text = re.sub(r"\s*\n\s*", " ", text)
+    box = re.search(r'viewBox="[^"]*"', text)
+    head = f'<svg {box.group(0) if box else ""} role="img" aria-label="{escape(title, quote=True)}">'
+    text = re.sub(r"<svg.*?>", lambda _: head, text, count=1, flags=re.DOTALL).replace("xlink:href", "href")
+    for paint, variable in _PAINTS.items():
+        text = text.replace(paint, variable)
+    return text.replace("'DejaVu Sans'", _FONT)

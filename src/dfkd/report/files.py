@@ -1,0 +1,212 @@
+"""The text files of a run folder: ``run.json`` and ``metrics.jsonl``.
+
+Both are strict JSON: a number that is not finite is written as ``null`` and read back as NaN. Files are
+replaced whole (written aside, synced, renamed), so a reader never sees half of one.
+
+``run.json`` is ``{"info": ..., "result": ... | null, "status": "running" | "finished" | "interrupted"}``,
+where ``result`` is the ``RunResult`` without ``info`` and ``rounds``; ``metrics.jsonl`` holds one
+``RoundRecord`` a line, without the sample images.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from dfkd.engine.checkpoint import write_aside
+from dfkd.engine.records import Evaluation, RoundRecord, RunInfo, RunResult
+from dfkd.errors import UserError
+
+Status = Literal["running", "finished", "interrupted"]
+
+RUN_FILE = "run.json"
+METRICS_FILE = "metrics.jsonl"
+SAMPLES_FOLDER = "samples"
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """What a run folder says in its text files. ``result`` is None until the run has finished."""
+
+    info: RunInfo
+    rounds: list[RoundRecord]
+    result: RunResult | None
+    status: Status
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a failure to write ``path`` (disk full, no permission) into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(
+            f"the run needs to write {path}, got '{reason}'; free some space or choose another output folder"
+        ) from error
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Replace ``path`` by ``data`` in one step, creating its folder. Raises UserError where that fails."""
+    write_aside(path, lambda aside: aside.write_bytes(data))
+
+
+def plain(value: object) -> Any:
+    """``value`` as strict JSON allows it: NaN and infinities become None, anything unknown its text."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    return str(value)
+
+
+def record_line(record: RoundRecord) -> str:
+    """One line of ``metrics.jsonl`` (without the line break); the samples are left out."""
+    row = {field.name: getattr(record, field.name) for field in fields(record) if field.name != "samples"}
+    return json.dumps(plain(row), allow_nan=False, ensure_ascii=False)
+
+
+def record_from(row: Mapping[str, Any]) -> RoundRecord:
+    """The inverse of ``record_line``, samples being None. Raises KeyError, TypeError or ValueError on other
+    rows."""
+    return RoundRecord(
+        round=int(row["round"]),
+        rounds=int(row["rounds"]),
+        warmup=bool(row["warmup"]),
+        seconds=_float(row["seconds"]),
+        metrics={str(name): _float(value) for name, value in row["metrics"].items()},
+        evaluation=_evaluation(row["evaluation"]),
+        samples=None,
+    )
+
+
+def write_run(folder: Path, info: RunInfo, result: RunResult | None, status: Status) -> None:
+    """Write ``run.json`` into ``folder``."""
+    told = None
+    if result is not None:
+        told = {
+            "final": result.final,
+            "teacher_evaluation": result.teacher_evaluation,
+            "seconds": result.seconds,
+            "files": result.files,
+        }
+    page = plain({"info": asdict(info), "result": told, "status": status})
+    text = json.dumps(page, allow_nan=False, ensure_ascii=False, indent=1)
+    write_whole(folder / RUN_FILE, text.encode() + b"\n")
+
+
+def read_run(folder: Path) -> StoredRun:
+    """Read ``run.json`` and ``metrics.jsonl`` of a run folder.
+
+    Raises UserError where the folder holds no run or its files are damaged. A torn last line of the metrics
+    (the process was killed while writing it) is left out; missing metrics are no rounds.
+    """
+    path = folder / RUN_FILE
+    try:
+        row = json.loads(path.read_text("utf-8"))
+        info = _info(row["info"])
+        rounds = read_rounds(folder / METRICS_FILE)
+        status = row["status"]
+        if status not in get_args(Status):
+            raise ValueError("status")
+        return StoredRun(info, rounds, _result(info, rounds, row["result"]), status)
+    except OSError as error:
+        raise UserError(
+            f"the report needs the file {path}, got '{error.strerror}'; give the folder of a distillation run"
+        ) from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"the report needs a run description in {path}, got something else; give the folder of a distillation run"
+        ) from error
+
+
+def read_rounds(path: Path) -> list[RoundRecord]:
+    """The rounds of ``metrics.jsonl``; none where the file is missing. Raises UserError on a damaged line."""
+    if not path.exists():
+        return []
+    lines = path.read_text("utf-8", errors="replace").splitlines()
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(record_from(json.loads(line)))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            if number == len(lines):
+                break
+            raise UserError(
+                f"the report needs one round a line in {path}, got something else in line {number}; "
+                "remove that line or resume the run"
+            ) from error
+    return records
+
+
+def keep_rounds(path: Path, before: int) -> None:
+    """Drop from ``metrics.jsonl`` every line that is torn or belongs to round ``before`` or later."""
+    if not path.exists():
+        write_whole(path, b"")
+        return
+    kept = []
+    for line in path.read_text("utf-8", errors="replace").splitlines():
+        try:
+            record = record_from(json.loads(line))
+        except (AttributeError, KeyError, TypeError, ValueError):
+            continue
+        if record.round < before:
+            kept.append(line + "\n")
+    write_whole(path, "".join(kept).encode())
+
+
+def _float(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _evaluation(row: Mapping[str, Any] | None) -> Evaluation | None:
+    if row is None:
+        return None
+    return Evaluation(
+        accuracy=_float(row["accuracy"]),
+        agreement=_float(row["agreement"]),
+        loss=_float(row["loss"]),
+        images=int(row["images"]),
+        class_accuracy=tuple(_float(value) for value in row["class_accuracy"]),
+        class_agreement=tuple(_float(value) for value in row["class_agreement"]),
+    )
+
+
+def _info(row: Mapping[str, Any]) -> RunInfo:
+    channels, height, width = (int(size) for size in row["image_shape"])
+    return RunInfo(
+        method=str(row["method"]),
+        settings=dict(row["settings"]),
+        plan=dict(row["plan"]),
+        teacher=dict(row["teacher"]),
+        student=dict(row["student"]),
+        image_shape=(channels, height, width),
+        classes=int(row["classes"]),
+        names=tuple(str(name) for name in row["names"]),
+        text=None if row["text"] is None else {str(key): str(value) for key, value in row["text"].items()},
+        provenance=dict(row["provenance"]),
+    )
+
+
+def _result(info: RunInfo, rounds: list[RoundRecord], row: Mapping[str, Any] | None) -> RunResult | None:
+    if row is None:
+        return None
+    return RunResult(
+        info=info,
+        rounds=rounds,
+        final=_evaluation(row["final"]),
+        teacher_evaluation=_evaluation(row["teacher_evaluation"]),
+        seconds=_float(row["seconds"]),
+        files={str(name): str(value) for name, value in row["files"].items()},
+    )

@@ -1,0 +1,193 @@
+"""Those who write down what happens in a run. The terminal is in ``dfkd.report.console``."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from dfkd.engine.records import Evaluation, Observer, RoundRecord, RunInfo, RunResult
+from dfkd.errors import UserError
+from dfkd.report.files import keep_rounds, record_line, write_run, write_whole, writing
+from dfkd.report.grid import Layout, layout
+from dfkd.report.sheets import png, sheet_of
+from dfkd.report.summary import finished_rounds
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+class Observers:
+    """Several observers as one, told in the order given."""
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self.observers = tuple(observers)
+
+    def started(self, info: RunInfo) -> None:
+        """Tell everybody."""
+        for observer in self.observers:
+            observer.started(info)
+
+    def stepped(self, round: int, phase: str, done: int, total: int) -> None:
+        """Tell everybody."""
+        for observer in self.observers:
+            observer.stepped(round, phase, done, total)
+
+    def rounded(self, record: RoundRecord) -> None:
+        """Tell everybody."""
+        for observer in self.observers:
+            observer.rounded(record)
+
+    def finished(self, result: RunResult) -> None:
+        """Tell everybody."""
+        for observer in self.observers:
+            observer.finished(result)
+
+
+class RunFile:
+    """Keeps ``run.json`` (see ``dfkd.report.files``): what runs, and, once it has finished, what came of
+    it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def started(self, info: RunInfo) -> None:
+        """Write the settings; the status is "running"."""
+        write_run(self.folder, info, None, "running")
+
+    def stepped(self, round: int, phase: str, done: int, total: int) -> None:
+        """Nothing to write."""
+
+    def rounded(self, record: RoundRecord) -> None:
+        """Nothing to write."""
+
+    def finished(self, result: RunResult) -> None:
+        """Write the outcome; the status is "finished"."""
+        write_run(self.folder, result.info, result, "finished")
+
+
+class JsonLines:
+    """Appends one line of JSON per round to ``path`` (``metrics.jsonl``); NaN and infinities become ``null``.
+
+    Args:
+        path: the file; its folder is made if need be.
+        resume_at: the first round (counted from 0) of this start. Lines of this and later rounds, and lines
+            torn by a kill, are dropped when the run starts: 0 begins a new file.
+    """
+
+    def __init__(self, path: Path, resume_at: int = 0) -> None:
+        self.path = path
+        self.resume_at = resume_at
+
+    def started(self, info: RunInfo) -> None:
+        """Bring the file to the state it had when round ``resume_at`` began."""
+        keep_rounds(self.path, self.resume_at)
+
+    def stepped(self, round: int, phase: str, done: int, total: int) -> None:
+        """Nothing to write."""
+
+    def rounded(self, record: RoundRecord) -> None:
+        """Append the round. The file is opened anew each time, so that the line is out when this returns."""
+        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write(record_line(record) + "\n")
+
+    def finished(self, result: RunResult) -> None:
+        """Nothing to write."""
+
+
+class Samples:
+    """Writes the sample images of a round as ``round_0010.png``, the number of rounds done: one row per
+    class.
+
+    The sheet is the same in every round (``dfkd.report.grid.layout``): at most 20 classes, up to 10 images of
+    each. Rounds without samples write nothing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._layout = Layout((), 0)
+
+    def started(self, info: RunInfo) -> None:
+        """Choose the classes that are shown."""
+        self._layout = layout(info.image_shape, info.classes)
+
+    def stepped(self, round: int, phase: str, done: int, total: int) -> None:
+        """Nothing to write."""
+
+    def rounded(self, record: RoundRecord) -> None:
+        """Write the sheet."""
+        sheet = sheet_of(record, self._layout)
+        if sheet is not None:
+            write_whole(self.folder / f"round_{finished_rounds(record):04d}.png", png(sheet))
+
+    def finished(self, result: RunResult) -> None:
+        """Nothing to write."""
+
+
+class TensorBoard:
+    """Writes scalars and sample images for TensorBoard (extra ``tensorboard``); numbers that are not finite
+    are left out.
+
+    Args:
+        folder: where the event file goes.
+        resume_at: the first round (counted from 0) of this start; TensorBoard hides older events from there
+            on.
+    """
+
+    def __init__(self, folder: Path, resume_at: int = 0) -> None:
+        self.folder = folder
+        self.resume_at = resume_at
+        self._layout = Layout((), 0)
+        self._writer: SummaryWriter | None = None
+
+    def started(self, info: RunInfo) -> None:
+        """Open the event file. Raises UserError where the package is missing."""
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise UserError(
+                "the TensorBoard observer needs the package tensorboard, got none; run: pip install 'dfkd[tensorboard]'"
+            ) from error
+        self._layout = layout(info.image_shape, info.classes)
+        purge = self.resume_at + 1 if self.resume_at > 0 else None
+        with writing(self.folder):
+            self._writer = SummaryWriter(str(self.folder), purge_step=purge)
+
+    def stepped(self, round: int, phase: str, done: int, total: int) -> None:
+        """Nothing to write."""
+
+    def rounded(self, record: RoundRecord) -> None:
+        """Write the metrics, the evaluation and the samples of the round."""
+        if self._writer is None:
+            return
+        step = finished_rounds(record)
+        for name, value in {**record.metrics, **_scores(record.evaluation)}.items():
+            if math.isfinite(value):
+                self._writer.add_scalar(name, value, step)
+        sheet = sheet_of(record, self._layout)
+        if sheet is not None:
+            self._writer.add_image("samples", _array(sheet), step, dataformats="HWC")
+        self._writer.flush()
+
+    def finished(self, result: RunResult) -> None:
+        """Close the event file."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+def _array(sheet: Image.Image) -> object:
+    import numpy as np
+
+    return np.asarray(sheet.convert("RGB"))
+
+
+def _scores(evaluation: Evaluation | None) -> dict[str, float]:
+    if evaluation is None:
+        return {}
+    return {
+        "test/accuracy": evaluation.accuracy,
+        "test/agreement": evaluation.agreement,
+        "test/loss": evaluation.loss,
+    }

@@ -1,0 +1,229 @@
+"""One HTML file that tells whether a run went well. It needs no network, runs no script, and prints."""
+
+import base64
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dfkd.engine.records import RoundRecord, RunInfo, RunResult
+from dfkd.errors import UserError
+from dfkd.report.charts import loss_names, metric_chart, quality_chart
+from dfkd.report.collapse import Concern, warnings_of
+from dfkd.report.console import cells
+from dfkd.report.files import StoredRun, plain, read_run, write_whole
+from dfkd.report.sheets import fitting, named, sheets_in, sheets_of
+from dfkd.report.summary import (
+    Number,
+    Row,
+    Verdict,
+    class_names,
+    duration,
+    file_size,
+    finished_rounds,
+    last_evaluation,
+    number,
+    percent,
+    rows_of,
+    verdict_of,
+)
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+__all__ = ["Concern", "Verdict", "warnings_of", "write_page"]
+
+PAGE_FILE = "report.html"
+MOST_CLASSES = 40  # bars; of more classes, those with the lowest agreement are shown
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart and its caption; ``note`` says what a dashed line means."""
+
+    caption: str
+    svg: "Markup"
+    note: str = ""
+
+
+def write_page(source: Path | RunResult, out: Path | None = None, others: Sequence[Row] = ()) -> Path:
+    """Write the report of a run as one HTML file.
+
+    Args:
+        source: a run folder (``run.json``, ``metrics.jsonl``, ``samples/round_*.png``; of a finished, interrupted
+            or running run), or a result, whose rounds may hold samples.
+        out: the file to write; default ``report.html`` in the run folder.
+        others: more lines for the comparison table, for instance a student that was fed noise.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        UserError: the folder holds no run, a file in it is damaged, or the page cannot be written.
+    """
+    if isinstance(source, RunResult):
+        if out is None:
+            raise UserError("the report of a result needs a file to write to, got None; give out='report.html'")
+        run, sheets = StoredRun(source.info, source.rounds, source, "finished"), sheets_of(source)
+    else:
+        run, sheets = read_run(source), sheets_in(source)
+        out = source / PAGE_FILE if out is None else out
+    write_whole(out, render(run, sheets, others).encode())
+    return out
+
+
+def render(run: StoredRun, sheets: Sequence[tuple[int, bytes]] = (), others: Sequence[Row] = ()) -> str:
+    """The page as text; ``sheets`` are (rounds done, PNG file), oldest first. All text from the run is escaped."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["base64"] = lambda data: base64.b64encode(data).decode("ascii")
+    template = environment.from_string(files("dfkd.report").joinpath("page.html.j2").read_text("utf-8"))
+    return template.render(_context(run, sheets, others))
+
+
+def _context(run: StoredRun, sheets: Sequence[tuple[int, bytes]], others: Sequence[Row]) -> dict[str, Any]:
+    info, rounds, result = run.info, run.rounds, run.result
+    rows = [*rows_of(info, rounds, result), *others]
+    return {
+        "info": info,
+        "teacher": info.teacher.get("name") or "teacher",
+        "student": info.student.get("name") or "student",
+        "shape": " × ".join(str(size) for size in info.image_shape),
+        "status": run.status,
+        "progress": _progress(rounds),
+        "verdict": verdict_of(info, rounds, result),
+        "warnings": warnings_of(rounds, info.classes),
+        "tiles": _tiles(info, rows, rounds),
+        "table": [(row.name, cells(row)) for row in rows],
+        "quality": _chart("", quality_chart(rounds, result.teacher_evaluation if result else None)),
+        "teacher_accuracy": percent(rows[0].accuracy),
+        "losses": _loss_charts(rounds),
+        "health": _health_charts(rounds, info.classes),
+        "sheets": [named(info, *sheet) for sheet in fitting(sheets)],
+        "classes": _class_bars(run),
+        "class_limit": MOST_CLASSES,
+        "sections": _sections(info),
+        "loading": _loading(info, result),
+        "files": {} if result is None else result.files,
+    }
+
+
+def _progress(rounds: Sequence[RoundRecord]) -> str:
+    return f"{finished_rounds(rounds[-1])} of {rounds[-1].rounds} rounds" if rounds else "no round done yet"
+
+
+def _tiles(info: RunInfo, rows: Sequence[Row], rounds: Sequence[RoundRecord]) -> list[tuple[str, str, str]]:
+    """The few numbers that matter: (what, value, compared with what); those that are unknown are left out."""
+    teacher, student = rows[:2]
+    tiles = [
+        ("Accuracy", percent(student.accuracy), f"teacher {percent(teacher.accuracy)}"),
+        ("Agreement", percent(student.agreement), "same class as the teacher"),
+        ("Size", _ratio(student.parameters, teacher.parameters), "of the teacher's parameters"),
+        ("Work", _ratio(student.macs, teacher.macs), "of the teacher's FLOPs"),
+        ("File", file_size(student.bytes), f"teacher {file_size(teacher.bytes)}"),
+        ("Time", duration(student.seconds), _progress(rounds)),
+    ]
+    return [tile for tile in tiles if tile[1] != "–"]
+
+
+def _ratio(part: Number, whole: Number) -> str:
+    return "–" if part is None or not whole else f"{100 * part / whole:.3g} %"
+
+
+def _chart(caption: str, svg: str, note: str = "") -> Chart | None:
+    from markupsafe import Markup
+
+    # The charts are our own SVG; matplotlib escapes the text in them.
+    return Chart(caption, Markup(svg), note) if svg else None
+
+
+def _loss_charts(rounds: Sequence[RoundRecord]) -> list[Chart]:
+    charts = [_chart(name.removeprefix("loss/"), metric_chart(rounds, name)) for name in loss_names(rounds)]
+    return [chart for chart in charts if chart is not None]
+
+
+def _health_charts(rounds: Sequence[RoundRecord], classes: int) -> list[Chart]:
+    most = math.log(classes)
+    charts = [
+        _chart(
+            "Class entropy of a batch (nats)",
+            metric_chart(rounds, "class_entropy", most),
+            f"dashed: balanced classes, {most:.2f}",
+        ),
+        _chart(
+            "Distance between two images",
+            metric_chart(rounds, "pairwise_distance", 0.0),
+            "root mean square of pixels; dashed: all images equal",
+        ),
+        _chart("Images stored", metric_chart(rounds, "pool")),
+        _chart("Learning rate of the student", metric_chart(rounds, "lr")),
+    ]
+    return [chart for chart in charts if chart is not None]
+
+
+def _class_bars(run: StoredRun) -> list[tuple[str, float | None, float | None]]:
+    """Name, agreement and accuracy of each class; of many classes, those with the lowest agreement, lowest first."""
+    evaluation = run.result.final if run.result is not None else last_evaluation(run.rounds)
+    if evaluation is None or len(evaluation.class_agreement) != run.info.classes:
+        return []
+    accuracies: Sequence[float] = evaluation.class_accuracy
+    if len(accuracies) != run.info.classes:
+        accuracies = [math.nan] * run.info.classes
+    bars = [
+        (name, number(agreement), number(accuracy))
+        for name, agreement, accuracy in zip(class_names(run.info), evaluation.class_agreement, accuracies, strict=True)
+    ]
+    if len(bars) <= MOST_CLASSES:
+        return bars
+    return sorted(bars, key=lambda bar: math.inf if bar[1] is None else bar[1])[:MOST_CLASSES]
+
+
+def _sections(info: RunInfo) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Settings and provenance as titled lists of (name, value)."""
+    parts: list[tuple[str, Mapping[str, object]]] = [
+        (f"Method: {info.method}", info.settings),
+        ("Plan", info.plan),
+        ("Teacher", info.teacher),
+        ("Student", info.student),
+        ("Label text", info.text or {}),
+        ("Provenance", info.provenance),
+    ]
+    return [(title, list(_flat(values))) for title, values in parts if values]
+
+
+def _flat(values: Mapping[str, object], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested settings as dotted names, the way the command line takes them."""
+    rows: list[tuple[str, str]] = []
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            rows += _flat(value, f"{prefix}{name}.")
+        else:
+            rows.append((prefix + name, _shown(value)))
+    return rows
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float):
+        return f"{value:g}"
+    return json.dumps(plain(value), ensure_ascii=False)
+
+
+def _loading(info: RunInfo, result: RunResult | None) -> str:
+    """The lines that load the student: as the run recorded them, else for the network the user built."""
+    recorded = info.student.get("load")
+    if isinstance(recorded, str) and recorded:
+        return recorded
+    weights = "student.safetensors" if result is None else result.files.get("student", "student.safetensors")
+    return "\n".join(
+        [
+            "from safetensors.torch import load_file",
+            f"student = ...  # build the network as for the run: {info.student.get('name') or 'your student'}",
+            f"student.load_state_dict(load_file({weights!r}))",
+        ]
+    )

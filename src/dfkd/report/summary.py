@@ -1,0 +1,193 @@
+"""What a run comes to, in numbers and sentences: table rows and a verdict."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dfkd.engine.records import Evaluation, RoundRecord, RunInfo, RunResult
+
+Number = int | float | None
+
+# Everything else in ``RoundRecord.metrics`` is a loss.
+_NOT_LOSSES = frozenset({"pool", "images", "images_per_second", "lr", "class_entropy", "pairwise_distance"})
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the comparison. Fractions in [0, 1], sizes in bytes; None or NaN where it is not known."""
+
+    name: str
+    accuracy: Number = None
+    agreement: Number = None
+    parameters: Number = None
+    macs: Number = None
+    bytes: Number = None
+    seconds: Number = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``level`` is "good", "fair", "poor" or "open" (nothing to judge by); ``text`` one or two sentences."""
+
+    level: str
+    text: str
+
+
+def number(value: object) -> float | None:
+    """``value`` if it is a finite number, else None."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def percent(value: Number) -> str:
+    """A fraction as ``97.25 %``."""
+    value = number(value)
+    return "–" if value is None else f"{100 * value:.2f} %"
+
+
+def count(value: Number) -> str:
+    """A whole number with thousands apart."""
+    value = number(value)
+    return "–" if value is None else f"{value:,.0f}"
+
+
+def operations(value: Number) -> str:
+    """A number of operations in three digits: ``3.81 M``."""
+    value = number(value)
+    if value is None:
+        return "–"
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= 0.9995 * size:
+            return f"{_three(value / size)} {unit}"
+    return f"{value:.0f}"
+
+
+def file_size(value: Number) -> str:
+    """Bytes as ``712 kB`` (powers of 1000)."""
+    value = number(value)
+    if value is None:
+        return "–"
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= 0.9995 * size:
+            return f"{_three(value / size)} {unit}"
+    return f"{value:.0f} B"
+
+
+def _three(value: float) -> str:
+    """Three digits, and more before the point where there are more."""
+    return f"{value:.3g}" if value < 999.5 else f"{value:,.0f}"
+
+
+def duration(value: Number) -> str:
+    """Seconds as ``48 s``, ``3 min 12 s`` or ``2 h 05 min``."""
+    value = number(value)
+    if value is None:
+        return "–"
+    if value < 9.95:
+        return f"{value:.1f} s"
+    seconds = round(value)
+    if seconds < 60:
+        return f"{seconds} s"
+    minutes, rest = divmod(seconds, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def finished_rounds(record: RoundRecord) -> int:
+    """How many rounds are done after this one: rounds count from 0 inside, from 1 for people."""
+    return record.round + 1
+
+
+def losses_of(record: RoundRecord) -> dict[str, float]:
+    """The losses among the metrics of one round."""
+    return {
+        name: value
+        for name, value in record.metrics.items()
+        if name not in _NOT_LOSSES and not name.startswith("seconds/")
+    }
+
+
+def images_per_second(records: Sequence[RoundRecord]) -> float | None:
+    """Synthetic images per second in the newest round: as measured, else from the count of the round before."""
+    if not records:
+        return None
+    measured = number(records[-1].metrics.get("images_per_second"))
+    if measured is not None or len(records) < 2:
+        return measured
+    now, before = (number(record.metrics.get("images")) for record in (records[-1], records[-2]))
+    spent = number(records[-1].metrics.get("seconds/synthesis"))
+    return None if now is None or before is None or not spent else (now - before) / spent
+
+
+def class_names(info: RunInfo) -> tuple[str, ...]:
+    """The names of the classes, or their numbers."""
+    return info.names if len(info.names) == info.classes else tuple(str(k) for k in range(info.classes))
+
+
+def last_evaluation(records: Sequence[RoundRecord]) -> Evaluation | None:
+    """The newest evaluation of the student."""
+    return next((record.evaluation for record in reversed(records) if record.evaluation is not None), None)
+
+
+def rows_of(info: RunInfo, rounds: Sequence[RoundRecord], result: RunResult | None) -> list[Row]:
+    """Teacher and student as table rows; of an unfinished run, the student as it was evaluated last."""
+    teacher = None if result is None else result.teacher_evaluation
+    student = last_evaluation(rounds) if result is None else result.final
+    spent = math.fsum(record.seconds for record in rounds) if result is None else result.seconds
+    return [
+        _row("teacher", info.teacher, teacher, number(info.teacher.get("seconds"))),
+        _row("student", info.student, student, spent),
+    ]
+
+
+def _row(role: str, net: dict[str, object], seen: Evaluation | None, seconds: float | None) -> Row:
+    name = f"{role} ({net['name']})" if net.get("name") else role
+    return Row(
+        name=name,
+        accuracy=None if seen is None else seen.accuracy,
+        agreement=None if seen is None else seen.agreement,
+        parameters=number(net.get("parameters")),
+        macs=number(net.get("macs")),
+        bytes=number(net.get("bytes")),
+        seconds=seconds,
+    )
+
+
+def verdict_of(info: RunInfo, rounds: Sequence[RoundRecord], result: RunResult | None) -> Verdict:
+    """Did it work? Judged by the share of the teacher's accuracy that the student keeps, else by agreement.
+
+    From 97 % on that is "good", from 90 % on "fair", below "poor".
+    """
+    teacher, student = rows_of(info, rounds, result)
+    accuracy, agreement = number(student.accuracy), number(student.agreement)
+    reference = number(teacher.accuracy)
+    share = accuracy / reference if accuracy is not None and reference else agreement
+    size = _size(teacher.parameters, student.parameters)
+    level = _level(share)
+    if level == "open":
+        return Verdict(level, f"Nothing says yet how good the student{size} is: no test images were given.")
+    evaluation = last_evaluation(rounds) if result is None else result.final
+    images = "" if evaluation is None else f"of {evaluation.images:,} test images"
+    said = {"good": "This went well", "fair": "This went fairly well", "poor": "This fell short"}[level]
+    if accuracy is None:
+        same = f"chooses the same class as the teacher on {percent(agreement)} {images}"
+        return Verdict(level, f"{said}: the student{size} {same}.")
+    text = f"{said}: the student{size} gets {percent(accuracy)} {images} right."
+    if not reference:
+        return Verdict(level, f"{text} It agrees with the teacher on {percent(agreement)}.")
+    kept = f"so the student keeps {100 * accuracy / reference:.1f} % of its accuracy"
+    return Verdict(level, f"{text} The teacher gets {percent(reference)}, {kept}.")
+
+
+def _size(teacher: Number, student: Number) -> str:
+    if not teacher or student is None or student >= teacher:
+        return ""
+    return f", with {100 * student / teacher:.3g} % of the teacher's parameters,"
+
+
+def _level(share: Number) -> str:
+    if share is None:
+        return "open"
+    return "good" if share >= 0.97 else "fair" if share >= 0.9 else "poor"
