@@ -1,0 +1,1 @@
+"""What a run tells: observers, the terminal, and the HTML page."""
