@@ -1,0 +1,64 @@
+"""What all tests share: one thread, and a small teacher that really knows its images."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from dfkd.data.readers import STATISTICS, read_images
+from dfkd.engine.checkpoint import write_aside
+from dfkd.nets.zoo import build
+from dfkd.ops.pixels import as_images
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _one_stream() -> Iterator[None]:
+    """No test sees the random numbers another one used up."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+@pytest.fixture(scope="session")
+def digits_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """State dict of a WRN-16-1 trained on scikit-learn's 8 by 8 digits; made once for all worker processes."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    path = base / "digits-wrn16-1.pt"
+    if not path.exists():
+        weights = _train_on_digits().state_dict()
+        write_aside(path, lambda aside: torch.save(weights, aside))
+    return path
+
+
+@pytest.fixture
+def digits_teacher(digits_weights: Path) -> nn.Module:
+    """A fresh copy of that teacher: 1 channel, 8 by 8 pixels, normalised by ``STATISTICS["digits"]``."""
+    net = build("wrn16-1", 10, 1).net
+    net.load_state_dict(torch.load(digits_weights, weights_only=True))
+    return net.eval()
+
+
+def _train_on_digits(epochs: int = 5) -> nn.Module:
+    data = read_images("digits", "train")
+    mean, std = STATISTICS["digits"]
+    x = (as_images(data.images) - mean[0]) / std[0]
+    stream = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = build("wrn16-1", 10, 1).net
+    batches = [rows for _ in range(epochs) for rows in torch.randperm(len(x), generator=stream).split(64)]
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.2, total_steps=len(batches) + 1)
+    for rows in batches:
+        optimizer.zero_grad()
+        F.cross_entropy(net(x[rows]), data.labels[rows]).backward()
+        optimizer.step()
+        schedule.step()
+    return net.eval()

@@ -1,0 +1,119 @@
+"""One row per method: the smallest settings that exercise everything it does. The contract suite runs every row.
+
+A new method adds one row to ``SETTINGS`` and its page to ``tests/pages``. Rows stand alone: what a method needs beyond
+a pair of networks (unlabelled or real images) is part of its row.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dfkd.api import build_task
+from dfkd.engine.core import Method, Task
+from dfkd.engine.plan import Plan
+from dfkd.engine.runtime import Runtime
+from dfkd.methods.nayer import NAYER
+from dfkd.methods.noise import NoiseInput
+from dfkd.methods.vanilla import VanillaKD
+from dfkd.nets.zoo import build
+
+__all__ = ["SETTINGS", "Setting", "tiny_plan", "tiny_task"]
+
+
+def tiny_plan(rounds: int = 3, warmup: int = 0, **changes: Any) -> Plan:
+    """Three rounds of two student steps on batches of 12."""
+    settings: dict[str, Any] = {"steps": 2, "batch_size": 12, "lr": 0.05, "weight_decay": 1e-3, **changes}
+    return Plan(rounds=rounds, warmup=warmup, **settings)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How the contract suite runs one method.
+
+    Attributes:
+        method: the instance under test, with the smallest sensible sizes.
+        plan: at least three rounds, so that a run can stop after one and after two.
+        page: the module of ``tests/pages`` that says the same in plain loops.
+        teacher, student: names of the zoo. The default pair has equal heads (64) and equal stage sizes (8, 4, 2).
+        image_shape: (c, h, w).
+        classes: of both networks.
+        web: unlabelled images the task offers; 0 for none.
+        real: labelled real images the task offers; 0 for none.
+    """
+
+    method: Method[Any]
+    plan: Plan
+    page: str
+    teacher: str = "wrn10-1"
+    student: str = "resnet8"
+    image_shape: tuple[int, int, int] = (1, 8, 8)
+    classes: int = 4
+    web: int = 0
+    real: int = 0
+
+
+SETTINGS: dict[str, Setting] = {
+    "NAYER": Setting(
+        NAYER(
+            steps=2,
+            synthesis_batch=10,
+            batches=2,
+            warmup_batches=1,
+            width=12,
+            channels=4,
+            pad=1,
+            renew=2,
+            memory=32,  # smaller than what is made: the ring wraps around
+        ),
+        tiny_plan(rounds=3, warmup=1),
+        page="nayer",
+    ),
+    "NoiseInput": Setting(NoiseInput(), tiny_plan(), page="noise"),
+    "VanillaKD": Setting(VanillaKD(pad=1), tiny_plan(), page="vanilla", real=40),
+}
+
+
+def tiny_task(
+    setting: Setting, seed: int = 0, *, compile: bool = False, precision: str = "fp32", runtime: Runtime | None = None
+) -> Task:
+    """A fresh task for a row; networks and data depend on the row alone, the random streams on ``seed``.
+
+    The teacher's BatchNorm layers hold statistics that no batch of noise has, so that every statistics loss is busy.
+    """
+    stream = torch.Generator().manual_seed(1234)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(99)
+        teacher = build(setting.teacher, setting.classes, setting.image_shape[0]).net
+        student = build(setting.student, setting.classes, setting.image_shape[0]).net
+    with torch.no_grad():
+        for name, buffer in teacher.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.normal_(0, 0.3, generator=stream)
+            elif name.endswith("running_var"):
+                buffer.uniform_(0.5, 1.5, generator=stream)
+    if runtime is None:
+        runtime = Runtime(device="cpu", seed=seed, compile=compile, precision=precision, backend="eager")
+    channels, k = setting.image_shape[0], setting.classes
+    return build_task(
+        teacher,
+        student,
+        image_size=setting.image_shape,
+        mean=[0.4] * channels,
+        std=[0.3] * channels,
+        classes=k,
+        text=torch.randn(k, 7, generator=stream),
+        web=_pictures(setting.web, setting.image_shape, stream) if setting.web else None,
+        real=_labelled(setting, stream) if setting.real else None,
+        runtime=runtime.launch(),
+    )
+
+
+def _pictures(n: int, image_shape: tuple[int, int, int], stream: torch.Generator) -> Tensor:
+    return torch.randint(256, (n, *image_shape), dtype=torch.uint8, generator=stream)
+
+
+def _labelled(setting: Setting, stream: torch.Generator) -> tuple[Tensor, Tensor]:
+    labels = torch.arange(setting.real) % setting.classes
+    return _pictures(setting.real, setting.image_shape, stream), labels
