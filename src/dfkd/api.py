@@ -93,7 +93,8 @@ def distill(
         plan: how long; default: the method's published budget.
         out: run folder, new or empty; without it nothing is written.
         resume: continue the run in ``out`` where it stopped.
-        test: labelled images (an ``ImageSet``, a pair of tensors, or a source of :func:`~dfkd.data.readers.read_images`).
+        test: labelled images (an ``ImageSet``, a pair of tensors, or a source that
+            :func:`~dfkd.data.readers.read_images` knows).
         text: class embeddings, or the encoder that makes them (see :func:`~dfkd.data.text.embed`).
         prompt: P1, P2 or P3, for that encoder.
         web: unlabelled images, for methods that select from them.
@@ -320,8 +321,8 @@ def _check_teacher(task: Task, test: tuple[Tensor, Tensor] | None) -> Evaluation
     first = evaluate(task.teacher, *test, task.classes, task.runtime, guess)
     if first.accuracy < 1.5 / task.classes and task.classes > 1 and first.images >= 100:
         raise UserError(
-            f"teacher needs to do better than chance on the test images, got {first.accuracy:.1%} with {task.classes} classes; "
-            "check mean and std, the label order and the weights"
+            f"teacher needs to do better than chance on the test images, got {first.accuracy:.1%} with {task.classes} "
+            "classes; check mean and std, the label order and the weights"
         )
     return first
 

@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from dfkd.engine.checkpoint import write_aside
-from dfkd.engine.core import Method
-from dfkd.engine.plan import Plan
 from dfkd.engine.probe import Probe
 from dfkd.engine.records import RunInfo
 from dfkd.engine.runtime import Runtime
@@ -45,9 +43,9 @@ def network_bytes(net: nn.Module) -> int:
     return sum(t.numel() * t.element_size() for t in net.state_dict().values() if isinstance(t, Tensor))
 
 
-def settings_of(value: Method[Any] | Plan) -> dict[str, object]:
-    """Hyper-parameters as plain values."""
-    settings: dict[str, object] = asdict(value)  # type: ignore[call-overload]
+def settings_of(value: Any) -> dict[str, object]:
+    """Hyper-parameters of a method or a plan as plain values."""
+    settings: dict[str, object] = asdict(value)
     return settings
 
 
@@ -67,7 +65,7 @@ def provenance(runtime: Runtime) -> dict[str, object]:
         "channels_last": runtime.channels_last,
         "seed": runtime.seed,
         "commit": _commit(),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
 
@@ -136,6 +134,9 @@ def save_student(
 class _Whole(nn.Module):
     """Normalisation and network as one module, without hooks."""
 
+    mean: Tensor
+    scale: Tensor
+
     def __init__(self, probe: Probe) -> None:
         super().__init__()
         self.net = probe.net
@@ -182,8 +183,8 @@ def _check_same(old: RunInfo, new: RunInfo, folder: Path) -> None:
     for what, before, now in _settings(old, new):
         if before != now:
             raise UserError(
-                f"resume needs the settings the run in {folder} began with, got {what} = {now!r} instead of {before!r}; "
-                "set it back, or start in a new folder"
+                f"resume needs the settings the run in {folder} began with, got {what} = {now!r} instead of "
+                f"{before!r}; set it back, or start in a new folder"
             )
 
 

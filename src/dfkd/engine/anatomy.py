@@ -122,7 +122,8 @@ class _Trace:
         if not isinstance(logits, Tensor) or logits.dim() != 2:
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise UserError(
-                f"{role} needs to return logits of shape (images, classes), got {got}; wrap it so that it returns only these"
+                f"{role} needs to return logits of shape (images, classes), got {got}; wrap it so that it returns "
+                "only these"
             )
         self.logits = logits
         return logits
@@ -159,5 +160,6 @@ def _check_finite(net: nn.Module, role: str) -> None:
     for name, tensor in [*net.named_parameters(), *net.named_buffers()]:
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise UserError(
-                f"{role} needs finite weights, got NaN or infinity in {name!r}; the checkpoint is damaged or training diverged"
+                f"{role} needs finite weights, got NaN or infinity in {name!r}; the checkpoint is damaged or "
+                "training diverged"
             )

@@ -43,7 +43,8 @@ def write_aside(path: Path, write: Any) -> None:
             raise
         why = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise UserError(
-            f"run folder needs to take {path}, got {why!r}; free space or permissions, then resume: earlier saves are whole"
+            f"run folder needs to take {path}, got {why!r}; free space or permissions, then resume: earlier "
+            "saves are whole"
         ) from error
 
 
@@ -161,7 +162,7 @@ def pack(value: Any) -> Any:
 
 
 def unpack(saved: Any, into: Any, device: torch.device) -> Any:
-    """The inverse of :func:`pack`. Modules, optimisers and dataclasses are filled in place; the rest is returned new."""
+    """The inverse of :func:`pack`: modules, optimisers and dataclasses are filled in place, the rest is returned."""
     if isinstance(into, nn.Module | Optimizer):
         into.load_state_dict(saved)
         return into

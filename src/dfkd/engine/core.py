@@ -111,7 +111,7 @@ class Method(ABC, Generic[S]):
 
     @abstractmethod
     def synthesize(self, task: Task, state: S, clock: Clock) -> Metrics:
-        """Make this round's images (or features, or choose them); returns device scalars. Student is frozen, in eval mode."""
+        """Make (or choose) this round's images or features; returns device scalars. The student is in eval mode."""
 
     @abstractmethod
     def batch(self, task: Task, state: S, clock: Clock) -> Batch:

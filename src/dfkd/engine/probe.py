@@ -153,7 +153,8 @@ def _submodule(net: nn.Module, name: str) -> nn.Module:
 def _check_normalisation(mean: Sequence[float], std: Sequence[float]) -> None:
     if len(mean) != len(std):
         raise UserError(
-            f"normalisation needs as many stds as means, got {len(mean)} means and {len(std)} stds; give one per channel"
+            f"normalisation needs as many stds as means, got {len(mean)} means and {len(std)} stds; give one per "
+            "channel"
         )
     if not all(value > 0 for value in std):
         raise UserError(

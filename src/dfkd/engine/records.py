@@ -1,7 +1,7 @@
 """What a run tells about itself: plain values, no tensors but the sample images."""
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -67,6 +67,7 @@ class RunResult:
     files: dict[str, str] = field(default_factory=dict)
 
 
+@runtime_checkable
 class Observer(Protocol):
     """Somebody who watches a run. Observers only look: none of them may change what is trained."""
 

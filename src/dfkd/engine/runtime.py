@@ -47,7 +47,8 @@ class Runtime:
             raise UserError(f"runtime needs precision fp32 or bf16, got {precision!r}; choose one of them")
         if device == "cuda" and not torch.cuda.is_available():
             raise UserError(
-                "runtime needs a CUDA device, got a machine (or a torch build) without one; use device=cpu or run `dfkd doctor`"
+                "runtime needs a CUDA device, got a machine (or a torch build) without one; use device=cpu or run "
+                "`dfkd doctor`"
             )
         accelerator = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self.fabric = Fabric(accelerator=accelerator, devices=devices, strategy="ddp" if _many(devices) else "auto")
