@@ -2,7 +2,7 @@
 
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -74,20 +74,21 @@ class Pool:
             self.rows[name][: keep - first] = new[first:]
         self.added += n
 
-    def draw(self, n: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """``n`` rows, uniform with replacement, on the pool's device.
+    def draw(self, n: int, generator: torch.Generator, names: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """``n`` rows, uniform with replacement, on the pool's device: all columns, or only those called ``names``.
 
         Raises:
             RuntimeError: the pool is empty.
         """
         if not len(self):
             raise RuntimeError("a pool needs rows before the first draw, got none; synthesise first")
-        return self.take(torch.randint(len(self), (n,), device=generator.device, generator=generator))
+        return self.take(torch.randint(len(self), (n,), device=generator.device, generator=generator), names)
 
-    def take(self, index: Tensor) -> dict[str, Tensor]:
-        """The rows at these places of the ring."""
+    def take(self, index: Tensor, names: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """The rows at these places of the ring: all columns, or only those called ``names``."""
+        wanted = self.rows if names is None else {name: self.rows[name] for name in names}
         return {
-            name: column.index_select(0, index.to(column.device)).to(self.device) for name, column in self.rows.items()
+            name: column.index_select(0, index.to(column.device)).to(self.device) for name, column in wanted.items()
         }
 
     def newest(self, n: int) -> dict[str, Tensor]:

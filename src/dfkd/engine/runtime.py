@@ -89,7 +89,9 @@ class Runtime:
         if not self.compiled:
             return function
         if function not in self._compiled:
-            self._compiled[function] = torch.compile(function, fullgraph=True, dynamic=False, backend=self.backend)
+            compiled = torch.compile(function, fullgraph=True, dynamic=False, backend=self.backend)
+            # Grad-CAM differentiates inside an objective: without this it would end the graph there.
+            self._compiled[function] = torch._dynamo.config.patch(trace_autograd_ops=True)(compiled)
         return self._compiled[function]
 
     def step(

@@ -41,8 +41,8 @@ def class_activation_maps(
 
     ``maps`` is the tensor that global pooling sees, ``head_weight`` the weight of the linear head behind it.
     """
-    weight = head_weight.detach().to(maps.dtype)
-    return torch.einsum("kc,nchw->nkhw", weight, maps)
+    weight = head_weight.detach()
+    return torch.einsum("kc,nchw->nkhw", weight, maps.to(weight.dtype))
 
 
 def grad_cams(
@@ -127,7 +127,9 @@ def cam_difference(student_cam: Float[Tensor, "n h w"], teacher_cam: Float[Tenso
 
 
 def _weighted(maps: Maps, gradient: Maps) -> StageMap:
-    """Sum of the channels, each weighted by the spatial mean of its gradient."""
+    """Sum of the channels, each weighted by the spatial mean of its gradient; in float32 at least."""
+    if maps.dtype in (torch.bfloat16, torch.float16):
+        maps, gradient = maps.float(), gradient.float()
     return torch.einsum("nc,nchw->nhw", gradient.mean(dim=(2, 3)), maps)
 
 
