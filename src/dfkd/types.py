@@ -41,8 +41,12 @@ class Readout(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What the student sees in one step: images in [0, 1], and, where a method has them, labels or row numbers."""
+    """What the student sees in one step: images in [0, 1], and, where a method has them, labels or row numbers.
+
+    ``other`` is a second view of the same images (KD3's perturbed ones, which may leave [0, 1]).
+    """
 
     images: Images
     labels: Labels | None = None
     rows: Labels | None = None
+    other: Images | None = None

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dfkd.data.pool import Pool
+from dfkd.engine.core import Cache
 from dfkd.errors import UserError
 from dfkd.types import Moments
 
@@ -141,12 +142,15 @@ class Checkpoint:
 
 
 def pack(value: Any) -> Any:
-    """``value`` as plain containers, numbers and tensors. Pools are left out: they are saved as segments."""
+    """``value`` as plain containers, numbers and tensors.
+
+    Pools are left out, as they are saved in segments, and so are caches, which can be computed again.
+    """
     if isinstance(value, Tensor):
         return value.detach().clone()
     if isinstance(value, nn.Module | Optimizer):
         return value.state_dict()
-    if isinstance(value, Pool):
+    if isinstance(value, Pool | Cache):
         return None
     if isinstance(value, Moments):
         return {"moments": [pack(value.mean), pack(value.var)]}
@@ -166,7 +170,7 @@ def unpack(saved: Any, into: Any, device: torch.device) -> Any:
     if isinstance(into, nn.Module | Optimizer):
         into.load_state_dict(saved)
         return into
-    if isinstance(into, Pool):
+    if isinstance(into, Pool | Cache):
         return into
     if is_dataclass(into) and not isinstance(into, type):
         for item in fields(into):

@@ -15,7 +15,9 @@ from dfkd.engine.probe import Probe
 from dfkd.engine.runtime import Runtime
 from dfkd.types import Batch, Scalar
 
-__all__ = ["Clock", "Method", "Metrics", "Need", "State", "Task"]
+__all__ = ["Cache", "Clock", "Method", "Metrics", "Need", "State", "Task"]
+
+V = TypeVar("V")
 
 Metrics = Mapping[str, Tensor | float]
 
@@ -74,12 +76,23 @@ class Need(Enum):
     SIDE_8 = "an image side that is a multiple of 8"
 
 
+class Cache(Generic[V]):
+    """A field of a state that checkpoints leave out, because it can be computed again, bit for bit.
+
+    ``value`` is None until the method fills it, and again after a resume.
+    """
+
+    def __init__(self) -> None:
+        self.value: V | None = None
+
+
 @dataclass
 class State:
     """What a method remembers between rounds. Subclass as a dataclass; every field is checkpointed.
 
-    Fields may be tensors, modules, optimisers, pools, numbers, strings, and lists, tuples and dicts of those. A method
-    that stores images calls that pool ``pool`` and its columns ``images`` and ``labels``: then they are shown.
+    Fields may be tensors, modules, optimisers, pools, numbers, strings, and lists, tuples and dicts of those; a
+    :class:`Cache` is not saved. A method that stores images calls that pool ``pool`` and its columns ``images`` and
+    ``labels``: then they are shown.
 
     Attributes:
         joint: extra modules trained with the student (a projector, heads).
