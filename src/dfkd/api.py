@@ -115,22 +115,19 @@ def distill(
     method = NAYER() if method is None else method
     plan = type(method).default_plan if plan is None else plan
     runtime = runtime or Runtime(seed=seed)
-    with torch.random.fork_rng(devices=[0] if torch.cuda.is_available() else []):
+    if resume and out is None:
+        raise UserError("resume needs the run's folder, got no out; give the folder the run was started with")
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=_seeded(runtime)))
+        stack.callback(_put_back, teacher, _flags(teacher))
         runtime.launch()
+        text = None if isinstance(text, str) and Need.TEXT not in method.needs() else text
+        layers = (teacher_layers or {}, student_layers or {})
         task, facts, embedding = _prepare(
-            teacher,
-            student,
-            runtime,
-            image_size,
-            mean,
-            std,
-            classes,
-            text,
-            prompt,
-            web,
-            real,
-            (teacher_layers or {}, student_layers or {}),
+            teacher, student, runtime, image_size, mean, std, classes, text, prompt, web, real, layers
         )
+        stack.callback(task.teacher.release)
+        stack.callback(task.student.release)
         check(task, method)
         info = _info(method, plan, task, facts, embedding, names)
         exam = _labelled(test, task, "test")
@@ -138,23 +135,21 @@ def distill(
         again = open_run(folder, info, resume) if folder is not None and runtime.rank == 0 else resume
         runtime.barrier()
         first = _check_teacher(task, exam)
-        with ExitStack() as stack:
-            keep = _Keep()
-            watchers = _observers(folder, again, runtime, stack, progress, [*observers, keep])
-            watch = Watch(
-                watchers,
-                exam,
-                evaluate_every,
-                samples_every if folder or observers else 0,
-                checkpoint=_checkpoint(folder, runtime),
-                save_every=save_every,
-            )
-            for observer in watchers:
-                observer.started(info)
-            run(task, method, plan, watch, resume=again)
-            result = _finish(task, info, folder, keep.records, first, watchers, spec, export)
-    task.teacher.release()
-    return Distilled(task.student.release().eval(), result)
+        keep = _Keep()
+        watchers = _observers(folder, again, runtime, stack, progress, [*observers, keep])
+        watch = Watch(
+            watchers,
+            exam,
+            evaluate_every,
+            samples_every if folder or observers else 0,
+            checkpoint=_checkpoint(folder, runtime),
+            save_every=save_every,
+        )
+        for observer in watchers:
+            observer.started(info)
+        run(task, method, plan, watch, resume=again)
+        result = _finish(task, info, folder, keep.records, first, watchers, spec, export)
+    return Distilled(student.eval(), result)
 
 
 def build_task(
@@ -180,6 +175,24 @@ def build_task(
     runtime = runtime or Runtime().launch()
     layers = (teacher_layers or {}, student_layers or {})
     return _prepare(teacher, student, runtime, image_size, mean, std, classes, text, prompt, web, real, layers)[0]
+
+
+def _seeded(runtime: Runtime) -> list[int]:
+    """CUDA devices whose default streams a run touches: seeding touches all, once CUDA is in use."""
+    in_use = torch.cuda.is_initialized() or runtime.fabric.device.type == "cuda"
+    return list(range(torch.cuda.device_count())) if in_use else []
+
+
+def _flags(net: nn.Module) -> tuple[list[bool], list[bool]]:
+    return [p.requires_grad for p in net.parameters()], [m.training for m in net.modules()]
+
+
+def _put_back(net: nn.Module, flags: tuple[list[bool], list[bool]]) -> None:
+    """The user's network asks for gradients, and is in the modes, that it was given with."""
+    for parameter, wanted in zip(net.parameters(), flags[0], strict=True):
+        parameter.requires_grad_(wanted)
+    for module, mode in zip(net.modules(), flags[1], strict=True):
+        module.training = mode
 
 
 class _Keep:
@@ -209,7 +222,7 @@ def _prepare(
     mean: Sequence[float],
     std: Sequence[float],
     classes: Sequence[str] | int | None,
-    text: TextEmbedding | Tensor | str,
+    text: TextEmbedding | Tensor | str | None,
     prompt: str,
     web: Rows | Tensor | str | Path | None,
     real: Real,
@@ -223,7 +236,7 @@ def _prepare(
     old, new = _match_stages(old, new)
     k = old.classes
     names = () if classes is None or isinstance(classes, int) else tuple(classes)
-    embedding = _embedding(text, names, k, prompt)
+    embedding = None if text is None else _embedding(text, names, k, prompt)
     probes = [
         Probe(
             runtime.place(net),
@@ -243,12 +256,12 @@ def _prepare(
         k,
         runtime,
         names,
-        text=embedding.vectors.to(runtime.device),
+        text=None if embedding is None else embedding.vectors.to(runtime.device),
         web=None if web is None else web if isinstance(web, Rows) else open_rows(web, shape, _cache()),
     )
     training = _labelled(real, task, "real")
     training = None if training is None else (training[0].to(runtime.device), training[1].to(runtime.device))
-    return replace(task, real=training), (old, new), embedding.source
+    return replace(task, real=training), (old, new), {} if embedding is None else embedding.source
 
 
 def _match_stages(old: Anatomy, new: Anatomy) -> tuple[Anatomy, Anatomy]:
@@ -319,7 +332,9 @@ def _check_teacher(task: Task, test: tuple[Tensor, Tensor] | None) -> Evaluation
         return None
     guess = predictions(task.teacher, test[0], task.runtime)
     first = evaluate(task.teacher, *test, task.classes, task.runtime, guess)
-    if first.accuracy < 1.5 / task.classes and task.classes > 1 and first.images >= 100:
+    chance = 1 / task.classes
+    luck = 3 * (chance * (1 - chance) / first.images) ** 0.5
+    if first.accuracy < chance + luck and task.classes > 1 and first.images >= 100:
         raise UserError(
             f"teacher needs to do better than chance on the test images, got {first.accuracy:.1%} with {task.classes} "
             "classes; check mean and std, the label order and the weights"

@@ -1,7 +1,10 @@
 """The transfer set: a ring of named rows on one device, or, past a byte limit, in memory-mapped files."""
 
 import math
+import os
+import shutil
 import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -46,7 +49,9 @@ class Pool:
         self.capacity, self.columns, self.device = capacity, dict(columns), torch.device(device)
         self.added = 0  # rows ever added; the next one goes to row `added % capacity`
         self.spilled = limit_bytes is not None and self.nbytes > limit_bytes
-        self._folder = tempfile.TemporaryDirectory(prefix="dfkd-pool-", dir=spill) if self.spilled else None
+        self._folder = Path(tempfile.mkdtemp(prefix="dfkd-pool-", dir=spill)) if self.spilled else None
+        if self._folder is not None:
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self.rows = {name: self._reserve(name, shape, dtype) for name, (shape, dtype) in columns.items()}
 
     @property
@@ -117,10 +122,12 @@ class Pool:
     def _reserve(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         if self._folder is None:
             return torch.empty((self.capacity, *shape), dtype=dtype, device=self.device)
-        path = Path(self._folder.name) / f"{name}.rows"
+        path = self._folder / f"{name}.rows"
         as_numpy = torch.empty((), dtype=dtype).numpy().dtype
         try:
-            mapped = np.memmap(path, dtype=as_numpy, mode="w+", shape=(self.capacity, *shape))
+            with path.open("wb") as handle:  # a full disk must show now, not as a bus error in the middle of a round
+                os.posix_fallocate(handle.fileno(), 0, self.capacity * math.prod(shape) * dtype.itemsize)
+            mapped = np.memmap(path, dtype=as_numpy, mode="r+", shape=(self.capacity, *shape))
         except OSError as error:
             raise UserError(
                 f"pool needs {self.nbytes / 1e9:.1f} GB of disk in {path.parent}, got {error.strerror or error}; "

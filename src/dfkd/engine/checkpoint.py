@@ -92,19 +92,27 @@ class Checkpoint:
         Raises:
             UserError: a checkpoint of another number of processes, or one that cannot be read.
         """
-        commit = json.loads(self.path.read_text())
-        if commit["world"] != self.world:
-            raise UserError(
-                f"resume needs the {commit['world']} processes the run began with, got {self.world}; start as many"
-            )
-        payload = self._read(self._state(commit["rounds"]))
-        self._segments = {name: [(a, b) for a, b in spans] for name, spans in payload["segments"].items()}
-        for name, pool in pools.items():
-            for start, end in self._segments[name]:
-                rows = self._read(self._file(name, start, end))
-                pool.added = end - len(next(iter(rows.values())))
-                pool.add(**rows)
+        rounds, world = self._read_commit()
+        if world != self.world:
+            raise UserError(f"resume needs the {world} processes the run began with, got {self.world}; start as many")
+        payload = self._read(self._state(rounds))
+        try:
+            self._segments = {name: [(a, b) for a, b in spans] for name, spans in payload["segments"].items()}
+            for name, pool in pools.items():
+                for start, end in self._segments[name]:
+                    rows = self._read(self._file(name, start, end))
+                    pool.added = end - len(next(iter(rows.values())))
+                    pool.add(**rows)
+        except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
+            raise error if isinstance(error, UserError) else _damaged(self._state(rounds), error) from error
         return payload
+
+    def _read_commit(self) -> tuple[int, int]:
+        try:
+            commit = json.loads(self.path.read_text())
+            return int(commit["rounds"]), int(commit["world"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise _damaged(self.path, error) from error
 
     def _save_rows(self, name: str, pool: Pool) -> list[tuple[int, int]]:
         """Write the rows added since the last save; returns the spans that make up the pool now."""
@@ -129,16 +137,23 @@ class Checkpoint:
         for path in [*self.folder.glob(f"pool-{self.rank}-*.pt"), *self.folder.glob(f"state-{self.rank}-*.pt")]:
             if path not in kept:
                 path.unlink(missing_ok=True)
+        for kind in ("pool", "state"):  # what a kill in the middle of a write left behind
+            for path in self.folder.glob(f".{kind}-{self.rank}-*.tmp"):
+                path.unlink(missing_ok=True)
 
     @staticmethod
     def _read(path: Path) -> dict[str, Any]:
         try:
             content: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
         except Exception as error:  # whatever a damaged file makes the reader raise
-            raise UserError(
-                f"resume needs a readable checkpoint, got {path} ({type(error).__name__}); start again in a new folder"
-            ) from error
+            raise _damaged(path, error) from error
         return content
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(
+        f"resume needs a readable checkpoint, got {path} ({type(error).__name__}); start again in a new folder"
+    )
 
 
 def pack(value: Any) -> Any:
@@ -157,7 +172,7 @@ def pack(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return {item.name: pack(getattr(value, item.name)) for item in fields(value)}
     if isinstance(value, Mapping):
-        return {key: pack(item) for key, item in value.items()}
+        return {"dict": {key: pack(item) for key, item in value.items()}}
     if isinstance(value, list | tuple):
         return {"tuple" if isinstance(value, tuple) else "list": [pack(item) for item in value]}
     if value is None or isinstance(value, bool | int | float | str):
@@ -176,6 +191,9 @@ def unpack(saved: Any, into: Any, device: torch.device) -> Any:
         for item in fields(into):
             setattr(into, item.name, unpack(saved[item.name], getattr(into, item.name), device))
         return into
+    if isinstance(saved, Tensor) and isinstance(into, Tensor) and into.requires_grad:
+        with torch.no_grad():  # an optimiser may hold it
+            return into.copy_(saved)
     if isinstance(saved, Tensor):
         return saved.to(device) if not isinstance(into, Tensor) else saved.to(into.device)
     if isinstance(saved, dict):
@@ -193,7 +211,7 @@ def _unpack_container(saved: dict[Any, Any], into: Any, device: torch.device) ->
             items = [unpack(part, slot, device) for part, slot in zip(saved[kind], old, strict=False)]
             return items if kind == "list" else tuple(items)
     slots = into if isinstance(into, Mapping) else {}
-    return {key: unpack(part, slots.get(key), device) for key, part in saved.items()}
+    return {key: unpack(part, slots.get(key), device) for key, part in saved["dict"].items()}
 
 
 def pools_of(state: Any) -> dict[str, Pool]:

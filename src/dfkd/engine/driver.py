@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
 from dfkd.engine.checkpoint import Checkpoint, pack, pools_of, unpack
@@ -66,31 +66,35 @@ def run(task: Task, method: Method[Any], plan: Plan, watch: Watch | None = None,
     task.teacher.freeze()
     state = method.setup(task, plan)
     task.runtime.place(state.joint)
-    learnt = [p for name, p in task.student.net.named_parameters() if p.requires_grad and name not in state.held]
+    task.runtime.share(task.student.net)
+    learnt = _learnt(task, state)
     optimizer = _optimizer([*learnt, *state.joint.parameters()], plan)
     first, spent = _restore(task, state, optimizer, watch) if resume else (0, 0.0)
     objective = task.runtime.compile(lambda batch: method.loss(task, state, batch))
     saved_at = time.monotonic()
-    for round in range(first, plan.total):
-        began = time.monotonic()
-        _set_rate(optimizer, plan.rate(round))
-        task.student.freeze()
-        state.joint.eval()
-        made = method.synthesize(task, state, Clock(plan, round))
-        between = time.monotonic()
-        _wake(task, state, learnt)
-        loss, batch = _student_steps(task, method, state, plan, round, objective, optimizer, watch)
-        task.student.eval()
-        record = _look(task, state, plan, watch, round, made, loss, batch, (began, between, time.monotonic()))
-        spent += time.monotonic() - began
-        for observer in watch.observers:
-            observer.rounded(record)
-        last = round + 1 == plan.total
-        if watch.checkpoint and (last or _agree(task, time.monotonic() - saved_at >= watch.save_every)):
-            _save(task, state, optimizer, watch.checkpoint, round + 1, spent)
-            saved_at = time.monotonic()
-    for parameter in learnt:
-        parameter.requires_grad_(True)
+    try:
+        for round in range(first, plan.total):
+            began = time.monotonic()
+            _set_rate(optimizer, plan.rate(round))
+            task.student.freeze()
+            state.joint.eval()
+            made = method.synthesize(task, state, Clock(plan, round))
+            between = time.monotonic()
+            _wake(task, state, learnt)
+            loss, batch = _student_steps(task, method, state, plan, round, objective, optimizer, watch)
+            task.student.eval()
+            task.runtime.level(nn.ModuleList([task.student.net, state.joint]))
+            record = _look(task, state, plan, watch, round, made, loss, batch, (began, between, time.monotonic()))
+            spent += time.monotonic() - began
+            for observer in watch.observers:
+                observer.rounded(record)
+            last = round + 1 == plan.total
+            if watch.checkpoint and (last or _agree(task, time.monotonic() - saved_at >= watch.save_every)):
+                _save(task, state, optimizer, watch.checkpoint, round + 1, spent)
+                saved_at = time.monotonic()
+    finally:  # also after Ctrl-C: the same modules may be given to a run that resumes
+        for parameter in learnt:
+            parameter.requires_grad_(True)
     return state
 
 
@@ -106,6 +110,17 @@ def check(task: Task, method: Method[Any]) -> None:
             f"{type(method).__name__} needs {missing[0].value}, got a pair without; "
             "`dfkd inspect` lists the methods that fit this pair"
         )
+
+
+def _learnt(task: Task, state: State) -> list[nn.Parameter]:
+    """What the run may change: parameters the user did not freeze and the method did not fix."""
+    named = task.student.net.named_parameters()
+    learnt = [p for name, p in named if p.requires_grad and name not in state.held]
+    if not learnt and not list(state.joint.parameters()):
+        raise UserError(
+            "student needs parameters that may change, got none with requires_grad; call student.requires_grad_(True)"
+        )
+    return learnt
 
 
 def _student_steps(
@@ -249,8 +264,15 @@ def _restore(task: Task, state: State, optimizer: Optimizer, watch: Watch) -> tu
     if watch.checkpoint is None or not watch.checkpoint.exists():
         return 0, 0.0
     payload = watch.checkpoint.load(pools_of(state))
-    task.student.net.load_state_dict(payload["student"])
-    unpack(payload["state"], state, task.runtime.device)
-    optimizer.load_state_dict(payload["optimizer"])
-    task.runtime.restore_streams(payload["streams"])
-    return int(payload["rounds"]), float(payload["seconds"])
+    try:
+        task.student.net.load_state_dict(payload["student"])
+        unpack(payload["state"], state, task.runtime.device)
+        optimizer.load_state_dict(payload["optimizer"])
+        task.runtime.restore_streams(payload["streams"])
+        return int(payload["rounds"]), float(payload["seconds"])
+    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+        why = str(error).strip().splitlines()
+        raise UserError(
+            f"resume needs a checkpoint of this pair and method, got {watch.checkpoint.folder} "
+            f"({why[0] if why else type(error).__name__}); start again in a new folder"
+        ) from error

@@ -46,11 +46,24 @@ class Plan:
     def __post_init__(self) -> None:
         for name, least in (("rounds", 1), ("warmup", 0), ("steps", 1), ("batch_size", 1)):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise UserError(
                     f"plan needs {name} to be a whole number of at least {least}, got {value!r}; change {name}"
                 )
-        for name in ("lr", "lr_min", "weight_decay"):
+        for name, choices in (("optimizer", ("sgd", "adam")), ("schedule", ("cosine", "step", "constant"))):
+            if getattr(self, name) not in choices:
+                raise UserError(
+                    f"plan needs {name} to be one of {', '.join(choices)}, got {getattr(self, name)!r}; choose one"
+                )
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        if self.clip is not None and not self.clip > 0:
+            raise UserError(f"plan needs clip to be above 0, got {self.clip!r}; leave it out for no limit")
+        if not 0 <= self.momentum < 1 or (self.nesterov and self.momentum == 0):
+            least = "above 0 with nesterov" if self.nesterov else "at least 0"
+            raise UserError(f"plan needs momentum to be {least} and below 1, got {self.momentum!r}; change momentum")
+        for name in ("lr", "lr_min", "weight_decay", "gamma"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise UserError(f"plan needs {name} to be a finite number of at least 0, got {value!r}; change {name}")

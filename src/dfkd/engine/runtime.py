@@ -61,7 +61,9 @@ class Runtime:
         if self.fabric.world_size > 1 and not torch.distributed.is_initialized():
             self.fabric.launch()
         self.device: torch.device = self.fabric.device
-        self.generator = torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + 7919 * self.rank + 1)
+        self.generator = torch.Generator(self.device).manual_seed(
+            (self.seed * 1_000_003 + 7919 * self.rank + 1) % 2**63
+        )
         torch.manual_seed(self.seed)
         return self
 
@@ -88,30 +90,35 @@ class Runtime:
         """``function`` compiled as one graph, or as it is where compilation is off."""
         if not self.compiled:
             return function
-        if function not in self._compiled:
-            compiled = torch.compile(function, fullgraph=True, dynamic=False, backend=self.backend)
+        if function in self._compiled:
+            return self._compiled[function]
+        compiled = torch.compile(function, fullgraph=True, dynamic=False, backend=self.backend)
+        if hasattr(torch._dynamo.config, "trace_autograd_ops"):
             # Grad-CAM differentiates inside an objective: without this it would end the graph there.
-            self._compiled[function] = torch._dynamo.config.patch(trace_autograd_ops=True)(compiled)
-        return self._compiled[function]
+            compiled = torch._dynamo.config.patch(trace_autograd_ops=True)(compiled)
+        if getattr(function, "__closure__", None) is None:  # a closure would keep a finished run's pool alive
+            self._compiled[function] = compiled
+        return compiled
 
     def step(
         self, loss: Scalar, *optimizers: Optimizer, private: Sequence[Optimizer] = (), clip: float | None = None
     ) -> None:
         """One step of every optimiser on ``loss``.
 
-        Only the parameters these optimisers own are differentiated, so nothing leaks into teacher or student.
-        Gradients of ``optimizers`` are averaged over processes in one collective; those of ``private`` (pixels,
+        Only the parameters these optimisers own are differentiated, so nothing leaks into teacher or student; one
+        that ``loss`` does not depend on gets no gradient and stays. Gradients of ``optimizers`` are averaged over processes in one collective; those of ``private`` (pixels,
         latent codes) stay local. ``clip`` bounds the joint norm of the shared gradients.
         """
         shared = [p for optimizer in optimizers for p in _parameters(optimizer)]
         local = [p for optimizer in private for p in _parameters(optimizer)]
-        grads = torch.autograd.grad(loss, [*shared, *local])
-        mine = self.average(grads[: len(shared)])
+        grads = torch.autograd.grad(loss, [*shared, *local], allow_unused=True)
+        common = self.average([grad for grad in grads[: len(shared)] if grad is not None])
         if clip is not None:
-            norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in mine]))
-            torch._foreach_mul_(mine, (clip / (norm + 1e-6)).clamp(max=1.0))
-        for parameter, grad in zip([*shared, *local], [*mine, *grads[len(shared) :]], strict=True):
-            parameter.grad = grad
+            common = _clipped(common, clip)
+        queue = iter(common)
+        for i, (parameter, grad) in enumerate(zip([*shared, *local], grads, strict=True)):
+            if grad is not None:
+                parameter.grad = _laid_out(next(queue) if i < len(shared) else grad, parameter)
         for optimizer in (*optimizers, *private):
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -123,7 +130,26 @@ class Runtime:
         flat = torch.cat([t.reshape(-1) for t in tensors])
         torch.distributed.all_reduce(flat)
         flat /= self.world
-        return [part.view(t.shape) for part, t in zip(flat.split([t.numel() for t in tensors]), tensors, strict=True)]
+        parts = flat.split([t.numel() for t in tensors])
+        return [part.view(t.shape).to(t.dtype) for part, t in zip(parts, tensors, strict=True)]
+
+    @torch.no_grad()
+    def share(self, module: nn.Module) -> None:
+        """Give every process the weights and buffers process 0 has."""
+        if self.world == 1:
+            return
+        for tensor in (*module.parameters(), *module.buffers()):
+            flat = tensor.detach().contiguous().clone()
+            torch.distributed.broadcast(flat, src=0)
+            tensor.copy_(flat)
+
+    @torch.no_grad()
+    def level(self, module: nn.Module) -> None:
+        """Replace floating-point buffers (running statistics) by their mean over processes: each saw other images."""
+        buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
+        for buffer, mean in zip(buffers, self.average(buffers), strict=True):
+            if mean is not buffer:
+                buffer.copy_(mean)
 
     def total(self, tensor: Tensor) -> Tensor:
         """Sum over processes."""
@@ -159,3 +185,15 @@ def _many(devices: int) -> bool:
 
 def _parameters(optimizer: Optimizer) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _clipped(grads: Sequence[Tensor], clip: float) -> list[Tensor]:
+    # Not in place: autograd may return one tensor as the gradient of two parameters.
+    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(grad) for grad in grads]))
+    scale = (clip / (norm + 1e-6)).clamp(max=1.0)
+    return [grad * scale for grad in grads]
+
+
+def _laid_out(grad: Tensor, parameter: Tensor) -> Tensor:
+    # Fused optimisers read both as flat memory: with other strides they would update the wrong weights, silently.
+    return grad if grad.stride() == parameter.stride() else torch.empty_like(parameter).copy_(grad)

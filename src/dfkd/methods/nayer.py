@@ -109,7 +109,7 @@ class NAYER(Method[NayerState]):
         G = (DeepGenerator if deep else ConvGenerator)(length, task.image_shape, self.channels)
         made = self.synthesis_batch * (plan.warmup * self.warmup_batches + plan.rounds * self.batches)
         columns = {"images": (task.image_shape, torch.uint8), "labels": ((), torch.int64)}
-        M = Pool(min(made, self.memory or made), columns, task.runtime.device)
+        M = Pool(made if self.memory is None else min(made, self.memory), columns, task.runtime.device)
         return NayerState(pool=M, G=task.runtime.place(G), Z=Z.to(task.runtime.device))
 
     def synthesize(self, task: Task, state: NayerState, clock: Clock) -> Metrics:
