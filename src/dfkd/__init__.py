@@ -20,18 +20,23 @@ if TYPE_CHECKING:
     from dfkd.engine.probe import Probe
     from dfkd.engine.records import Evaluation, Observer, RoundRecord, RunInfo, RunResult
     from dfkd.engine.runtime import Runtime
+    from dfkd.engine.sharing import share_head
     from dfkd.errors import UserError
     from dfkd.methods import METHODS
+    from dfkd.methods.kd3 import KD3
     from dfkd.methods.nayer import NAYER
+    from dfkd.methods.stts import STTS
     from dfkd.nets.zoo import ZOO, build
     from dfkd.types import Batch, Moments, Readout
 
 __version__ = "0.1.0"
 
 _WHERE = {
+    "KD3": "dfkd.methods.kd3",
     "METHODS": "dfkd.methods",
     "NAYER": "dfkd.methods.nayer",
     "STATISTICS": "dfkd.data.readers",
+    "STTS": "dfkd.methods.stts",
     "ZOO": "dfkd.nets.zoo",
     "Anatomy": "dfkd.engine.anatomy",
     "Batch": "dfkd.types",
@@ -66,13 +71,16 @@ _WHERE = {
     "open_rows": "dfkd.data.rows",
     "read_images": "dfkd.data.readers",
     "run": "dfkd.engine.driver",
+    "share_head": "dfkd.engine.sharing",
     "survey": "dfkd.engine.anatomy",
 }
 
 __all__ = [
+    "KD3",
     "METHODS",
     "NAYER",
     "STATISTICS",
+    "STTS",
     "ZOO",
     "Anatomy",
     "Batch",
@@ -108,6 +116,7 @@ __all__ = [
     "open_rows",
     "read_images",
     "run",
+    "share_head",
     "survey",
 ]
 

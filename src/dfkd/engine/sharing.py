@@ -1,0 +1,129 @@
+"""A student that keeps the teacher's classifier (KD3, SimKD), also where the two networks' features differ in width."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dfkd.engine.anatomy import Anatomy, survey
+from dfkd.errors import UserError
+from dfkd.nets.heads import map_projector, vector_projector
+from dfkd.nets.tail import last_map
+
+__all__ = ["share_head", "widen"]
+
+
+def share_head(teacher: nn.Module, student: nn.Module, image_size: tuple[int, int, int]) -> nn.Module:
+    """Give ``student`` the teacher's classifier, with a projector before it where the widths differ.
+
+    The projector (SimKD's: three convolutions with BatchNorm and ReLU) sits between the student's last feature map
+    and its global pooling; in networks whose classifier reads something else than the pooled map it is a linear layer
+    with BatchNorm and ReLU before the classifier. It belongs to the student and is deployed with it.
+
+    Args:
+        teacher: classifier of ``image_size`` images; left as it is.
+        student: changed in place.
+        image_size: (c, h, w).
+
+    Returns:
+        ``student``.
+
+    Raises:
+        UserError: a network without a linear classifier, or another number of classes.
+    """
+    old = survey(teacher, image_size, None, "teacher")
+    new = survey(student, image_size, old.classes, "student")
+    given, own = _linear(teacher, old, "teacher"), _linear(student, new, "student")
+    if new.features != old.features or (given.bias is None) != (own.bias is None):
+        seen = _look(teacher, given, image_size)
+        widen(student, image_size, old.features, seen.side, given.bias is not None, seen.positive)
+        own = _linear(student, survey(student, image_size, old.classes, "student"), "student")
+    with torch.no_grad():
+        own.weight.copy_(given.weight)
+        if own.bias is not None and given.bias is not None:
+            own.bias.copy_(given.bias)
+    return student
+
+
+def widen(
+    student: nn.Module,
+    image_size: tuple[int, int, int],
+    features: int,
+    side: tuple[int, int] | None = None,
+    bias: bool = True,
+    relu: bool = True,
+) -> nn.Module:
+    """Put a projector to ``features`` numbers before the student's classifier, which gets new weights; in place.
+
+    From these plain numbers a saved student is built again without its teacher.
+
+    Args:
+        student: classifier with a linear head.
+        image_size: (c, h, w).
+        features: what the classifier reads afterwards.
+        side: (h, w) of the teacher's last map; a larger one of the student is averaged down to it.
+        bias: of the new classifier.
+        relu: features are never negative.
+    """
+    facts = survey(student, image_size, None, "student")
+    head = _linear(student, facts, "student")
+    seen = _look(student, head, image_size)
+    after: list[nn.Module] = [nn.Linear(features, head.out_features, bias)]
+    if seen.place is not None and seen.pooled:
+        larger = side is not None and (seen.side[0] > side[0] or seen.side[1] > side[1])
+        projector = map_projector(head.in_features, features, side if larger else None, relu)
+        _replace(student, seen.place, nn.Sequential(student.get_submodule(seen.place), projector))
+    elif head.in_features != features:
+        after = [*vector_projector(head.in_features, features, relu), *after]
+    _replace(student, facts.head or "", nn.Sequential(*after) if len(after) > 1 else after[0])
+    training = student.training
+    return student.to(head.weight.device, head.weight.dtype).train(training)
+
+
+class _Look(NamedTuple):
+    """The last map of a network: which module, its (h, w), does the classifier read its mean, and is that positive?"""
+
+    place: str | None
+    side: tuple[int, int]
+    pooled: bool
+    positive: bool
+
+
+def _look(net: nn.Module, head: nn.Linear, image_size: tuple[int, int, int]) -> _Look:
+    """Run ``net`` once, in eval mode, on a ramp from dark to bright and back; its modes are restored."""
+    modes = {module: module.training for module in net.modules()}
+    place = last_map(net.eval(), image_size)
+    maps: list[Tensor] = []
+    features: list[Tensor] = []
+    handles = [head.register_forward_pre_hook(lambda module, given: features.append(given[0].flatten(1)))]
+    if place is not None:
+        at = net.get_submodule(place)
+        handles.append(at.register_forward_hook(lambda module, given, made: maps.append(made)))
+    with torch.no_grad():
+        ramp = torch.linspace(-2, 2, image_size[1] * image_size[2], device=head.weight.device)
+        net(torch.stack([ramp, -ramp]).view(2, 1, *image_size[1:]).expand(2, *image_size).contiguous())
+    for handle in handles:
+        handle.remove()
+    for module, mode in modes.items():
+        module.training = mode
+    positive = bool((features[-1] >= 0).all())
+    if not maps:
+        return _Look(None, (0, 0), False, positive)
+    mean = maps[-1].mean(dim=(2, 3))
+    pooled = mean.shape == features[-1].shape and torch.allclose(mean, features[-1], rtol=1e-4, atol=1e-5)
+    return _Look(place, (maps[-1].shape[2], maps[-1].shape[3]), pooled, positive)
+
+
+def _linear(net: nn.Module, facts: Anatomy, role: str) -> nn.Linear:
+    layer = None if facts.head is None else net.get_submodule(facts.head)
+    if not isinstance(layer, nn.Linear):
+        raise UserError(
+            f"share_head needs a {role} whose classifier is one linear layer, got {facts.kind} without; "
+            "choose another network"
+        )
+    return layer
+
+
+def _replace(net: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(net.get_submodule(parent), name, module)

@@ -1,0 +1,264 @@
+"""KD3: Distribution Shift Matters for Knowledge Distillation with Webly Collected Images.
+
+Jialiang Tang, Shuo Chen, Gang Niu, Masashi Sugiyama, Chen Gong. ICCV 2023.
+
+Nothing is synthesised. The student learns from web images whose distribution differs from the teacher's data: those
+that a mixture of teacher and student is sure about, more and more by the student's word. It keeps the teacher's
+classifier and only aligns features, and it learns that a change of image statistics does not matter.
+
+The paper's algorithm box and this file:
+
+    1  S = g_T ∘ φ_S, with T's classifier g_T frozen      ``setup``; other widths: ``dfkd.share_head``
+    2  repeat for I epochs:                               the driver's rounds
+    3      select D_s from the web images (eqs. 3, 4)     ``synthesize``
+    4      for each mini-batch of D_s:                    the driver's student steps
+    5          perturb it by MixDistribution (eqs. 11-12) ``batch``
+    6          L = L_wfa + α (L^S + L^T)  (eqs. 9-18)     ``loss``
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, NamedTuple, final
+
+import torch
+from torch import Tensor, nn
+
+from dfkd.data.rows import Rows
+from dfkd.engine.core import Cache, Clock, Method, Metrics, Need, State, Task
+from dfkd.engine.plan import Plan
+from dfkd.errors import UserError
+from dfkd.losses.contrast import agreement_weight, distribution_contrast, weighted_feature_alignment
+from dfkd.losses.divergence import cross_entropy, knowledge_distillation
+from dfkd.nets.heads import contrast_head
+from dfkd.ops.augment import crop_flip
+from dfkd.ops.mixing import draw_mix_distribution
+from dfkd.ops.pixels import as_images
+from dfkd.ops.selection import class_counts, class_thresholds, combine, mixing_rate, select
+from dfkd.types import Batch, Labels, Readout, Scalar
+
+__all__ = ["KD3", "KD3State"]
+
+
+@dataclass
+class KD3State(State):
+    """What KD3 remembers. Row numbers are of the task's web images; those of ``rows`` are this process's share."""
+
+    rows: Tensor  # the part of the pool that may be selected, ascending (m,)
+    chosen: Tensor  # D_s (s,)
+    predicted: Tensor  # the classes predicted for D_s (s,)
+    teacher: Cache[Tensor] = field(default_factory=Cache)  # p_T of ``rows`` (m, K), in host memory
+
+
+@final
+@dataclass(frozen=True)
+class KD3(Method[KD3State]):
+    """Hyper-parameters of KD3; the paper's symbol follows each. Defaults: CIFAR-10 and CIFAR-100."""
+
+    alpha: float = 0.01  # α, weight of the contrast
+    reference_batch: int | None = 64  # α is for a sum over so many images, whatever the batch; None: literal sum
+    temperature: float = 0.30  # τ of the contrast
+    v_th: float = 0.95  # V_th, threshold of the most frequent class
+    select: Literal["dynamic", "teacher", "student", "random"] = "dynamic"  # who decides (Table 2)
+    select_every: int = 1  # rounds between selections
+    pool_share: float = 1.0  # part of the web images that may be selected, drawn once (Table 4)
+    share_head: bool = True  # S keeps T's classifier (Table 2: no)
+    labels: Literal["soft", "onehot"] = "soft"  # what S's own classifier learns where it is not shared
+    label_weight: float = 1.0  # weight of that loss beside the alignment
+    label_temperature: float = 4.0  # its τ, for soft labels
+    mdcl: Literal["paper", "cross", "none"] = "paper"  # the contrast: per network, between the networks, or none
+    skip_teacher_contrast: bool = False  # leave L^T out: it trains a head that nothing else uses
+    perturb: Literal["mix", "ordinary"] = "mix"  # MixDistribution, or another crop and mirror (Table 2)
+    delta: float = 0.1  # δ of Beta(δ, δ)
+    head_width: int = 128  # length of z
+    pad: int = 4  # random crop of the web images (MNIST: 0)
+    flip: bool = True  # random mirror, likewise
+    block: int = 512  # images per forward pass of a selection
+    cache_gib: float = 4.0  # T's probabilities are kept in host memory up to so many GiB, else computed each time
+
+    default_plan: ClassVar[Plan] = Plan(
+        rounds=240,
+        steps=782,
+        batch_size=64,
+        lr=0.05,
+        weight_decay=5e-4,
+        schedule="step",
+        milestones=(150, 180, 210),
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 < self.pool_share <= 1:
+            raise UserError(f"KD3 needs a pool_share above 0 and up to 1, got {self.pool_share}; change pool_share")
+        for name in ("select_every", "head_width", "block"):
+            if getattr(self, name) < 1:
+                raise UserError(f"KD3 needs {name} of at least 1, got {getattr(self, name)}; change {name}")
+
+    def needs(self) -> frozenset[Need]:
+        """Web images, and two linear classifiers."""
+        return frozenset({Need.WEB, Need.HEAD, Need.SAME_HEAD})
+
+    def setup(self, task: Task, plan: Plan) -> KD3State:
+        """Line 1."""
+        own, given = _heads(task)
+        rng, device = task.runtime.generator, task.runtime.device
+        rows = torch.arange(task.runtime.rank, len(_web(task)), task.runtime.world, device=device)
+        if self.pool_share < 1:
+            kept = max(1, round(self.pool_share * len(rows)))
+            rows = rows[torch.randperm(len(rows), generator=rng, device=device)[:kept]].sort().values
+        none = torch.zeros(0, dtype=torch.int64, device=device)
+        state = KD3State(rows, none, none)
+        if self.share_head:
+            own.load_state_dict(given.state_dict())
+            state.held = tuple(f"{task.student.head_name}.{name}" for name, _ in own.named_parameters())
+        if self.mdcl != "none":
+            state.joint["student"] = contrast_head(own.in_features, self.head_width)
+        if self.mdcl == "cross" or (self.mdcl == "paper" and not self.skip_teacher_contrast):
+            state.joint["teacher"] = contrast_head(given.in_features, self.head_width)
+        return state
+
+    def synthesize(self, task: Task, state: KD3State, clock: Clock) -> Metrics:
+        """Line 3, in every ``select_every``-th round."""
+        t = max(clock.round - clock.plan.warmup, 0)
+        if clock.warmup or (t % self.select_every and len(state.chosen)):
+            return {}
+        rate = {"teacher": 0.0, "student": 1.0}.get(self.select, mixing_rate(t, clock.plan.rounds))
+        seen = _judge(self, task, state, rate)
+        n_k = task.runtime.total(class_counts(seen.predicted, task.classes))
+        T_k = class_thresholds(n_k, self.v_th)
+        D_s = select(seen.confidence, seen.predicted, T_k).nonzero().flatten()
+        if self.select == "random":  # as many, but any
+            order = torch.randperm(len(state.rows), generator=task.runtime.generator, device=D_s.device)
+            D_s = order[: len(D_s)].sort().values
+        _refuse_empty(task, len(D_s), rate)
+        state.chosen, state.predicted = state.rows[D_s], seen.predicted[D_s]
+        return _statistics(task, state, rate, T_k)
+
+    def batch(self, task: Task, state: KD3State, clock: Clock) -> Batch:
+        """Line 5: images of D_s, drawn uniformly with replacement, and their perturbed copies."""
+        rng, device = task.runtime.generator, task.runtime.device
+        pick = torch.randint(len(state.chosen), (clock.plan.batch_size,), generator=rng, device=device)
+        rows = state.chosen[pick]
+        pixels = _web(task).take(rows).to(device)
+        x = as_images(crop_flip(pixels, rng, self.pad, self.flip))
+        other = None
+        if self.mdcl != "none":
+            mixed = self.perturb == "mix"
+            other = (
+                draw_mix_distribution(x, self.delta, rng)
+                if mixed
+                else as_images(crop_flip(pixels, rng, self.pad, self.flip))
+            )
+        return Batch(x, state.predicted[pick], rows, other)
+
+    def loss(self, task: Task, state: KD3State, batch: Batch) -> Scalar:
+        """Line 6."""
+        T, S, x = task.teacher, task.student, batch.images
+        with torch.no_grad():
+            t = T(x)
+        s = S(x)
+        w = agreement_weight(s.logits, t.logits)  # eq. 9
+        loss = weighted_feature_alignment(s.features, t.features, w)  # eq. 10
+        if not self.share_head:
+            loss = loss + self.label_weight * _label_loss(self, s, t)
+        if batch.other is None:
+            return loss
+        B_ref = len(x) if self.reference_batch is None else self.reference_batch
+        return loss + self.alpha * B_ref * contrast(self, task, state.joint, s, t, batch.other)  # eq. 18
+
+
+def contrast(method: KD3, task: Task, heads: nn.ModuleDict, s: Readout, t: Readout, perturbed: Tensor) -> Scalar:
+    """L_mdcl per image (eqs. 13 to 17), or, with ``mdcl="cross"``, between the networks, both ways."""
+    z_s, z_s2 = heads["student"](s.features), heads["student"](task.student(perturbed).features)
+    if "teacher" not in heads:
+        return distribution_contrast(z_s, z_s2, method.temperature, "mean")
+    with torch.no_grad():
+        other = task.teacher(perturbed).features
+    z_t, z_t2 = heads["teacher"](t.features), heads["teacher"](other)
+    pairs = ((z_s, z_t2), (z_s2, z_t)) if method.mdcl == "cross" else ((z_s, z_s2), (z_t, z_t2))
+    first, second = (distribution_contrast(a, b, method.temperature, "mean") for a, b in pairs)
+    return first + second
+
+
+class Judged(NamedTuple):
+    """y_i = argmax c_i and p_i = max c_i, of every row that may be selected."""
+
+    predicted: Labels
+    confidence: Tensor
+
+
+@torch.no_grad()
+def _judge(method: KD3, task: Task, state: KD3State, rate: float) -> Judged:
+    """Equation 3 over the whole pool, block by block. T's answers never change, so they are kept while they fit."""
+    n, device = len(state.rows), task.runtime.device
+    fits = n * task.classes * 4 <= method.cache_gib * 2**30
+    known, fresh = state.teacher.value, []
+    predicted = torch.empty(n, dtype=torch.int64, device=device)
+    confidence = torch.empty(n, device=device)
+    for start in range(0, n, method.block):
+        part = slice(start, start + method.block)
+        x = as_images(_web(task).take(state.rows[part]).to(device))
+        p_s = torch.softmax(task.student(x).logits, dim=1)
+        if known is None:
+            p_t = torch.softmax(task.teacher(x).logits, dim=1)
+            fresh += [p_t.cpu()] if fits else []
+        else:
+            p_t = known[part].to(device)
+        confidence[part], predicted[part] = combine(p_t, p_s, rate).max(dim=1)
+    if fresh:
+        state.teacher.value = torch.cat(fresh)
+    return Judged(predicted, confidence)
+
+
+def _statistics(task: Task, state: KD3State, rate: float, thresholds: Tensor) -> Metrics:
+    """What a selection looks like: how many, how balanced, and the range of the thresholds of classes that occur."""
+    total = task.runtime.total
+    counts = total(class_counts(state.predicted, task.classes)).float()
+    p = counts / counts.sum()
+    return {
+        "selected": counts.sum(),
+        "selected_share": counts.sum() / len(_web(task)),
+        "selected_classes": (counts > 0).sum(),
+        "class_entropy": -(p * (p + 1e-12).log()).sum(),
+        "threshold/low": torch.where(thresholds > 0, thresholds, math.inf).amin(),
+        "threshold/high": thresholds.amax(),
+        "student_share": rate,
+    }
+
+
+def _refuse_empty(task: Task, kept: int, rate: float) -> None:
+    """All processes stop together when one of them has nothing to train on."""
+    empty = task.runtime.total(torch.tensor(float(kept == 0), device=task.runtime.device))
+    if bool(empty > 0):
+        raise UserError(
+            f"KD3 needs some web images that it is sure about, got none with the student's share at {rate:.2f}; "
+            "lower v_th, give more or closer web images, or check that mean and std are the teacher's"
+        )
+
+
+def _label_loss(method: KD3, s: Readout, t: Readout) -> Scalar:
+    """What a classifier of the student's own learns: T's class, or T's softened prediction."""
+    if method.labels == "onehot":
+        return cross_entropy(s.logits, t.logits.argmax(dim=1))
+    return knowledge_distillation(t.logits, s.logits, method.label_temperature)
+
+
+def _heads(task: Task) -> tuple[nn.Linear, nn.Linear]:
+    """Both classifiers, of equal width."""
+    own, given = task.student.head, task.teacher.head
+    if own is None or given is None:
+        raise RuntimeError("KD3 needs two linear classifiers; the driver checks that before setup")
+    if own.in_features != given.in_features or (own.bias is None) != (given.bias is None):
+        raise UserError(
+            f"KD3 needs a student whose classifier reads {given.in_features} features{_biased(given)} like the "
+            f"teacher's, got {own.in_features}{_biased(own)}; pass it through dfkd.share_head first"
+        )
+    return own, given
+
+
+def _biased(head: nn.Linear) -> str:
+    return " with a bias" if head.bias is not None else " without a bias"
+
+
+def _web(task: Task) -> Rows:
+    if task.web is None:
+        raise RuntimeError("KD3 needs web images; the driver checks that before setup")
+    return task.web

@@ -1,0 +1,235 @@
+"""STTS: Data-Free Knowledge Distillation with Soft Targeted Transfer Set Synthesis.
+
+Zi Wang. AAAI 2021.
+
+Noise images are optimised, one batch at a time, until the teacher answers them with soft targets. These come from a
+multivariate normal over the outputs of one fully connected layer, whose correlations are the cosines between the
+layer's weight rows; what follows that layer in the teacher turns a draw into a target. BatchNorm is never used.
+
+The paper's algorithm box and this file:
+
+    1  R from the weights of layer l; Σ = σ R            ``setup``
+    2  repeat N times:                                   the driver's warm-up rounds
+    3      draw n vectors s ~ N(0, Σ)                    ``synthesize``, once per batch
+    4      y = softmax(rest(s) / τ)
+    5      x̂ ~ N(0, 1), in normalised space
+    6      1500 steps of Adam on L_d + λ_a L_a
+    7      add x̂ to the transfer set
+    8  train S on augmented images of the set            the driver's student steps: ``batch``
+       with the cross-entropy to T's softened outputs    ``loss``
+
+``targets="dirichlet"`` draws the targets of ZSKD (Nayak et al. 2019) in place of lines 3 and 4, for comparison.
+"""
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, NamedTuple, final
+
+import torch
+from torch import Tensor
+from torch.optim import Adam
+
+from dfkd.data.pool import Pool
+from dfkd.engine.core import Cache, Clock, Method, Metrics, Need, State, Task, class_entropy
+from dfkd.engine.plan import Plan
+from dfkd.engine.probe import Probe
+from dfkd.errors import UserError
+from dfkd.losses.divergence import kl_per_image, soft_cross_entropy
+from dfkd.losses.priors import activation_loss
+from dfkd.nets.tail import Tail, find_tail, last_map
+from dfkd.ops.affine import affine, draw_affine
+from dfkd.ops.augment import crop_flip
+from dfkd.ops.keep_best import keep_best, no_best
+from dfkd.ops.labels import balanced_labels
+from dfkd.ops.pixels import as_bytes, as_images
+from dfkd.ops.targets import dirichlet_concentration, draw_dirichlet, draw_normal
+from dfkd.types import Batch, Images, Logits, Scalar
+
+__all__ = ["STTS", "STTSState"]
+
+
+@dataclass
+class STTSState(State):
+    """What STTS remembers. The tools are the layer that is modelled and a probe that reads T's last map."""
+
+    pool: Pool  # the transfer set
+    tools: Cache[tuple[Tail, Probe]] = field(default_factory=Cache)
+
+
+@final
+@dataclass(frozen=True)
+class STTS(Method[STTSState]):
+    """Hyper-parameters of STTS; the paper's symbol follows each. Defaults: AlexNet on CIFAR-10."""
+
+    sigma: float = 2.0  # σ, the common variance of the units (LeNet-5: 1.5)
+    lambda_a: float = 0.05  # λ_a, weight of the activation loss (ResNet-34: 0.1)
+    lambda_d: float = 1.0  # weight of L_d; 0: activation only (Tables 4 and 5)
+    temperature: float = 20.0  # τ, of the targets and of the student
+    synthesis_batch: int = 100  # n, images per batch and process; images do not influence each other
+    batches: int = 1  # batches per warm-up round
+    steps: int = 1500  # Adam steps per batch
+    lr: float = 1e-3  # Adam's rate for the pixels
+    layer: str = "auto"  # l: "auto" (FC-2 where there is one), "logits", or the path of a linear layer
+    space: Literal["logits", "pre_act", "post_act"] = "pre_act"  # what s is: the output of l, or of its activation
+    targets: Literal["normal", "dirichlet"] = "normal"  # where y comes from; "dirichlet": ZSKD
+    betas: tuple[float, ...] = (1.0, 0.1)  # β, scales of the Dirichlet targets, in equal shares
+    dirichlet: Literal["fixed", "coded"] = "fixed"  # "coded": the authors' order, in which β cancels
+    act_reduction: Literal["mean", "sum"] = "mean"  # L_a over a map's units (paper: sum)
+    kl_tau2: bool = True  # L_d times τ² (paper: without)
+    init: Literal["normal", "uniform"] = "normal"  # N(0, 1) in normalised space, or U(0, 1) in pixels (ZSKD)
+    bound: Literal["end", "step", "rescale"] = "end"  # clip when stored, or every step; rescale by min and max (ZSKD)
+    keep: Literal["last", "best"] = "last"  # which step's image enters the set
+    memory: int | None = None  # the newest images kept; None: all
+    degrees: float = 15.0  # augmentation: largest rotation
+    scale: float = 0.1  # augmentation: size between 1 - scale and 1 + scale
+    shift: float = 0.1  # augmentation: largest translation, as a share of the side
+    pad: int = 4  # augmentation: random crop
+    flip: bool = False  # augmentation: random mirror (not in the paper)
+    noise: float = 0.05  # augmentation: standard deviation of additive noise
+
+    default_plan: ClassVar[Plan] = Plan(
+        rounds=2000,
+        warmup=400,
+        steps=78,
+        batch_size=512,
+        optimizer="adam",
+        lr=1e-3,
+        weight_decay=0,
+        schedule="constant",
+    )
+
+    def needs(self) -> frozenset[Need]:
+        """A linear classifier, unless another layer is named."""
+        classifier = self.layer in ("auto", "logits") or self.space == "logits" or self.targets == "dirichlet"
+        return frozenset({Need.HEAD} if classifier else ())
+
+    def setup(self, task: Task, plan: Plan) -> STTSState:
+        """Line 1, and room for the transfer set."""
+        if plan.warmup == 0:
+            raise UserError(
+                "STTS needs warm-up rounds, in which it makes all its images, got a plan with warmup=0; set plan.warmup"
+            )
+        tail = find_tail(task.teacher.net, task.image_shape, self.layer, self.space)
+        made = plan.warmup * self.batches * self.synthesis_batch
+        columns = {"images": (task.image_shape, torch.uint8), "labels": ((), torch.int64)}
+        state = STTSState(Pool(min(made, self.memory or made), columns, task.runtime.device))
+        state.tools.value = tail, _eye(self, task)
+        return state
+
+    def synthesize(self, task: Task, state: STTSState, clock: Clock) -> Metrics:
+        """Lines 3 to 7, in warm-up rounds only."""
+        if state.tools.value is None:
+            return {}
+        rest, T = state.tools.value
+        if not clock.warmup:  # the set is complete: leave nothing hooked to the teacher
+            T.release()
+            state.tools.value = None
+            return {}
+        step = task.runtime.compile(objective)
+        for _ in range(self.batches):
+            y = _draw(self, task, rest)  # lines 3 and 4
+            x = _start(self, task).requires_grad_(True)  # line 5
+            optimizer = Adam([x], lr=self.lr, fused=True)
+            best = no_best(x)
+            for _ in range(self.steps):  # line 6
+                out = step(self, T, x, y)
+                if self.keep == "best":
+                    best = keep_best(best, out.loss, x)
+                task.runtime.step(out.loss, private=[optimizer])
+                _bound(self, T, x)
+            images = T.denormalise(best.images if self.keep == "best" else x)
+            state.pool.add(images=as_bytes(images), labels=out.logits.argmax(dim=1))  # line 7
+        softened = torch.softmax(y / self.temperature, dim=1)
+        return {
+            "loss/synthesis": out.loss.detach(),
+            "loss/target": out.target.detach(),
+            "loss/activation": out.activation.detach(),
+            "target_maximum": softened.amax(dim=1).mean(),
+            "class_entropy": class_entropy(out.logits),
+        }
+
+    def batch(self, task: Task, state: STTSState, clock: Clock) -> Batch:
+        """Images of the set, drawn uniformly with replacement, turned, scaled, shifted, cropped and made noisy."""
+        rng = task.runtime.generator
+        rows = state.pool.draw(clock.plan.batch_size, rng)
+        x = as_images(rows["images"])
+        x = affine(x, draw_affine(len(x), rng, self.degrees, self.scale, self.shift))
+        x = crop_flip(x, rng, self.pad, self.flip)
+        x = x + self.noise * torch.randn(x.shape, generator=rng, device=x.device)
+        return Batch(x.clamp(0, 1), rows["labels"])
+
+    def loss(self, task: Task, state: STTSState, batch: Batch) -> Scalar:
+        """Line 8: the cross-entropy between softened predictions, without τ²."""
+        with torch.no_grad():
+            t = task.teacher(batch.images).logits
+        return soft_cross_entropy(t, task.student(batch.images).logits, self.temperature)
+
+
+class Parts(NamedTuple):
+    """The terms of line 6, unweighted (the target's with τ² where that is set), and T's answer."""
+
+    loss: Scalar
+    target: Scalar
+    activation: Scalar
+    logits: Logits
+
+
+def objective(method: STTS, T: Probe, x: Images, y: Logits) -> Parts:
+    """``λ_d KL(y ‖ σ_τ(T(x))) + λ_a L_a``, with ``x`` in normalised space and ``y`` the target's logits."""
+    t, _, maps, _ = T.read_normalised(x, maps=True)
+    target = kl_per_image(y, t, method.temperature).mean() * (method.temperature**2 if method.kl_tau2 else 1.0)
+    activation = activation_loss(maps[-1], method.act_reduction) if maps else t.new_zeros(())
+    return Parts(method.lambda_d * target + method.lambda_a * activation, target, activation, t)
+
+
+def _eye(method: STTS, task: Task) -> Probe:
+    """A probe of T that reads the map fed to pooling or flattening, whichever stages the task's own probe names."""
+    T, place = task.teacher, last_map(task.teacher.net, task.image_shape)
+    if place is None and method.lambda_a != 0:
+        raise UserError(
+            f"STTS needs a teacher with feature maps for its activation loss, got {type(T.net).__name__} without; "
+            "set lambda_a=0"
+        )
+    eye = Probe(
+        T.net,
+        mean=T.mean.flatten().tolist(),
+        std=(1 / T.scale).flatten().tolist(),
+        stages=() if place is None else (place,),
+        precision=T.precision,
+        channels_last=T.channels_last,
+    )
+    return eye.to(task.runtime.device).freeze()
+
+
+def _draw(method: STTS, task: Task, rest: Tail) -> Logits:
+    """Lines 3 and 4 for one batch: the logits of its targets (before τ)."""
+    n, rng = method.synthesis_batch, task.runtime.generator
+    if method.targets == "normal":
+        return rest(draw_normal(rest.weight, n, method.sigma, rng))
+    head = task.teacher.head
+    if head is None:
+        raise RuntimeError("Dirichlet targets need a linear classifier; the driver checks that before setup")
+    labels = balanced_labels(n, task.classes, rng, task.runtime.device)
+    rows = [dirichlet_concentration(head.weight.detach(), beta, method.dirichlet) for beta in method.betas]
+    share = torch.arange(n, device=labels.device) * len(rows) // n
+    # The targets are probabilities at τ already: undo the division that is to come.
+    return draw_dirichlet(torch.cat(rows), labels + share * task.classes, rng) * method.temperature
+
+
+def _start(method: STTS, task: Task) -> Tensor:
+    """Line 5: noise in normalised space."""
+    size, rng = (method.synthesis_batch, *task.image_shape), task.runtime.generator
+    if method.init == "uniform":
+        return task.teacher.normalise(torch.rand(size, generator=rng, device=task.runtime.device))
+    noise = torch.randn(size, generator=rng, device=task.runtime.device)
+    return noise.contiguous(memory_format=torch.channels_last) if task.teacher.channels_last else noise
+
+
+@torch.no_grad()
+def _bound(method: STTS, T: Probe, x: Tensor) -> None:
+    """Keep the pixels in range, in place, so that the optimiser still owns them."""
+    if method.bound == "step":
+        x.copy_(T.normalise(T.denormalise(x).clamp(0, 1)))
+    elif method.bound == "rescale":
+        pixels = T.denormalise(x)
+        low, high = pixels.amin(), pixels.amax()
+        x.copy_(T.normalise((pixels - low) / (high - low)))

@@ -1,0 +1,174 @@
+"""The last part of a network: its last feature map, and what follows one of its linear layers (STTS)."""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dfkd.errors import UserError
+from dfkd.types import Logits
+
+__all__ = ["Tail", "find_tail", "last_map"]
+
+
+class _Step(NamedTuple):
+    """One module's turn in a forward pass; the tensors are kept so that they can be told apart by identity."""
+
+    name: str
+    module: nn.Module
+    given: Tensor | None
+    made: Tensor
+
+
+class Tail:
+    """The part of ``net`` that follows one linear layer, as a function of that layer's output.
+
+    Attributes:
+        layer: path of the linear layer whose units are modelled.
+        weight: its weight (units, inputs).
+    """
+
+    def __init__(
+        self, net: nn.Module, image_shape: tuple[int, int, int], layer: str, place: str | None, weight: Tensor
+    ) -> None:
+        self._net, self._shape, self._place = net, image_shape, place
+        self.layer, self.weight = layer, weight.detach()
+
+    @torch.no_grad()
+    def __call__(self, units: Tensor, background: float = 0.0) -> Logits:
+        """The logits of ``units`` (n, number of units); the network should be in eval mode.
+
+        The whole network runs, on images of the constant ``background``, and the units take the place of the
+        layer's output, so that nothing needs to be known of how the network is written.
+        """
+        if self._place is None:
+            return units
+        images = units.new_full((len(units), *self._shape), background)
+        handle = self._net.get_submodule(self._place).register_forward_hook(lambda module, given, made: units)
+        try:
+            return self._net(images)
+        finally:
+            handle.remove()
+
+
+def last_map(net: nn.Module, image_shape: tuple[int, int, int]) -> str | None:
+    """The module whose output is the map that global pooling or flattening sees; None where there are no maps.
+
+    It is the last one to return four dimensions, pooling left aside: a module without parameters that changes the
+    shape. Of a chain (``nn.Sequential``) the last link with parameters is named.
+    """
+    steps = _trace(net, image_shape)[0]
+    for step in reversed(steps):
+        same = step.given is not None and step.given.shape == step.made.shape
+        if step.made.dim() == 4 and (same or _has_parameters(step.module)):
+            return _last_link(step.name, step.module)
+    return None
+
+
+def _has_parameters(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters())
+
+
+def _last_link(name: str, module: nn.Module) -> str:
+    while isinstance(module, nn.Sequential) and _has_parameters(module[-1]) and len(list(module[-1].children())):
+        name, module = f"{name}.{len(module) - 1}", module[-1]
+    return name
+
+
+def find_tail(
+    net: nn.Module,
+    image_shape: tuple[int, int, int],
+    layer: str = "auto",
+    space: Literal["logits", "pre_act", "post_act"] = "pre_act",
+) -> Tail:
+    """The linear layer to model, and what follows it.
+
+    Args:
+        net: a classifier in eval mode.
+        image_shape: (c, h, w).
+        layer: path of a linear layer; "logits" for the classifier; "auto" for the last but one linear layer if
+            the rest of the network reads nothing else, and for the classifier otherwise.
+        space: what the units are: "pre_act" the layer's output, "post_act" that of the activation module after it,
+            "logits" the classifier's output whatever ``layer`` says.
+
+    Raises:
+        UserError: no linear classifier, no such linear layer, or a network that goes around the layer.
+    """
+    steps, logits = _trace(net, image_shape)
+    linears = [step for step in steps if isinstance(step.module, nn.Linear) and step.made.dim() == 2]
+    if layer == "logits" or space == "logits":
+        return _classifier(net, image_shape, linears, logits)
+    if layer != "auto":
+        return _named(net, image_shape, steps, layer, space)
+    before = [step for step in linears if step.made is not logits]
+    if before:
+        try:
+            return _named(net, image_shape, steps, before[-1].name, space)
+        except UserError:  # a layer beside the main path, as in squeeze-and-excitation
+            pass
+    return _classifier(net, image_shape, linears, logits)
+
+
+def _classifier(net: nn.Module, image_shape: tuple[int, int, int], linears: list[_Step], logits: Tensor) -> Tail:
+    for step in reversed(linears):
+        if step.made is logits:
+            return Tail(net, image_shape, step.name, None, step.module.weight)  # type: ignore[arg-type]
+    raise UserError(
+        f"STTS needs a teacher whose classifier is one linear layer, got {type(net).__name__} without; "
+        "name a linear layer of it by layer="
+    )
+
+
+def _named(net: nn.Module, image_shape: tuple[int, int, int], steps: list[_Step], layer: str, space: str) -> Tail:
+    turns = [step for step in steps if step.name == layer]
+    if len(turns) != 1 or not isinstance(turns[0].module, nn.Linear) or turns[0].made.dim() != 2:
+        known = [step.name for step in steps if isinstance(step.module, nn.Linear)]
+        raise UserError(
+            f"STTS needs the path of a linear layer that runs once per image, got {layer!r}; "
+            f"the linear layers of {type(net).__name__} are: {', '.join(known) or 'none'}"
+        )
+    place = layer if space == "pre_act" else _activation(steps, turns[0])
+    tail = Tail(net, image_shape, layer, place, turns[0].module.weight)
+    units = torch.linspace(-1, 1, turns[0].made.shape[1], device=turns[0].made.device)[None]
+    if not torch.equal(tail(units), tail(units, background=1.0)):
+        raise UserError(
+            f"STTS needs a layer that everything after it depends on alone, got {layer!r}, "
+            'which the network goes around; use layer="logits"'
+        )
+    return tail
+
+
+def _activation(steps: list[_Step], layer: _Step) -> str:
+    """The module without parameters that reads the layer's output."""
+    for step in steps:
+        if (
+            step.given is layer.made
+            and not _has_parameters(step.module)
+            and sum(other.name == step.name for other in steps) == 1
+        ):
+            return step.name
+    raise UserError(
+        f"STTS needs an activation module of its own after {layer.name!r} for space='post_act', got none; "
+        "use space='pre_act'"
+    )
+
+
+@torch.no_grad()
+def _trace(net: nn.Module, image_shape: tuple[int, int, int]) -> tuple[list[_Step], Tensor]:
+    """Every module's turn on one black image, in order of completion, and the logits."""
+    steps: list[_Step] = []
+    names = {module: name for name, module in net.named_modules() if name}
+
+    def note(module: nn.Module, given: tuple[object, ...], made: object) -> None:
+        if isinstance(made, Tensor):
+            first = given[0] if given and isinstance(given[0], Tensor) else None
+            steps.append(_Step(names[module], module, first, made))
+
+    handles = [module.register_forward_hook(note) for module in names]
+    try:
+        device = next((p.device for p in net.parameters()), torch.device("cpu"))
+        logits = net(torch.zeros(1, *image_shape, device=device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return steps, logits
