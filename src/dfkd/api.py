@@ -121,10 +121,10 @@ def distill(
         stack.enter_context(torch.random.fork_rng(devices=_seeded(runtime)))
         stack.callback(_put_back, teacher, _flags(teacher))
         runtime.launch()
-        text = None if isinstance(text, str) and Need.TEXT not in method.needs() else text
+        wanted = None if isinstance(text, str) and Need.TEXT not in method.needs() else text
         layers = (teacher_layers or {}, student_layers or {})
         task, facts, embedding = _prepare(
-            teacher, student, runtime, image_size, mean, std, classes, text, prompt, web, real, layers
+            teacher, student, runtime, image_size, mean, std, classes, wanted, prompt, web, real, layers
         )
         stack.callback(task.teacher.release)
         stack.callback(task.student.release)
@@ -250,7 +250,7 @@ def _prepare(
         for net, facts in ((teacher, old), (student, new))
     ]
     task = Task(
-        probes[0],
+        probes[0].freeze(),
         probes[1],
         shape,
         k,

@@ -106,8 +106,9 @@ class Runtime:
         """One step of every optimiser on ``loss``.
 
         Only the parameters these optimisers own are differentiated, so nothing leaks into teacher or student; one
-        that ``loss`` does not depend on gets no gradient and stays. Gradients of ``optimizers`` are averaged over processes in one collective; those of ``private`` (pixels,
-        latent codes) stay local. ``clip`` bounds the joint norm of the shared gradients.
+        that ``loss`` does not depend on gets no gradient and stays. Gradients of ``optimizers`` are averaged over
+        processes in one collective; those of ``private`` (pixels, latent codes) stay local. ``clip`` bounds the joint
+        norm of the shared gradients.
         """
         shared = [p for optimizer in optimizers for p in _parameters(optimizer)]
         local = [p for optimizer in private for p in _parameters(optimizer)]
