@@ -1,0 +1,138 @@
+"""Run an experiment: ``python -m benchmarks.run mnist-nayer --seeds 0 1 [--rows 'NAYER'] [--threads 1]``.
+
+Teaches the teacher if it is not there yet (kept under ``runs/teachers``), runs every row with every seed, and writes
+one record each to ``benchmarks/results/EXPERIMENT/``. A row whose record exists is passed over, so a night's run that
+was cut off goes on where it stopped; ``--again`` repeats it. The last round is the result.
+"""
+
+import argparse
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import dfkd
+from benchmarks.experiments import EXPERIMENTS, Data, Row, statistics
+from benchmarks.records import RESULTS, write_record
+from dfkd.report.files import plain
+from dfkd.runs import weights_hash
+from dfkd.teach import teach
+from dfkd.teachplan import TeachPlan
+
+TEACHERS = Path("runs/teachers")
+
+
+def teacher_of(data: Data, name: str) -> tuple[torch.nn.Module, dict[str, Any]]:
+    """The trained teacher and what is known about it; taught once, with seed 0."""
+    from safetensors.torch import load_file, save_file
+
+    classes = len(dfkd.class_list(data.name))
+    torch.manual_seed(0)
+    net = dfkd.build(name, classes=classes, channels=data.shape[0]).net
+    path = TEACHERS / f"{data.name}-{name}.safetensors"
+    about = path.with_suffix(".json")
+    if path.exists() and about.exists():
+        net.load_state_dict(load_file(path))
+        return net, json.loads(about.read_text())
+    mean, std = statistics(data)
+    train, test = (dfkd.read_images(data.source, split, channels=data.shape[0]) for split in ("train", "test"))
+    recipe = TeachPlan(epochs=data.epochs, batch_size=data.batch_size, lr=data.lr, pad=data.pad, flip=data.flip)
+    began = time.monotonic()
+    exam = (test.images, test.labels)
+    runtime = dfkd.Runtime(device="cpu", seed=0)
+    done = teach(net, train.images, train.labels, recipe, mean=mean, std=std, test=exam, runtime=runtime)
+    if done.evaluation is None:
+        raise RuntimeError("a teacher needs test images to be measured")
+    facts = {
+        "name": name,
+        "data": data.name,
+        "recipe": dataclasses.asdict(recipe),
+        "accuracy": done.evaluation.accuracy,
+        "seconds": time.monotonic() - began,
+        "seed": 0,
+        "sha256": weights_hash(net),
+    }
+    TEACHERS.mkdir(parents=True, exist_ok=True)
+    save_file({key: value.contiguous() for key, value in net.state_dict().items()}, path)
+    about.write_text(json.dumps(facts))
+    write_record(f"teachers/{data.name}-{name}", facts)
+    print(f"teacher {name} on {data.name}: {done.evaluation.accuracy:.2%} in {facts['seconds']:.0f} s", flush=True)
+    return net, facts
+
+
+def run_row(experiment: str, data: Data, row: Row, seed: int) -> dict[str, Any]:
+    """One run; returns the content of its record."""
+    mean, std = statistics(data)
+    teacher, facts = teacher_of(data, row.teacher)
+    torch.manual_seed(seed)
+    names = dfkd.class_list(data.name)
+    student = dfkd.build(row.student, classes=len(names), channels=data.shape[0]).net
+    began = time.monotonic()
+    done = dfkd.distill(
+        teacher,
+        student,
+        row.method,
+        image_size=data.shape,
+        mean=mean,
+        std=std,
+        classes=names,
+        plan=row.plan,
+        test=dfkd.read_images(data.source, "test", channels=data.shape[0]),
+        runtime=dfkd.Runtime(device="cpu", seed=seed),
+        evaluate_every=10,
+        names=(row.teacher, row.student),
+        **row.inputs,
+    )
+    final = done.record.final
+    last = done.record.rounds[-1].metrics
+    return {
+        "experiment": experiment,
+        "row": row.label,
+        "seed": seed,
+        "data": data.name,
+        "teacher": facts,
+        "student": row.student,
+        "method": type(row.method).__name__,
+        "settings": plain(dataclasses.asdict(row.method)),
+        "plan": plain(dataclasses.asdict(row.plan)),
+        "accuracy": None if final is None else final.accuracy,
+        "agreement": None if final is None else final.agreement,
+        "seconds": time.monotonic() - began,
+        "last_metrics": plain(last),
+        "paper": row.paper,
+    }
+
+
+def main() -> None:
+    """Parse, run, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiment", choices=sorted(EXPERIMENTS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--rows", nargs="+", default=None, help="labels of the rows to run (default: all)")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--again", action="store_true", help="repeat rows that have a record")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    data, rows = EXPERIMENTS[options.experiment]
+    for row in rows():
+        if options.rows is not None and row.label not in options.rows:
+            continue
+        for seed in options.seeds:
+            name = f"{options.experiment}/{slug(row.label)}-seed{seed}"
+            if (RESULTS / f"{name}.json").exists() and not options.again:
+                continue
+            content = run_row(options.experiment, data, row, seed)
+            write_record(name, content)
+            print(f"{row.label}, seed {seed}: {content['accuracy']:.2%} in {content['seconds']:.0f} s", flush=True)
+
+
+def slug(label: str) -> str:
+    """A label as a file name."""
+    return "-".join("".join(c if c.isalnum() else " " for c in label.lower()).split())
+
+
+if __name__ == "__main__":
+    main()
