@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from dfkd.engine.sharing import share_head
     from dfkd.errors import UserError
     from dfkd.methods import METHODS
+    from dfkd.methods.d3k import D3K
     from dfkd.methods.kd3 import KD3
     from dfkd.methods.nayer import NAYER
+    from dfkd.methods.spaceship import SpaceshipNet
     from dfkd.methods.stts import STTS
     from dfkd.nets.zoo import ZOO, build
     from dfkd.types import Batch, Moments, Readout
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _WHERE = {
+    "D3K": "dfkd.methods.d3k",
     "KD3": "dfkd.methods.kd3",
     "METHODS": "dfkd.methods",
     "NAYER": "dfkd.methods.nayer",
@@ -57,6 +60,7 @@ _WHERE = {
     "RunInfo": "dfkd.engine.records",
     "RunResult": "dfkd.engine.records",
     "Runtime": "dfkd.engine.runtime",
+    "SpaceshipNet": "dfkd.methods.spaceship",
     "State": "dfkd.engine.core",
     "Task": "dfkd.engine.core",
     "TextEmbedding": "dfkd.data.text",
@@ -76,6 +80,7 @@ _WHERE = {
 }
 
 __all__ = [
+    "D3K",
     "KD3",
     "METHODS",
     "NAYER",
@@ -101,6 +106,7 @@ __all__ = [
     "RunInfo",
     "RunResult",
     "Runtime",
+    "SpaceshipNet",
     "State",
     "Task",
     "TextEmbedding",

@@ -4,18 +4,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from dfkd.engine.core import Method
+from dfkd.methods.d3k import D3K
 from dfkd.methods.kd3 import KD3
 from dfkd.methods.nayer import NAYER
 from dfkd.methods.noise import NoiseInput
+from dfkd.methods.spaceship import SpaceshipNet
 from dfkd.methods.stts import STTS
 from dfkd.methods.vanilla import VanillaKD
 
-__all__ = ["KD3", "METHODS", "NAYER", "STTS", "NoiseInput", "VanillaKD"]
+__all__ = ["D3K", "KD3", "METHODS", "NAYER", "STTS", "NoiseInput", "SpaceshipNet", "VanillaKD"]
 
 METHODS: Mapping[str, type[Method[Any]]] = {
+    "D3K": D3K,
     "KD3": KD3,
     "NAYER": NAYER,
     "NoiseInput": NoiseInput,
     "STTS": STTS,
+    "SpaceshipNet": SpaceshipNet,
     "VanillaKD": VanillaKD,
 }

@@ -1,0 +1,322 @@
+"""Spaceship-Net: Data-Free Knowledge Distillation via Feature Exchange and Activation Region Constraint.
+
+Shikang Yu, Jiachen Chen, Hu Han, Shuqiang Jiang. CVPR 2023.
+
+A generator G is inverted against the teacher, but what is stored is not its images: it is what three of its layers
+(the taps) computed. The student's images are decoded by the rest of G from stored features, of which two samples
+exchange half the channels (CFE), so there are far more of them than were optimised. CFE also makes noise; so the
+student must not only predict what the teacher predicts, but look where it looks (mSARC).
+
+The paper's algorithm and this file:
+
+    1  initialise G; three empty feature pools                ``setup``
+    2  for each of E epochs:                                  the driver's rounds
+    3      draw z and labels y; a new optimiser for G         ``synthesize``
+    4      for g steps: x = G(z); update G on λ_cls CE + λ_BN L_BN (eq. 2)
+    5      store what the taps saw at the best step
+    6      for each student step:                             the driver's student steps
+    7          choose a tap i; draw a batch F of its pool     ``batch``
+    8          with probability p exchange channels of F
+    9          x = G_{i+1...m}(F), with the current G
+    10         update S on λ_KL L_KL + λ_mSARC L_mSARC (eq. 3) ``loss``
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, NamedTuple, final
+
+import torch
+from torch import nn
+from torch.optim import Adam
+
+from dfkd.data.pool import Pool
+from dfkd.data.space import free_disk, free_memory
+from dfkd.engine.core import Clock, Method, Metrics, Need, State, Task, class_entropy
+from dfkd.engine.plan import Plan
+from dfkd.engine.probe import Probe
+from dfkd.errors import UserError
+from dfkd.losses.divergence import cross_entropy, knowledge_distillation
+from dfkd.losses.regions import Regions, attention_transfer, class_activation_maps, fitnets, grad_cams, msarc
+from dfkd.losses.statistics import moment_distance
+from dfkd.nets.generators import ConvGenerator
+from dfkd.nets.initialise import initialise
+from dfkd.ops.augment import crop_flip
+from dfkd.ops.exchange import draw_cutmix, draw_mixup, exchange_channels
+from dfkd.ops.labels import balanced_labels, uniform_labels
+from dfkd.types import Batch, Images, Labels, Logits, Maps, Readout, Scalar
+
+__all__ = ["SpaceshipNet", "SpaceshipState", "pool_bytes"]
+
+
+@dataclass
+class SpaceshipState(State):
+    """What Spaceship-Net remembers. ``choices`` are this round's draws for every student step: tap, and mix or not."""
+
+    pool: Pool  # columns tap0, tap1, tap2 (float16) and labels
+    G: ConvGenerator
+    choices: list[tuple[int, bool]] = field(default_factory=list)
+
+
+@final
+@dataclass(frozen=True)
+class SpaceshipNet(Method[SpaceshipState]):
+    """Hyper-parameters of Spaceship-Net; defaults are the authors' CIFAR-10 code. The paper's symbol follows each."""
+
+    steps: int = 200  # generator steps per round
+    synthesis_batch: int = 256  # samples per round and process
+    lr: float = 1e-3  # Adam's rate for G, a new optimiser per round
+    betas: tuple[float, float] = (0.5, 0.999)
+    lambda_cls: float = 0.5  # λ_cls
+    lambda_bn: float = 1.0  # λ_BN
+    first_bn: float = 1.0  # factor of the first BatchNorm layer within L_BN (code)
+    width: int = 256  # length of z
+    channels: int = 64  # ngf, channels of G's last block
+    init: Literal["kaiming", "torch"] = "kaiming"  # of G (code: Kaiming; BatchNorm N(1, 0.02))
+    labels: Literal["balanced", "uniform", "fixed"] = "balanced"  # y (paper: uniform; code: fixed, 0 to K-1 repeated)
+    keep: Literal["best", "last"] = "best"  # which step's features are stored (code: best)
+    taps: tuple[int, ...] = (0, 1, 2)  # which layers of G are stored; one is chosen per student step
+    memory: int | None = None  # samples kept, the newest; None: all
+    limit_bytes: int | None = None  # above it the pool is memory-mapped; None: 60 % of the device's free memory
+    diversity: Literal["cfe", "mixup", "cutmix", "none"] = "cfe"  # Table 3's rows
+    p: float = 0.7  # p, probability per batch of exchanging or mixing (code)
+    fraction: float = 0.5  # share of the channels that are exchanged
+    pairs: Literal["complementary", "independent"] = "complementary"  # independent: each row its own channels (code)
+    mix_alpha: float = 1.0  # of the Beta distribution of mixup's and CutMix's shares
+    constraint: Literal["msarc", "at", "fitnets", "none"] = "msarc"  # Table 3's rows
+    lambda_kl: float = 1.0  # λ_KL
+    lambda_cam: float = 1.0  # λ_mSARC of the last map, all classes
+    lambda_gradcam: float = 1.0  # λ_mSARC of the stages, the teacher's class
+    gradcam_last: bool = True  # Grad-CAM at the last stage too (code: ResNet yes, its R2 variant no)
+    lambda_at: float = 1.0  # of constraint="at", summed over stages
+    lambda_fitnets: float = 1.0  # of constraint="fitnets", summed over stages
+    temperature: float = 30.0  # τ
+    kl_reduction: Literal["element_mean", "batchmean"] = "element_mean"  # code: a mean over images and classes
+    init_student: bool = False  # start from Xavier-normal weights with gain √2 (code) instead of the student's own
+    pad: int = 4  # random crop, of G's images and of the student's
+    flip: bool = True  # random mirror, likewise
+
+    default_plan: ClassVar[Plan] = Plan(rounds=200, steps=2000, batch_size=256, lr=0.1, weight_decay=1e-4)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "synthesis_batch", "width", "channels"):
+            if getattr(self, name) < 1:
+                raise UserError(f"SpaceshipNet needs {name} of at least 1, got {getattr(self, name)}; raise it")
+        for name in ("p", "fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"SpaceshipNet needs {name} from 0 to 1, got {getattr(self, name)}; change it")
+        if not self.taps or not set(self.taps) <= {0, 1, 2} or len(set(self.taps)) < len(self.taps):
+            raise UserError(f"SpaceshipNet needs different taps among 0, 1 and 2, got {self.taps}; for example (0, 2)")
+
+    def needs(self) -> frozenset[Need]:
+        """Two doublings; BN statistics unless their weight is 0; stages and heads where the constraint reads them."""
+        needs = {Need.SIDE_4}
+        if self.lambda_bn != 0:
+            needs.add(Need.BN)
+        if self.constraint != "none":
+            needs.add(Need.STAGES)
+        if self.constraint == "msarc":
+            needs |= {Need.HEAD, Need.SAME_HEAD}
+        return frozenset(needs)
+
+    def setup(self, task: Task, plan: Plan) -> SpaceshipState:
+        """Line 1; checks the stages, and that the features will fit somewhere."""
+        G = ConvGenerator(self.width, task.image_shape, self.channels)
+        if self.init == "kaiming":
+            initialise(G, nn.init.kaiming_normal_)
+        if self.init_student:
+            initialise(task.student.net, lambda weight: nn.init.xavier_normal_(weight, gain=math.sqrt(2)))
+        state = SpaceshipState(_pool(self, task, plan), task.runtime.place(G))  # type: ignore[arg-type]
+        if self.constraint != "none":
+            state.joint = _check_stages(self, task)
+        return state
+
+    def synthesize(self, task: Task, state: SpaceshipState, clock: Clock) -> Metrics:
+        """Lines 3 to 5, and the choices of lines 7 and 8 for the whole round: the device is asked once."""
+        T, G, rng, device = task.teacher, state.G, task.runtime.generator, task.runtime.device
+        step = task.runtime.compile(objective)
+        z = torch.randn(self.synthesis_batch, self.width, generator=rng, device=device)  # line 3
+        y = _labels(self, task)
+        optimizer = Adam(G.parameters(), lr=self.lr, betas=self.betas, fused=True)
+        best = Stored(torch.full((), torch.inf, device=device), ())
+        G.train()
+        for _ in range(self.steps):  # line 4
+            with task.runtime.autocast():
+                taps = G.features(z)
+                x = G.decode(taps[-1], G.taps - 1).float()
+            out = step(self, T, crop_flip(x, rng, self.pad, self.flip), y)
+            best = keep_features(best, out.loss, [taps[i] for i in self.taps], self.keep)
+            task.runtime.step(out.loss, optimizer)
+        G.eval()
+        kept = {f"tap{i}": value for i, value in zip(self.taps, best.features, strict=True)}
+        state.pool.add(**kept, labels=y)  # line 5
+        state.choices = _choose(self, clock.plan.steps_in(clock.round), rng)
+        return {
+            "loss/generator": out.loss.detach(),
+            "loss/class": out.cls.detach(),
+            "loss/statistics": out.bn.detach(),
+            "class_entropy": class_entropy(out.logits),
+        }
+
+    def batch(self, task: Task, state: SpaceshipState, clock: Clock) -> Batch:
+        """Lines 7 to 9. Labels are those of the rows drawn; the student's loss does not use them."""
+        rng = task.runtime.generator
+        tap, mixed = state.choices[clock.step]
+        rows = state.pool.draw(clock.plan.batch_size, rng, [f"tap{tap}", "labels"])  # line 7
+        features = rows[f"tap{tap}"].float()
+        if mixed and self.diversity == "cfe":
+            features = exchange_channels(features, self.fraction, rng, self.pairs)  # line 8
+        with task.runtime.autocast():
+            x = state.G.decode(features, tap).float()  # line 9
+        if mixed and self.diversity in ("mixup", "cutmix"):
+            x = (draw_mixup if self.diversity == "mixup" else draw_cutmix)(x, self.mix_alpha, rng)
+        return Batch(crop_flip(x, rng, self.pad, self.flip), rows["labels"])
+
+    def loss(self, task: Task, state: SpaceshipState, batch: Batch) -> Scalar:
+        """Line 10, eq. 3."""
+        T, S, maps = task.teacher, task.student, self.constraint != "none"
+        x = batch.images
+        t = T(_with_graph(x, S) if self.constraint == "msarc" else x, maps=maps)
+        s = S(x, maps=maps)
+        kl = knowledge_distillation(t.logits.detach(), s.logits, self.temperature, self.kl_reduction)
+        loss = self.lambda_kl * kl
+        if self.constraint == "msarc":
+            y = t.logits.detach().argmax(dim=1)
+            ours, theirs = _regions(self, s, S, y), _regions(self, t, T, y)
+            return loss + msarc(ours, theirs, self.lambda_cam, self.lambda_gradcam)
+        for i, (a, b) in enumerate(zip(s.maps, t.maps, strict=True)):
+            if self.constraint == "at":
+                loss = loss + self.lambda_at * attention_transfer(a.float(), b.detach().float())
+            elif self.constraint == "fitnets":
+                loss = loss + self.lambda_fitnets * fitnets(state.joint[f"stage{i}"](a.float()), b.float())
+        return loss
+
+
+class Parts(NamedTuple):
+    """The terms of eq. 2, unweighted, and the teacher's logits."""
+
+    loss: Scalar
+    cls: Scalar
+    bn: Scalar
+    logits: Logits
+
+
+class Stored(NamedTuple):
+    """The lowest loss so far and the features that had it."""
+
+    loss: Scalar
+    features: tuple[Maps, ...]
+
+
+def objective(method: SpaceshipNet, T: Probe, x: Images, y: Labels) -> Parts:
+    """Eq. 2, ``L_G = λ_cls CE(T(x), y) + λ_BN L_BN``."""
+    t, _, _, stats = T(x, stats=True)
+    cls = cross_entropy(t, y)
+    bn = t.new_zeros(())
+    if stats:
+        bn = moment_distance(stats, T.stored)
+        if method.first_bn != 1:
+            bn = bn + (method.first_bn - 1) * moment_distance(stats[:1], T.stored[:1])
+    return Parts(method.lambda_cls * cls + method.lambda_bn * bn, cls, bn, t)
+
+
+def keep_features(best: Stored, loss: Scalar, features: Sequence[Maps], keep: Literal["best", "last"]) -> Stored:
+    """``best``, or these features (as float16) if their loss is lower or the last step counts."""
+    new = tuple(value.detach().half() for value in features)
+    loss = torch.nan_to_num(loss.detach(), nan=torch.inf)
+    if keep == "last" or not best.features:
+        return Stored(loss, new)
+    better = loss < best.loss
+    kept = tuple(torch.where(better, a, b) for a, b in zip(new, best.features, strict=True))
+    return Stored(torch.where(better, loss, best.loss), kept)
+
+
+def pool_bytes(method: SpaceshipNet, image_shape: tuple[int, int, int], plan: Plan) -> int:
+    """Bytes of a full feature pool, per process: 213 kB a sample at 32 x 32 with the default channels and taps."""
+    rows = method.synthesis_batch * plan.total
+    rows = min(rows, method.memory or rows)
+    return rows * (8 + 2 * sum(math.prod(shape) for shape in _tap_shapes(method, image_shape)))
+
+
+def _tap_shapes(method: SpaceshipNet, image_shape: tuple[int, int, int]) -> list[tuple[int, int, int]]:
+    _, h, w = image_shape
+    c = method.channels
+    shapes = ((2 * c, h // 4, w // 4), (2 * c, h // 2, w // 2), (c, h, w))
+    return [shapes[i] for i in method.taps]
+
+
+def _pool(method: SpaceshipNet, task: Task, plan: Plan) -> Pool:
+    """The pool, on the device where it fits, else memory-mapped."""
+    made = method.synthesis_batch * plan.total
+    capacity = min(made, method.memory or made)
+    shapes = _tap_shapes(method, task.image_shape)
+    columns = {f"tap{i}": (shape, torch.float16) for i, shape in zip(method.taps, shapes, strict=True)}
+    needed, disk = pool_bytes(method, task.image_shape, plan), free_disk()
+    limit = int(0.6 * free_memory(task.runtime.device)) if method.limit_bytes is None else method.limit_bytes
+    if needed > max(limit, disk):
+        raise UserError(
+            f"SpaceshipNet needs {needed / 1e9:.1f} GB for the features of {capacity} samples, got {limit / 1e9:.1f} "
+            f"GB of memory and {disk / 1e9:.1f} GB of disk for temporary files; set memory to fewer samples"
+        )
+    return Pool(capacity, {**columns, "labels": ((), torch.int64)}, task.runtime.device, limit)
+
+
+def _check_stages(method: SpaceshipNet, task: Task) -> nn.ModuleDict:
+    """Refuse stages that cannot be compared; returns FitNets' regressors, from the student's channels."""
+    maps = []
+    for role, probe in (("teacher", task.teacher), ("student", task.student)):
+        mode = probe.training
+        with torch.no_grad():
+            maps.append(probe.eval()(torch.zeros(2, *task.image_shape, device=task.runtime.device), maps=True).maps)
+        probe.train(mode)
+        if method.constraint == "msarc" and maps[-1][-1].shape[1] != _head(probe).in_features:
+            raise UserError(
+                f"SpaceshipNet needs a {role} whose head sees its last stage through global pooling, got a map of "
+                f"{maps[-1][-1].shape[1]} channels and a head of {_head(probe).in_features} inputs; "
+                "name the stages in teacher_layers and student_layers, or choose another constraint"
+            )
+    theirs, ours = maps
+    if [m.shape[2:] for m in theirs] != [m.shape[2:] for m in ours]:
+        raise UserError(
+            f"SpaceshipNet needs stages of equal sizes, got {[tuple(m.shape[2:]) for m in theirs]} and "
+            f"{[tuple(m.shape[2:]) for m in ours]}; name matching stages in teacher_layers and student_layers"
+        )
+    if method.constraint != "fitnets":
+        return nn.ModuleDict()
+    pairs = enumerate(zip(ours, theirs, strict=True))
+    return nn.ModuleDict({f"stage{i}": nn.Conv2d(a.shape[1], b.shape[1], 1) for i, (a, b) in pairs})
+
+
+def _labels(method: SpaceshipNet, task: Task) -> Labels:
+    rng, device, n = task.runtime.generator, task.runtime.device, method.synthesis_batch
+    if method.labels == "fixed":
+        return torch.arange(n, device=device) % task.classes
+    return (balanced_labels if method.labels == "balanced" else uniform_labels)(n, task.classes, rng, device)
+
+
+def _choose(method: SpaceshipNet, steps: int, generator: torch.Generator) -> list[tuple[int, bool]]:
+    """For every student step of a round: a uniform tap, and whether to mix. One wait for the device."""
+    taps = torch.randint(len(method.taps), (steps,), generator=generator, device=generator.device)
+    mixed = torch.rand(steps, generator=generator, device=generator.device) < method.p
+    return [(method.taps[i], bool(m)) for i, m in torch.stack([taps, mixed.long()], dim=1).tolist()]
+
+
+def _with_graph(images: Images, S: Probe) -> Images:
+    """The same images, hanging on a parameter that is being trained, so that the teacher's maps can be differentiated.
+
+    Asking the images themselves for gradients cannot be compiled. Nothing flows back: what is read is detached.
+    """
+    anchor = next(parameter for parameter in S.parameters() if parameter.requires_grad)
+    return images + 0 * anchor.flatten()[0]
+
+
+def _regions(method: SpaceshipNet, out: Readout, net: Probe, y: Labels) -> Regions:
+    stages = out.maps if method.gradcam_last else out.maps[:-1]
+    cams = grad_cams(out.logits, stages, y) if stages else ()
+    return Regions(class_activation_maps(out.maps[-1], _head(net).weight), cams)
+
+
+def _head(net: Probe) -> nn.Linear:
+    if net.head is None:
+        raise RuntimeError("this constraint needs linear heads; the driver checks that before setup")
+    return net.head
