@@ -1,0 +1,176 @@
+"""The commands: what they are for, and where their work is done. Imports no torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dfkd.cli import config
+
+__all__ = ["COMMANDS", "GROUPS", "Command"]
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command.
+
+    Attributes:
+        name: what is typed; the module ``dfkd.cli.do_<name>`` has ``run(settings, tree) -> int``.
+        summary: one line.
+        settings: dataclass of its options.
+        usage: what follows the name.
+        word: option that a word without dashes fills.
+        examples: (what for, command).
+        notes: further paragraphs.
+    """
+
+    name: str
+    summary: str
+    settings: type
+    usage: str = "[options]"
+    word: str | None = None
+    examples: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def free(self) -> tuple[str, ...]:
+        """Sections whose options depend on a choice."""
+        return ("method",) if "method" in self.settings.__dataclass_fields__ else ()  # type: ignore[attr-defined]
+
+
+_METHOD = "Hyper-parameters are options too: --method.steps 40. `dfkd methods NAYER` lists those of a method."
+_RECIPE = "Every option has the same name in a recipe: --plan.rounds 5 is plan: {rounds: 5}. Flags win."
+
+_ALL = (
+    Command(
+        "demo",
+        "teach, distil and compare on small digits, in two minutes",
+        config.Demo,
+        examples=(("the main job, start to end", "dfkd demo"), ("three students", "dfkd demo --seeds 3")),
+        notes=(
+            "Trains a teacher on scikit-learn's digits, distils a smaller student without touching them again, feeds "
+            "the same student pure noise with the same budget, and compares the three on held-out digits.",
+        ),
+    ),
+    Command(
+        "teach",
+        "train a teacher on labelled images",
+        config.Teach,
+        "NETWORK --data PRESET|--data.train SOURCE [options]",
+        "network.name",
+        (
+            ("CIFAR-10 in $DFKD_DATA or ./data", "dfkd teach resnet34 --data cifar10 --out teachers/r34"),
+            (
+                "own images, one folder per class",
+                "dfkd teach wrn40-2 --data.train folder:pets --data.image_size 3,32,32",
+            ),
+        ),
+    ),
+    Command(
+        "inspect",
+        "what a network is, and which methods fit it",
+        config.Inspect,
+        "NETWORK|WEIGHTS [options]",
+        "teacher.name",
+        (
+            ("by name", "dfkd inspect resnet34 --data cifar10"),
+            ("a pair", "dfkd inspect teachers/r34 --student resnet18"),
+            (
+                "your own class",
+                "dfkd inspect mynets:Big --teacher.weights big.pth --data.classes 12 --data.image_size 3,64,64",
+            ),
+        ),
+    ),
+    Command(
+        "embed",
+        "class names to vectors",
+        config.Embed,
+        "CLASSES [options]",
+        "classes",
+        (
+            ("a shipped list", "dfkd embed cifar10"),
+            ("your own names", 'dfkd embed "tabby cat,sheep dog,hen" --text minilm --out pets.safetensors'),
+        ),
+    ),
+    Command(
+        "distill",
+        "train a student from a teacher, without the teacher's data",
+        config.Distill,
+        "[RECIPE] [options]    or    --resume RUN",
+        "recipe",
+        (
+            (
+                "a packaged recipe, made shorter",
+                "dfkd distill nayer/digits-wrn16-2-wrn16-1 --teacher.weights T --plan.rounds 5",
+            ),
+            ("your own teacher", "dfkd distill --teacher.weights teachers/r34 --student resnet18 --out runs/x"),
+            ("go on after a stop", "dfkd distill --resume runs/x"),
+            (
+                "save the settings",
+                "dfkd distill --student resnet18 --teacher.weights teachers/r34 --print_config > my.yaml",
+            ),
+        ),
+        (_METHOD, _RECIPE),
+    ),
+    Command(
+        "synthesize",
+        "only the images: a PNG folder or one file",
+        config.Synthesize,
+        "[RECIPE] [options]    or    --run RUN --out FOLDER",
+        "recipe",
+        (
+            ("the newest 5000 images of a run", "dfkd synthesize --run runs/x --count 5000 --out images"),
+            ("from a recipe", "dfkd synthesize my.yaml --plan.rounds 5 --format safetensors --out images"),
+        ),
+        (
+            "From a recipe the method runs its whole plan: most methods need a student to make their images.",
+            _METHOD,
+        ),
+    ),
+    Command(
+        "evaluate",
+        "accuracy, loss and agreement of a network on labelled images",
+        config.Evaluate,
+        "RUN|WEIGHTS [options]",
+        "target",
+        (
+            ("a finished run", "dfkd evaluate runs/x --data.test cifar10"),
+            (
+                "with agreement",
+                "dfkd evaluate student.pth --network resnet18 --teacher.weights teachers/r34 --data.test cifar10",
+            ),
+        ),
+    ),
+    Command(
+        "report",
+        "write the HTML page of a run anew",
+        config.Report,
+        "RUN [options]",
+        "run",
+        (("of a run that goes on", "dfkd report runs/x"),),
+    ),
+    Command(
+        "methods",
+        "the methods, or one with its hyper-parameters",
+        config.Methods,
+        "[NAME]",
+        "name",
+        (("all", "dfkd methods"), ("one", "dfkd methods NAYER")),
+    ),
+    Command(
+        "recipes",
+        "the packaged recipes, or one as YAML",
+        config.Recipes,
+        "[NAME]",
+        "name",
+        (("all", "dfkd recipes"), ("a copy to edit", "dfkd recipes nayer/cifar10-resnet34-resnet18 > my.yaml")),
+    ),
+    Command("doctor", "versions, devices and extras, with the command that repairs each", config.Doctor),
+)
+
+COMMANDS: Mapping[str, Command] = {command.name: command for command in _ALL}
+
+GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("Start here", ("demo", "doctor")),
+    ("The way from a network to a student", ("teach", "inspect", "embed", "distill", "evaluate")),
+    ("What comes of a run", ("synthesize", "report")),
+    ("What there is", ("methods", "recipes")),
+)

@@ -1,0 +1,109 @@
+"""Options from dataclasses: a nested dataclass is a section, a trailing comment explains its field."""
+
+import inspect
+import io
+import re
+import tokenize
+import typing
+from collections.abc import Iterator
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from types import NoneType, UnionType
+from typing import Any, Literal
+
+__all__ = ["Option", "notes", "options", "parts", "spell"]
+
+_FIELD = re.compile(r"(\w+)\s*:(?!:)")
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option: its dotted name, its type, its default (None also stands for "none") and what it means."""
+
+    name: str
+    type: Any
+    default: Any
+    note: str
+
+    @property
+    def boolean(self) -> bool:
+        """Whether the flag may stand alone."""
+        return self.type is bool
+
+
+def options(cls: type, prefix: str = "") -> Iterator[Option]:
+    """The options of a dataclass, those of nested dataclasses included, in order."""
+    types, told = typing.get_type_hints(cls), notes(cls)
+    for item in fields(cls):
+        kind = types[item.name]
+        if is_dataclass(kind) and isinstance(kind, type):
+            yield from options(kind, f"{prefix}{item.name}.")
+        else:
+            yield Option(prefix + item.name, kind, _default(item), told.get(item.name, ""))
+
+
+def notes(cls: type) -> dict[str, str]:
+    """What is said about each field: its trailing comment, else its line under "Attributes:" in the docstring."""
+    return {**_attributes(cls.__doc__ or ""), **_comments(cls)}
+
+
+def parts(kind: Any) -> tuple[Any, ...]:
+    """The alternatives of a type."""
+    return typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, UnionType) else (kind,)
+
+
+def spell(kind: Any) -> str:
+    """A type as people write values of it."""
+    return " or ".join(dict.fromkeys(_spell(part) for part in parts(kind)))
+
+
+def _spell(kind: Any) -> str:
+    origin, inside = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return " | ".join(str(value) for value in inside)
+    if origin is tuple and inside[-1] is not Ellipsis:
+        return f"{len(inside)} {_PLURAL.get(inside[0], 'values')}"
+    if origin in (tuple, list):
+        return f"a list of {_PLURAL.get(inside[0], 'values')}"
+    return _WORDS.get(kind, getattr(kind, "__name__", str(kind)))
+
+
+_WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", NoneType: "null"}
+_PLURAL = {int: "whole numbers", float: "numbers", str: "texts", bool: "truth values"}
+
+
+def _default(item: "Field[Any]") -> Any:
+    if item.default is not MISSING:
+        return item.default
+    return None if item.default_factory is MISSING else item.default_factory()
+
+
+def _comments(cls: type) -> dict[str, str]:
+    """Trailing comments of the lines that declare fields."""
+    try:
+        source = inspect.getsource(cls)
+    except (OSError, TypeError):
+        return {}
+    found: dict[str, str] = {}
+    for token in tokenize.generate_tokens(io.StringIO(inspect.cleandoc(source)).readline):
+        if token.type == tokenize.COMMENT:
+            declared = _FIELD.match(token.line.strip())
+            if declared:
+                found[declared[1]] = token.string.lstrip("# ").strip()
+    return found
+
+
+def _attributes(doc: str) -> dict[str, str]:
+    """The "Attributes:" part of a docstring; several names may share a line."""
+    _, _, text = inspect.cleandoc(doc).partition("Attributes:\n")
+    found: dict[str, str] = {}
+    names: list[str] = []
+    for line in text.splitlines():
+        if line and not line.startswith("    "):
+            break
+        head = re.match(r"    (\w[\w, ]*): (.*)", line)
+        if head:
+            names = [name.strip() for name in head[1].split(",")]
+            found.update(dict.fromkeys(names, head[2].strip()))
+        elif line.strip():
+            found.update({name: f"{found[name]} {line.strip()}" for name in names})
+    return {name: note.replace("``", "").rstrip(".") for name, note in found.items()}

@@ -1,0 +1,102 @@
+"""The entry point ``dfkd``. Nothing heavy is imported before a command is known to be well-formed."""
+
+import importlib
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from dfkd import __version__
+from dfkd.cli.commands import COMMANDS, Command
+from dfkd.cli.stop import Stopped, stoppable
+from dfkd.errors import UserError
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 1 a bug, 2 bad input, 130 or 143 stopped by a signal."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        with warnings.catch_warnings(), stoppable():
+            warnings.showwarning = _warn
+            return _dispatch(words)
+    except UserError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (KeyboardInterrupt, Stopped) as stop:
+        print("stopped", file=sys.stderr)
+        return stop.code if isinstance(stop, Stopped) else 130
+    except BrokenPipeError:  # the reader of a pipe had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if debug:
+            raise
+        return _failed(error)
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        from dfkd.cli.help import main_help
+
+        print(main_help(__version__))
+        return 0
+    if words[0] in ("--version", "-V"):
+        print(f"dfkd {__version__}")
+        return 0
+    command = COMMANDS.get(words[0])
+    if command is None:
+        from dfkd.cli.parse import unknown
+
+        raise unknown(words[0], COMMANDS, "dfkd", "command")
+    if "-h" in words or "--help" in words:
+        from dfkd.cli.help import command_help
+
+        print(command_help(command))
+        return 0
+    return _run(command, words[1:])
+
+
+def _run(command: Command, words: list[str]) -> int:
+    from dfkd.cli.parse import fill, flags
+
+    show = "--print_config" in words and bool(command.free)
+    tree = flags(
+        [word for word in words if not (show and word == "--print_config")],
+        command.settings,
+        command.word,
+        command.free,
+    )
+    module: Any = importlib.import_module(f"dfkd.cli.do_{command.name}")
+    if command.free:
+        return module.run(tree, show)
+    return module.run(fill(command.settings, tree))
+
+
+def _failed(error: Exception) -> int:
+    """Something that no check foresaw."""
+    if type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error):
+        print(
+            "error: dfkd needs more memory than there is; lower the batch sizes or the memory of the method",
+            file=sys.stderr,
+        )
+        return 2
+    reason = (str(error).strip() or "no message").splitlines()[0]
+    print(f"error: dfkd failed with {type(error).__name__}: {reason}; --debug shows where", file=sys.stderr)
+    return 1
+
+
+def _warn(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
+    """Warnings of ours as one line; those of libraries are not for the user of a command."""
+    if issubclass(category, UserWarning) and f"{os.sep}dfkd{os.sep}" in filename:
+        print(f"warning: {message}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

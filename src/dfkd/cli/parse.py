@@ -1,0 +1,201 @@
+"""From the command line and a recipe to checked settings: one sentence for whatever does not fit.
+
+Flags are dotted names. They and the recipe are merged as plain nested values; jsonargparse then checks them against
+the types of the dataclasses.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_origin, get_type_hints
+
+from dfkd.cli.fields import Option, options, parts, spell
+from dfkd.errors import UserError
+
+__all__ = ["fill", "flags", "merge", "nearest", "read_yaml", "unknown"]
+
+T = TypeVar("T")
+Tree = dict[str, Any]
+
+# `--teacher NAME` is short for `--teacher.name NAME`.
+SHORT = {"teacher": "name", "student": "name", "network": "name", "method": "name", "data": "preset", "text": "encoder"}
+
+
+def flags(argv: Sequence[str], cls: type, positional: str | None, free: Iterable[str] = ()) -> Tree:
+    """Read ``argv`` into a nested dict of strings, one level per dot.
+
+    Args:
+        argv: what follows the command's name.
+        cls: the command's settings; flags that it does not have are refused.
+        positional: the field that a word without dashes fills.
+        free: sections whose options are not known yet (the method's).
+
+    Raises:
+        UserError: an unknown flag, a flag without its value, or a word too many.
+    """
+    known = {option.name: option for option in options(cls)}
+    sections = {item.name for item in fields(cls)} & SHORT.keys()
+    tree: Tree = {}
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--"):
+            _put_word(tree, word, positional)
+            continue
+        name, equals, value = word[2:].partition("=")
+        if name in sections and name not in known:
+            name = f"{name}.{SHORT[name]}"
+        option = known.get(name)
+        if option is None and name.partition(".")[0] not in free:
+            raise unknown(f"--{name}", [f"--{other}" for other in known], "dfkd", "option")
+        if not equals:
+            value = _value(words, option, name)
+        put(tree, name, _listed(value, option))
+    return tree
+
+
+def put(tree: Tree, name: str, value: Any) -> None:
+    """Set the dotted ``name``."""
+    *path, last = name.split(".")
+    for key in path:
+        tree = tree.setdefault(key, {})
+    tree[last] = value
+
+
+def merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> Tree:
+    """``low`` with everything that ``high`` says put over it."""
+    both = dict(low)
+    for key, value in high.items():
+        old = both.get(key)
+        both[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return both
+
+
+def fill(cls: type[T], tree: Mapping[str, Any], at: str = "") -> T:
+    """An instance of the dataclass ``cls`` from nested plain values (or strings of them).
+
+    Args:
+        cls: the settings.
+        tree: what is said; the rest keeps its default.
+        at: where ``tree`` stands in the recipe, for messages.
+
+    Raises:
+        UserError: an unknown key or a value of another type, with the nearest name or the type that is wanted.
+    """
+    from jsonargparse import ArgumentParser
+
+    _check_keys(cls, tree, at)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(cls)
+    try:
+        return _build(cls, parser.instantiate(parser.parse_object(dict(tree))))
+    except UserError:
+        raise
+    except Exception as error:  # argparse, jsonargparse and the types raise several kinds
+        raise _wrong_value(cls, tree, at, str(error)) from error
+
+
+def read_yaml(path: Path) -> Tree:
+    """A recipe file.
+
+    Raises:
+        UserError: not there, not YAML, or no mapping.
+    """
+    import yaml
+
+    try:
+        held = yaml.safe_load(path.read_text("utf-8"))
+    except OSError as error:
+        raise UserError(f"recipe needs a readable file, got {path} ({error.strerror}); check the path") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" (line {mark.line + 1})" if mark is not None else ""
+        raise UserError(f"recipe needs YAML, got something else in {path}{where}; correct it") from error
+    if not isinstance(held, dict) or not all(isinstance(key, str) for key in held):
+        raise UserError(f"recipe needs sections such as teacher: and student:, got {path} without; see `dfkd recipes`")
+    return held
+
+
+def unknown(name: str, known: Iterable[str], who: str, what: str) -> UserError:
+    """The error for a name that is not among ``known``, with the nearest one."""
+    known = list(known)
+    close = nearest(name, known)
+    hint = (
+        f"did you mean {close}?" if close else f"known are {', '.join(known[:12])}{', ...' if len(known) > 12 else ''}"
+    )
+    return UserError(f"{who} needs {'an' if what[0] in 'aeio' else 'a'} {what} it knows, got {name}; {hint}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name most like ``name``, also where only the last part was given or the section is wrong."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+    if close:
+        return close[0]
+    tails = {other.lstrip("-").rpartition(".")[2]: other for other in reversed(known)}
+    close = difflib.get_close_matches(name.lstrip("-").rpartition(".")[2], list(tails), n=1, cutoff=0.75)
+    return tails[close[0]] if close else None
+
+
+def _put_word(tree: Tree, word: str, positional: str | None) -> None:
+    if word.startswith("-") and word != "-":
+        raise UserError(f"dfkd needs options with two dashes, got {word}; see --help")
+    top = None if positional is None else positional.partition(".")[0]
+    if positional is None or top in tree:
+        raise UserError(f"dfkd needs options as --name value, got the word {word!r}; see --help")
+    put(tree, positional, word)
+
+
+def _value(words: list[str], option: Option | None, name: str) -> str:
+    alone = option is not None and option.boolean
+    if words and not words[0].startswith("--") and not (alone and words[0] not in ("true", "false")):
+        return words.pop(0)
+    if alone:
+        return "true"
+    raise UserError(f"--{name} needs a value, got none; write --{name} VALUE")
+
+
+def _listed(value: str, option: Option | None) -> str:
+    """Lists may be written without brackets: ``1,8,8``."""
+    if option is None or value.startswith("[") or value in ("null", "None"):
+        return value
+    kinds = [kind for kind in parts(option.type) if kind is not type(None)]
+    lists = [kind for kind in kinds if get_origin(kind) in (list, tuple)]
+    return f"[{value}]" if lists and ("," in value or len(lists) == len(kinds)) else value
+
+
+def _check_keys(cls: type, tree: Mapping[str, Any], at: str) -> None:
+    types = get_type_hints(cls)
+    for key, value in tree.items():
+        name = f"{at}{key}"
+        if key not in {item.name for item in fields(cls)}:  # type: ignore[arg-type]
+            raise unknown(name, [option.name for option in options(cls, at)], "recipe", "setting")
+        if is_dataclass(types[key]):
+            if not isinstance(value, Mapping):
+                raise UserError(f"{name} needs settings of its own (name: value), got {value!r}; indent them below it")
+            _check_keys(types[key], value, f"{name}.")  # type: ignore[arg-type]
+
+
+def _build(cls: type[T], held: Any) -> T:
+    """jsonargparse returns a namespace of the fields."""
+    return cls(**{item.name: getattr(held, item.name) for item in fields(cls)})  # type: ignore[arg-type]
+
+
+def _wrong_value(cls: type, tree: Mapping[str, Any], at: str, said: str) -> UserError:
+    """jsonargparse names the key; its type and the value are said in our words."""
+    key = re.search(r'[Kk]ey "([\w.]+)"', said)
+    by_name = {option.name: option for option in options(cls)}
+    if key is None or key[1] not in by_name:
+        return UserError(f"{at or 'recipe '}needs values of the right type, got an error: {said.splitlines()[0]}")
+    option, value = by_name[key[1]], tree
+    for step in key[1].split("."):
+        value = value.get(step) if isinstance(value, Mapping) else value  # type: ignore[assignment]
+    hint = ""
+    choices = [
+        str(c) for part in parts(option.type) if get_origin(part) is not None for c in getattr(part, "__args__", ())
+    ]
+    close = difflib.get_close_matches(str(value), choices, n=1) if isinstance(value, str) else []
+    hint = f"did you mean {close[0]}?" if close else "change it"
+    return UserError(f"{at}{option.name} needs {spell(option.type)}, got {value!r}; {hint}")

@@ -1,0 +1,200 @@
+"""Train a teacher on labelled images: the only place where dfkd itself learns from real data."""
+
+import json
+import math
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, Optimizer
+
+from dfkd.engine.checkpoint import write_aside
+from dfkd.engine.evaluate import evaluate
+from dfkd.engine.probe import Probe
+from dfkd.engine.records import Evaluation
+from dfkd.engine.runtime import Runtime
+from dfkd.errors import UserError
+from dfkd.losses.divergence import cross_entropy
+from dfkd.ops.augment import crop_flip
+from dfkd.ops.pixels import as_images
+from dfkd.teachplan import TeachPlan
+from dfkd.types import Bytes, Labels
+
+__all__ = ["Epoch", "TeachPlan", "TeachResult", "save_teacher", "teach"]
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One pass over the training images: its number (from 1), how many there are, and the means over it."""
+
+    number: int
+    epochs: int
+    loss: float
+    accuracy: float  # on the augmented training images
+    lr: float
+
+
+@dataclass(frozen=True)
+class TeachResult:
+    """A trained teacher (hooks removed, eval mode); the last epoch counts, no epoch is chosen by its test score."""
+
+    net: nn.Module
+    epochs: tuple[Epoch, ...]
+    evaluation: Evaluation | None
+    seconds: float
+
+    @property
+    def accuracy(self) -> float | None:
+        """On the test images, in [0, 1]."""
+        return None if self.evaluation is None else self.evaluation.accuracy
+
+
+def teach(
+    net: nn.Module,
+    images: Bytes,
+    labels: Labels,
+    plan: TeachPlan | None = None,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    test: tuple[Bytes, Labels] | None = None,
+    runtime: Runtime | None = None,
+    seed: int = 0,
+    watch: Callable[[Epoch], None] | None = None,
+) -> TeachResult:
+    """Train ``net`` in place by cross-entropy on cropped and mirrored images, all of them held on the device.
+
+    Args:
+        net: maps normalised images (n, c, h, w) to logits (n, k).
+        images, labels: uint8 (n, c, h, w) and int64 (n,) training images. A last, smaller batch is left out.
+        plan: the recipe.
+        mean, std: per channel, of pixels in [0, 1]; part of the teacher from now on.
+        test: labelled test images, measured once after the last epoch.
+        runtime: device and precision; default: one process on the best device, with ``seed``.
+        seed: of order and augmentation, where ``runtime`` is not given.
+        watch: called after every epoch.
+
+    Raises:
+        UserError: images and labels that do not fit each other or the network, or a loss that is not finite.
+    """
+    plan = plan or TeachPlan()
+    _check(net, images, labels)
+    with torch.random.fork_rng(devices=[0] if torch.cuda.is_available() else []):
+        runtime = (runtime or Runtime(seed=seed)).launch()
+        began = time.monotonic()
+        probe = Probe(
+            runtime.place(net), mean=mean, std=std, precision=runtime.precision, channels_last=runtime.channels_last
+        ).to(runtime.device)
+        epochs = _train(probe, images.to(runtime.device), labels.to(runtime.device), plan, runtime, watch)
+        probe.eval()
+        seconds = time.monotonic() - began
+        k = int(labels.max()) + 1 if test is None else int(max(labels.max(), test[1].max())) + 1
+        final = None if test is None else evaluate(probe, *test, k, runtime)
+    return TeachResult(probe.release().eval(), tuple(epochs), final, seconds)
+
+
+def save_teacher(
+    folder: Path,
+    result: TeachResult,
+    *,
+    spec: Mapping[str, object],
+    image_shape: tuple[int, int, int],
+    names: Sequence[str],
+    classes: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    plan: TeachPlan,
+    seed: int,
+) -> Path:
+    """Write ``weights.safetensors`` and, beside it, ``weights.json`` with all a later run must know; returns the former.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    from dfkd.runs import VERSION, weights_hash
+
+    weights = {
+        name: t.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, t in result.net.state_dict().items()
+        if isinstance(t, Tensor)
+    }
+    about = {
+        "network": dict(spec),
+        "image_shape": list(image_shape),
+        "classes": classes,
+        "names": list(names),
+        "mean": list(mean),
+        "std": list(std),
+        "accuracy": result.accuracy,
+        "epochs": plan.epochs,
+        "plan": asdict(plan),
+        "seed": seed,
+        "seconds": round(result.seconds, 2),
+        "sha256": weights_hash(result.net),
+        "versions": {"dfkd": VERSION, "torch": torch.__version__, "python": platform.python_version()},
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    path = folder / "weights.safetensors"
+    text = json.dumps(about, indent=1) + "\n"
+    write_aside(path, lambda aside: save_file(weights, aside))
+    write_aside(path.with_suffix(".json"), lambda aside: aside.write_text(text))
+    return path
+
+
+def _train(
+    probe: Probe,
+    images: Bytes,
+    labels: Labels,
+    plan: TeachPlan,
+    runtime: Runtime,
+    watch: Callable[[Epoch], None] | None,
+) -> list[Epoch]:
+    """All epochs; the order is drawn anew for each."""
+    size = min(plan.batch_size, len(images))
+    steps = len(images) // size
+    pad = min(images.shape[2:]) // 8 if plan.pad is None else plan.pad
+    optimizer, done = _optimizer(probe, plan), []
+    for epoch in range(plan.epochs):
+        probe.train()
+        order = torch.randperm(len(images), generator=runtime.generator, device=images.device)
+        seen = torch.zeros(2, device=images.device)  # summed loss, right answers
+        for k in range(steps):
+            for group in optimizer.param_groups:
+                group["lr"] = plan.rate(epoch + k / steps)
+            rows = order[k * size : (k + 1) * size]
+            y = labels[rows]
+            logits = probe(as_images(crop_flip(images[rows], runtime.generator, pad, plan.flip))).logits
+            loss = cross_entropy(logits, y)
+            runtime.step(loss, optimizer)
+            seen += torch.stack([loss.detach(), (logits.detach().argmax(dim=1) == y).sum()])
+        total, right = seen.tolist()
+        done.append(Epoch(epoch + 1, plan.epochs, total / steps, right / (steps * size), plan.rate(epoch)))
+        if not math.isfinite(total):
+            raise UserError(f"teach needs a finite loss, got {total} in epoch {epoch + 1}; lower the learning rate")
+        if watch is not None:
+            watch(done[-1])
+    return done
+
+
+def _optimizer(probe: Probe, plan: TeachPlan) -> Optimizer:
+    parameters = [p for p in probe.parameters() if p.requires_grad]
+    if plan.optimizer == "adam":
+        return Adam(parameters, lr=plan.lr, weight_decay=plan.weight_decay, fused=True)
+    return SGD(parameters, lr=plan.lr, momentum=plan.momentum, weight_decay=plan.weight_decay, fused=True)
+
+
+def _check(net: nn.Module, images: Tensor, labels: Tensor) -> None:
+    if images.dtype != torch.uint8 or images.dim() != 4 or len(images) < 2 or len(images) != len(labels):
+        raise UserError(
+            f"teach needs at least two uint8 images (n, c, h, w) with one label each, got {images.dtype} "
+            f"{tuple(images.shape)} and {len(labels)} labels; convert them"
+        )
+    if not any(p.requires_grad for p in net.parameters()):
+        raise UserError("teach needs a network with weights to train, got none that ask for gradients; unfreeze it")
