@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import ClassVar, Generic, NamedTuple, TypeVar
+from typing import ClassVar, Generic, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from dfkd.data.rows import Rows
 from dfkd.engine.plan import Plan
 from dfkd.engine.probe import Probe
 from dfkd.engine.runtime import Runtime
+from dfkd.errors import UserError
 from dfkd.types import Batch, Scalar
 
 __all__ = ["Cache", "Clock", "Method", "Metrics", "Need", "State", "Task"]
@@ -113,6 +114,26 @@ class Method(ABC, Generic[S]):
     """
 
     default_plan: ClassVar[Plan]
+
+    def __post_init__(self) -> None:
+        """Refuse a word that is not among a hyper-parameter's choices, then what :meth:`check_values` refuses."""
+        for name, hint in get_type_hints(type(self)).items():
+            kinds = [part for part in (hint, *get_args(hint)) if get_origin(part) is Literal]
+            choices, value = [choice for kind in kinds for choice in get_args(kind)], getattr(self, name)
+            if choices and value is not None and value not in choices:
+                listed = ", ".join(map(str, choices))
+                raise UserError(
+                    f"{type(self).__name__} needs {name} to be one of {listed}, got {value!r}; choose one of them"
+                )
+        self.check_values()
+
+    def check_values(self) -> None:
+        """Refuse other values that cannot be. Called on construction; a method without limits leaves it.
+
+        Raises:
+            UserError: naming the hyper-parameter.
+        """
+        return
 
     @abstractmethod
     def needs(self) -> frozenset[Need]:

@@ -92,7 +92,8 @@ class D3K(Method[D3KState]):
 
     default_plan: ClassVar[Plan] = Plan(rounds=200, steps=400, batch_size=256, lr=0.1, weight_decay=1e-4)
 
-    def __post_init__(self) -> None:
+    def check_values(self) -> None:
+        """Counts are at least 1, and the ranges of the subnet make sense."""
         for name in ("steps", "synthesis_batch", "batches", "width", "hash_pool"):
             if getattr(self, name) < 1:
                 raise UserError(f"D3K needs {name} of at least 1, got {getattr(self, name)}; raise it")

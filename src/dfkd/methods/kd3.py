@@ -85,7 +85,8 @@ class KD3(Method[KD3State]):
         milestones=(150, 180, 210),
     )
 
-    def __post_init__(self) -> None:
+    def check_values(self) -> None:
+        """Counts are at least 1, the share of the pool is above 0 and up to 1."""
         if not 0 < self.pool_share <= 1:
             raise UserError(f"KD3 needs a pool_share above 0 and up to 1, got {self.pool_share}; change pool_share")
         for name in ("select_every", "head_width", "block"):

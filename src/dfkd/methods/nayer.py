@@ -34,6 +34,7 @@ from dfkd.data.pool import Pool
 from dfkd.engine.core import Clock, Method, Metrics, Need, State, Task, class_entropy
 from dfkd.engine.plan import Plan
 from dfkd.engine.probe import Probe
+from dfkd.errors import UserError
 from dfkd.losses.divergence import agreeing_divergence, cross_entropy, knowledge_distillation
 from dfkd.losses.statistics import blend_moments, moment_distance, update_moments
 from dfkd.nets.generators import ConvGenerator, DeepGenerator, NoisyLayer, redraw
@@ -92,6 +93,13 @@ class NAYER(Method[NayerState]):
     default_plan: ClassVar[Plan] = Plan(
         rounds=300, warmup=20, steps=400, batch_size=512, lr=0.2, weight_decay=1e-4, schedule="cosine", lr_min=2e-4
     )
+
+    def check_values(self) -> None:
+        """Counts are at least 1."""
+        for name in ("steps", "synthesis_batch", "batches", "warmup_batches", "width", "channels", "memory", "renew"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"NAYER needs {name} of at least 1, got {value}; raise it")
 
     def needs(self) -> frozenset[Need]:
         """BN statistics unless their weight is 0, text unless the code does without, sides that are multiples of 4."""

@@ -98,7 +98,8 @@ class SpaceshipNet(Method[SpaceshipState]):
 
     default_plan: ClassVar[Plan] = Plan(rounds=200, steps=2000, batch_size=256, lr=0.1, weight_decay=1e-4)
 
-    def __post_init__(self) -> None:
+    def check_values(self) -> None:
+        """Counts are at least 1, shares are from 0 to 1, taps exist."""
         for name in ("steps", "synthesis_batch", "width", "channels"):
             if getattr(self, name) < 1:
                 raise UserError(f"SpaceshipNet needs {name} of at least 1, got {getattr(self, name)}; raise it")
@@ -148,6 +149,7 @@ class SpaceshipNet(Method[SpaceshipState]):
             best = keep_features(best, out.loss, [taps[i] for i in self.taps], self.keep)
             task.runtime.step(out.loss, optimizer)
         G.eval()
+        task.runtime.level(G)
         kept = {f"tap{i}": value for i, value in zip(self.taps, best.features, strict=True)}
         state.pool.add(**kept, labels=y)  # line 5
         state.choices = _choose(self, clock.plan.steps_in(clock.round), rng)
