@@ -61,7 +61,7 @@ class Probe(nn.Module):
         self.precision, self.channels_last = precision, channels_last
         self.head_name, self.stage_names = head, tuple(stages)
         self.norms = [m for m in net.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
-        self._want_stats = self._want_maps = False
+        self._reading = self._want_stats = self._want_maps = False
         self._features: list[Tensor] = []
         self._maps: list[Tensor] = []
         self._stats: list[Moments] = []
@@ -96,7 +96,7 @@ class Probe(nn.Module):
 
     def read_normalised(self, x: Tensor, stats: bool = False, maps: bool = False) -> Readout:
         """:meth:`forward` for methods whose paper works in normalised space."""
-        self._want_stats, self._want_maps = stats, maps
+        self._reading, self._want_stats, self._want_maps = True, stats, maps
         self._features, self._maps, self._stats = [], [], []
         if self.precision == "bf16":
             with torch.autocast(x.device.type, dtype=torch.bfloat16):
@@ -105,7 +105,7 @@ class Probe(nn.Module):
             logits = self.net(x)
         features = self._features[-1].float() if self._features else logits
         out = Readout(logits, features, tuple(self._maps), tuple(self._stats))
-        self._want_stats = self._want_maps = False
+        self._reading = self._want_stats = self._want_maps = False
         self._features, self._maps, self._stats = [], [], []
         return out
 
@@ -123,7 +123,8 @@ class Probe(nn.Module):
 
     def _hook(self) -> list[Any]:
         def read_features(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            self._features.append(inputs[0].flatten(1))
+            if self._reading:  # another probe may run the same network
+                self._features.append(inputs[0].flatten(1))
 
         def read_stats(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             if self._want_stats:
