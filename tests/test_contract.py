@@ -198,7 +198,7 @@ def test_the_global_random_streams_of_python_and_numpy_are_not_used(name: str) -
 
     import numpy
 
-    before = random.getstate(), numpy.random.get_state()[1].copy()  # type: ignore[index,union-attr]
+    before = random.getstate(), numpy.random.get_state()[1].copy()  # type: ignore[index]
     distilled(name)
     assert random.getstate() == before[0]
     assert (numpy.random.get_state()[1] == before[1]).all()  # type: ignore[index]

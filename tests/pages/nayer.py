@@ -21,7 +21,9 @@ def train(task: Task, method: NAYER, plan: Plan) -> None:
         raise ValueError("this page needs text embeddings")
     Z = NoisyLayer(embeddings.shape[1], method.width, method.synthesis_batch, task.classes)
     G = ConvGenerator(method.width, task.image_shape, method.channels).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    memory_x, memory_y = torch.empty(0, *task.image_shape, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
+    made = method.synthesis_batch * (plan.warmup * method.warmup_batches + plan.rounds * method.batches)
+    room, count = made if method.memory is None else min(made, method.memory), 0
+    memory = torch.empty(room, *task.image_shape, dtype=torch.uint8)
     running: list[Moments] = []
     student = SGD(S.net.parameters(), lr=plan.lr, momentum=plan.momentum, weight_decay=plan.weight_decay, fused=True)
     for epoch in range(plan.warmup + plan.rounds):
@@ -59,16 +61,16 @@ def train(task: Task, method: NAYER, plan: Plan) -> None:
                 m = method.momentum
                 new[i] = Moments(torch.lerp(new[i].mean, old.mean, m), torch.lerp(new[i].var, old.var, m))
             running = new
-            room = method.memory or len(memory_x) + len(best)
-            memory_x = torch.cat([memory_x, as_bytes(best)])[-room:]
-            memory_y = torch.cat([memory_y, y])[-room:]
+            for image in as_bytes(best):  # the newest overwrite the oldest
+                memory[count % room] = image
+                count += 1
         if warming_up:
             continue
         student.param_groups[0]["lr"] = plan.rate(epoch)
         S.train()
         for _ in range(plan.steps):
-            rows = torch.randint(len(memory_x), (plan.batch_size,), generator=rng)
-            x = as_images(crop_flip(memory_x[rows], rng, method.pad, method.flip))
+            rows = torch.randint(min(count, room), (plan.batch_size,), generator=rng)
+            x = as_images(crop_flip(memory[rows], rng, method.pad, method.flip))
             with torch.no_grad():
                 target = T(x).logits
             student.zero_grad()
