@@ -6,7 +6,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -111,7 +111,7 @@ def save_teacher(
     plan: TeachPlan,
     seed: int,
 ) -> Path:
-    """Write ``weights.safetensors`` and, beside it, ``weights.json`` with all a later run must know; returns the former.
+    """Write ``weights.safetensors`` and, beside it, what a later run must know in ``weights.json``; returns the former.
 
     Raises:
         UserError: the folder cannot be written.
@@ -139,7 +139,7 @@ def save_teacher(
         "seconds": round(result.seconds, 2),
         "sha256": weights_hash(result.net),
         "versions": {"dfkd": VERSION, "torch": torch.__version__, "python": platform.python_version()},
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     path = folder / "weights.safetensors"
     text = json.dumps(about, indent=1) + "\n"

@@ -1,0 +1,253 @@
+"""`dfkd distill`."""
+
+import os
+import sys
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from dfkd.api import Distilled, distill
+from dfkd.cli.config import Distill, Machine, Network
+from dfkd.cli.parse import Tree, merge, read_yaml
+from dfkd.cli.setup import (
+    Facts,
+    Loaded,
+    facts_of,
+    known,
+    load,
+    plain_settings,
+    seed_everything,
+    settled,
+    text_of,
+    with_recipe,
+)
+from dfkd.cli.stop import Stopped
+from dfkd.engine.core import Method
+from dfkd.engine.plan import Plan
+from dfkd.engine.records import Observer, RoundRecord, RunInfo, RunResult
+from dfkd.engine.runtime import Runtime
+from dfkd.errors import UserError
+from dfkd.recipes import yaml_of
+from dfkd.report.files import read_run, write_run, write_whole
+
+__all__ = ["Job", "RECIPE_FILE", "prepare", "resolved", "run", "runtime_of"]
+
+RECIPE_FILE = "recipe.yaml"
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything a run needs, checked."""
+
+    settings: Distill
+    method: Method[Any]
+    plan: Plan
+    facts: Facts
+    teacher: Loaded
+    student: Loaded
+
+
+def run(tree: Tree, show: bool = False) -> int:
+    """Distil, or print the resolved recipe and stop."""
+    folder = tree.get("resume")
+    if folder is not None:
+        tree = _resumed(tree, Path(folder))
+    job = prepare(*settled(Distill, with_recipe(tree)))
+    if show:
+        print(yaml_of(resolved(job)), end="")
+        return 0
+    out = Path(folder) if folder is not None else _out(job)
+    machine = runtime_of(job.settings.runtime)
+    try:
+        result = _distill(job, out, machine, resume=folder is not None)
+    except (KeyboardInterrupt, Stopped) as stop:
+        return _stopped(out, stop)
+    if machine.rank == 0:
+        _tell(result, job, out)
+    return 0
+
+
+def prepare(settings: Distill, method: Method[Any], plan: Plan) -> Job:
+    """Networks and data of a run; the student is made from torch's default stream, seeded here.
+
+    Raises:
+        UserError: anything that is missing or does not fit.
+    """
+    _, sidecar = known(settings.teacher, "teacher")
+    facts = facts_of(settings.data, sidecar)
+    teacher = load(settings.teacher, facts, "teacher", trained=True)
+    known(settings.student, "student")
+    seed_everything(settings.runtime.seed, settings.runtime.threads)
+    return Job(settings, method, plan, facts, teacher, load(settings.student, facts, "student"))
+
+
+def runtime_of(machine: Machine) -> Runtime:
+    """The runtime that these settings ask for."""
+    if machine.devices < 1:
+        raise UserError(f"runtime needs at least one process, got {machine.devices}; raise --runtime.devices")
+    return Runtime(
+        device=machine.device,
+        devices=machine.devices,
+        precision=machine.precision,
+        compile=machine.compile,
+        channels_last=machine.channels_last,
+        seed=machine.seed,
+    )
+
+
+def resolved(job: Job) -> Tree:
+    """The recipe with every default and every path written out: enough to start or continue the run elsewhere."""
+    settings, facts = job.settings, job.facts
+    data = plain_settings(settings.data)
+    data |= {"image_size": facts.image_size, "mean": facts.mean, "std": facts.std, "classes": facts.named}
+    data |= {key: absolute(data[key]) for key in ("test", "web", "real") if key in data}
+    name = settings.method.name
+    return {
+        "teacher": _network(settings.teacher, job.teacher),
+        "student": _network(settings.student, job.student),
+        "data": data,
+        "text": {
+            key: absolute(value) if key == "file" else value for key, value in plain_settings(settings.text).items()
+        },
+        "method": {"name": name if ":" in name or "." in name else type(job.method).__name__, **asdict(job.method)},  # type: ignore[call-overload]
+        "plan": asdict(job.plan),
+        "runtime": plain_settings(settings.runtime),
+        "watch": plain_settings(settings.watch),
+    }
+
+
+def absolute(source: str) -> str:
+    """A source with its path made absolute, where there is such a path: ``cifar10:DIR``, ``folder:DIR``, a file."""
+    head, colon, place = source.rpartition(":")
+    path = Path(place).expanduser()
+    return f"{head}{colon}{path.resolve()}" if path.exists() and (colon or os.sep in source or path.suffix) else source
+
+
+def _distill(job: Job, out: Path, machine: Runtime, resume: bool) -> Distilled:
+    settings, watch = job.settings, job.settings.watch
+    head = (
+        "written by dfkd when the run began; to go on after a stop:",
+        f"dfkd distill --resume {out}",
+        "",
+        _command(),
+    )
+    extra: list[Observer] = [] if resume else [_SaveRecipe(out, yaml_of(resolved(job), head))]
+    if watch.tensorboard:
+        from dfkd.report.observers import TensorBoard
+
+        extra.append(TensorBoard(out / "tensorboard", _rounds_done(out)))
+    return distill(
+        job.teacher.built.net,
+        job.student.built.net,
+        job.method,
+        image_size=job.facts.image_size,
+        mean=job.facts.mean,
+        std=job.facts.std,
+        classes=job.facts.named,
+        plan=job.plan,
+        out=out,
+        resume=resume,
+        test=settings.data.test,
+        text=text_of(settings.text, job.facts, job.method),
+        web=settings.data.web,
+        real=settings.data.real,
+        runtime=machine,
+        observers=extra,
+        progress=not watch.quiet,
+        evaluate_every=max(1, watch.evaluate_every),
+        samples_every=watch.samples_every,
+        save_every=watch.save_every,
+        teacher_layers=job.teacher.layers,
+        student_layers=job.student.layers,
+        names=(job.teacher.name, job.student.name),
+        spec=job.student.built.spec,
+        export=watch.export,
+    )
+
+
+class _SaveRecipe:
+    """Writes the resolved recipe when the run begins: after the folder was found free, before the first round."""
+
+    def __init__(self, folder: Path, text: str) -> None:
+        self.folder, self.text = folder, text
+
+    def started(self, info: RunInfo) -> None:
+        write_whole(self.folder / RECIPE_FILE, self.text.encode())
+
+    def stepped(self, round: int, phase: str, done: int, total: int) -> None:
+        pass
+
+    def rounded(self, record: RoundRecord) -> None:
+        pass
+
+    def finished(self, result: RunResult) -> None:
+        pass
+
+
+def _resumed(tree: Tree, folder: Path) -> Tree:
+    """The recipe a run began with, with the flags put over it; settings that matter may not differ."""
+    file = folder / RECIPE_FILE
+    if not file.is_file():
+        raise UserError(
+            f"resume needs the folder of a run with {RECIPE_FILE}, got {folder} without; give the folder that was --out"
+        )
+    if "recipe" in tree or "out" in tree:
+        raise UserError("resume needs neither a recipe nor --out, got one of them; the run keeps its own")
+    return merge(read_yaml(file), {key: value for key, value in tree.items() if key != "resume"})
+
+
+def _out(job: Job) -> Path:
+    """The run folder; several processes must agree on it, so the first one tells the others."""
+    if job.settings.out is not None:
+        return Path(job.settings.out)
+    if "DFKD_RUN_FOLDER" in os.environ:
+        return Path(os.environ["DFKD_RUN_FOLDER"])
+    student = job.student.name.replace(":", "-").replace("/", "-")
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    out = Path("runs") / f"{type(job.method).__name__.lower()}-{student}-{stamp}"
+    if job.settings.runtime.devices > 1:
+        os.environ["DFKD_RUN_FOLDER"] = str(out)
+    return out
+
+
+def _stopped(out: Path, stop: BaseException) -> int:
+    """Say how to go on."""
+    code = stop.code if isinstance(stop, Stopped) else 130
+    if (out / "run.json").is_file() and (out / RECIPE_FILE).is_file():
+        stored = read_run(out)
+        if stored.status != "finished":
+            write_run(out, stored.info, None, "interrupted")
+            print(f"stopped; go on with: dfkd distill --resume {out}", file=sys.stderr)
+            return code
+    print("stopped before the first round; nothing is lost, start again", file=sys.stderr)
+    return code
+
+
+def _tell(done: Distilled, job: Job, out: Path) -> None:
+    """The comparison, and where everything is."""
+    from rich.console import Console
+
+    from dfkd.report.console import table
+    from dfkd.report.summary import rows_of
+
+    rows = rows_of(done.record.info, done.record.rounds, done.record)
+    rows[0] = replace(rows[0], seconds=job.teacher.sidecar.seconds)
+    console = Console(soft_wrap=True)
+    console.print()
+    console.print(table(rows))
+    console.print(f"\nreport  {out / 'report.html'}\nstudent {out / 'student.safetensors'}", highlight=False)
+
+
+def _network(network: Network, loaded: Loaded) -> Tree:
+    told = {**plain_settings(network), "name": loaded.name}
+    return {**told, "weights": str(Path(told["weights"]).resolve())} if "weights" in told else told
+
+
+def _rounds_done(folder: Path) -> int:
+    rounds = read_run(folder).rounds if (folder / "run.json").is_file() else []
+    return rounds[-1].round + 1 if rounds else 0
+
+
+def _command() -> str:
+    return " ".join(["dfkd", *sys.argv[1:]])

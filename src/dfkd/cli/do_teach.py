@@ -1,0 +1,142 @@
+"""`dfkd teach`."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dfkd.cli.config import UPRIGHT, Teach
+from dfkd.cli.do_distill import runtime_of
+from dfkd.cli.setup import facts_of, load, seed_everything
+from dfkd.data.readers import ImageSet, read_images
+from dfkd.errors import UserError
+from dfkd.ops.pixels import as_images
+from dfkd.teach import Epoch, TeachResult, save_teacher, teach
+from dfkd.weights import Sidecar
+
+__all__ = ["run", "teaching"]
+
+
+def run(settings: Teach) -> int:
+    """Train, measure once, save."""
+    data, plan = settings.data, settings.plan
+    if settings.network.name is None:
+        raise UserError("teach needs a network, got no name; for example `dfkd teach resnet18 --data cifar10`")
+    out = _free(Path(settings.out or f"teachers/{settings.network.name.replace(':', '-').replace('/', '-')}"))
+    train, test = _read(settings)
+    told = replace(
+        data,
+        image_size=data.image_size or tuple(train.images.shape[1:]),
+        classes=data.classes if data.classes is not None else list(train.names) or int(train.labels.max()) + 1,
+    )
+    if data.preset is None and data.mean is None and data.std is None:
+        told.mean, told.std = _statistics(train)
+    facts = facts_of(told, Sidecar(), "teach")
+    if data.preset in UPRIGHT:
+        plan = replace(plan, flip=False)
+    seed_everything(settings.runtime.seed, settings.runtime.threads)
+    loaded = load(settings.network, facts, "network")
+    with teaching(plan.epochs, settings.quiet) as watch:
+        done = teach(
+            loaded.built.net,
+            train.images,
+            train.labels,
+            plan,
+            mean=facts.mean,
+            std=facts.std,
+            test=None if test is None else (test.images, test.labels),
+            runtime=runtime_of(settings.runtime),
+            watch=watch,
+        )
+    path = save_teacher(
+        out,
+        done,
+        spec=loaded.built.spec,
+        image_shape=facts.image_size,
+        names=facts.names,
+        classes=facts.classes,
+        mean=facts.mean,
+        std=facts.std,
+        plan=plan,
+        seed=settings.runtime.seed,
+    )
+    print(f"{_sentence(done)}\nweights {path}")
+    return 0
+
+
+def teaching(epochs: int, quiet: bool) -> AbstractContextManager[Callable[[Epoch], None] | None]:
+    """A progress display for the epochs, or none."""
+    return nullcontext(None) if quiet else _Bar(epochs)
+
+
+class _Bar:
+    """One line that is redrawn on a terminal, and nothing elsewhere."""
+
+    def __init__(self, epochs: int) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.progress = Progress(
+            TextColumn("teacher  epoch {task.completed}/{task.total}"),
+            BarColumn(),
+            TextColumn("{task.fields[said]}"),
+            TimeRemainingColumn(),
+        )
+        self.task = self.progress.add_task("", total=epochs, said="")
+
+    def __enter__(self) -> Callable[[Epoch], None]:
+        self.progress.start()
+        return self._told
+
+    def __exit__(self, *error: Any) -> None:
+        self.progress.stop()
+
+    def _told(self, epoch: Epoch) -> None:
+        self.progress.update(
+            self.task, completed=epoch.number, said=f"loss {epoch.loss:.3g}  right {epoch.accuracy:.2%}"
+        )
+
+
+def _read(settings: Teach) -> tuple[ImageSet, ImageSet | None]:
+    """Training and test images; the preset's own files where no source is given."""
+    data = settings.data
+    source = data.train or data.preset
+    if source is None:
+        raise UserError("teach needs training images, got none; give --data.train folder:DIR or --data cifar10")
+    size = data.image_size
+    side, channels = (size[1], size[0]) if size else _preset_size(settings)
+    train = read_images(source, "train", side=side, channels=channels)
+    test = data.test or (data.preset if data.train is None else None)
+    if test is None:
+        return train, None
+    return train, read_images(test, "test", side=int(train.images.shape[-1]), channels=int(train.images.shape[1]))
+
+
+def _preset_size(settings: Teach) -> tuple[int | None, int | None]:
+    from dfkd.cli.config import PRESETS
+
+    preset = settings.data.preset
+    return (PRESETS[preset][1], PRESETS[preset][0]) if preset else (None, None)
+
+
+def _statistics(train: ImageSet) -> tuple[list[float], list[float]]:
+    """Mean and std per channel, over at most 20,000 images."""
+    pixels = as_images(train.images[:20_000]).to(torch.float64)
+    std, mean = torch.std_mean(pixels, dim=(0, 2, 3))
+    return [round(x, 4) for x in mean.tolist()], [max(round(x, 4), 1e-3) for x in std.tolist()]
+
+
+def _free(out: Path) -> Path:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"out needs a new or empty folder, got {out} with files in it; choose another with --out")
+    return out
+
+
+def _sentence(done: TeachResult) -> str:
+    last = done.epochs[-1]
+    if done.evaluation is None:
+        return f"{last.accuracy:.2%} of the training images right after {last.epochs} epochs, {done.seconds:.0f} s"
+    n = done.evaluation.images
+    return f"{done.evaluation.accuracy:.2%} of {n:,} test images right after {last.epochs} epochs, {done.seconds:.0f} s"

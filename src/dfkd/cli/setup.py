@@ -1,0 +1,234 @@
+"""From settings to what runs: which method and plan, what the data are, the networks with their weights."""
+
+import importlib
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from dfkd.cli.config import PRESETS, Images, Network, TeachImages, Text
+from dfkd.cli.parse import SHORT, Tree, fill, merge, read_yaml, unknown
+from dfkd.data.readers import STATISTICS
+from dfkd.data.text import TextEmbedding, class_list, embed
+from dfkd.engine.core import Method, Need
+from dfkd.engine.plan import Plan
+from dfkd.errors import UserError
+from dfkd.methods import METHODS
+from dfkd.nets.zoo import Built, build, check_image_shape
+from dfkd.recipes import recipe
+from dfkd.weights import Sidecar, find_weights, load_weights, read_sidecar
+
+__all__ = [
+    "Facts",
+    "Loaded",
+    "facts_of",
+    "find_method",
+    "known",
+    "load",
+    "seed_everything",
+    "settled",
+    "text_of",
+    "with_recipe",
+]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the teacher was trained on."""
+
+    image_size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classes: int
+    names: tuple[str, ...]
+
+    @property
+    def named(self) -> tuple[str, ...] | int:
+        """The classes as :func:`dfkd.distill` takes them."""
+        return self.names or self.classes
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A network with its weights, its name, the layers that are known, and what was told beside the weights."""
+
+    built: Built
+    name: str
+    layers: dict[str, Any]
+    sidecar: Sidecar = field(default_factory=Sidecar)
+
+
+def with_recipe(tree: Tree) -> Tree:
+    """The recipe that ``tree`` names (a file or a packaged one), with ``tree`` put over it.
+
+    Raises:
+        UserError: no such recipe, or one that is damaged.
+    """
+    name = tree.get("recipe")
+    if name is None:
+        return tree
+    file = Path(name)
+    looks = file.suffix in (".yaml", ".yml")
+    base = read_yaml(file) if looks or file.is_file() else recipe(name)
+    rest = {key: value for key, value in tree.items() if key != "recipe"}
+    return merge(_long(base), rest)
+
+
+def settled(cls: type[T], tree: Tree) -> tuple[T, Method[Any], Plan]:
+    """The settings of a command that runs a method, the method, and the plan (the method's own, unless told).
+
+    Raises:
+        UserError: an unknown setting or method, or a wrong value.
+    """
+    tree = _long(tree)
+    chosen = tree.get("method", {})
+    if not isinstance(chosen, Mapping):
+        raise UserError(f"method needs a name and settings, got {chosen!r}; write method: {{name: NAYER}}")
+    name = str(chosen.get("name", "NAYER"))
+    kind = find_method(name)
+    method = fill(kind, {key: value for key, value in chosen.items() if key != "name"}, "method.")
+    told = tree.get("plan", {})
+    if not isinstance(told, Mapping):
+        raise UserError(f"plan needs settings of its own (name: value), got {told!r}; indent them below it")
+    plan = fill(Plan, merge(asdict(kind.default_plan), told), "plan.")
+    settings = fill(cls, {**tree, "method": {"name": name}, "plan": asdict(plan)})
+    return settings, method, plan
+
+
+def find_method(name: str) -> type[Method[Any]]:
+    """A method by its short name, or the user's own class as ``package.module:Class``.
+
+    Raises:
+        UserError: no such method, with the nearest name.
+    """
+    by_lower = {short.lower(): kind for short, kind in METHODS.items()}
+    if name.lower() in by_lower:
+        return by_lower[name.lower()]
+    module, separator, attribute = name.partition(":") if ":" in name else _dotted(name)
+    if not separator:
+        raise unknown(name, METHODS, "method", "name")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = getattr(importlib.import_module(module), attribute, None)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"method needs an importable class, got {name!r} ({error}); run from the folder that holds {module}"
+        ) from error
+    finally:
+        sys.path.remove(str(Path.cwd()))
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise UserError(
+            f"method needs a subclass of dfkd.Method, got {name!r}; name one, or one of {', '.join(METHODS)}"
+        )
+    return found
+
+
+def facts_of(data: Images | TeachImages, sidecar: Sidecar, who: str = "teacher") -> Facts:
+    """Put together what is told, what stands beside the weights, and what is known of the data set; in this order.
+
+    Raises:
+        UserError: something is missing, or sizes that do not fit each other.
+    """
+    preset = data.preset
+    size = data.image_size or sidecar.image_size or (PRESETS[preset] if preset else None)
+    known_mean, known_std = STATISTICS[preset] if preset else (None, None)
+    mean, std = data.mean or sidecar.mean or known_mean, data.std or sidecar.std or known_std
+    told = data.classes if data.classes is not None else sidecar.names or sidecar.classes or preset
+    for what, value in (("image_size", size), ("mean", mean), ("std", std), ("classes", told)):
+        if value is None:
+            raise UserError(
+                f"{who} needs data.{what}, got none; give --data.{what}, a known data set (--data cifar10), "
+                "or weights with a description beside them"
+            )
+    names = class_list(told) if isinstance(told, str) else () if isinstance(told, int) else tuple(told or ())
+    return Facts(
+        size or (1, 1, 1),
+        tuple(mean or ()),
+        tuple(std or ()),
+        told if isinstance(told, int) else len(names),
+        names,
+    )
+
+
+def known(network: Network, role: str) -> tuple[str, Sidecar]:
+    """The network's name and what stands beside its weights, before anything is built.
+
+    Raises:
+        UserError: neither a name nor a description that has one, or weights that are not there.
+    """
+    sidecar = Sidecar() if network.weights is None else read_sidecar(find_weights(Path(network.weights), role))
+    name = network.name or sidecar.name
+    if name is None:
+        raise UserError(f"{role} needs a network, got no name; give --{role}.name, for example --{role} resnet18")
+    return name, sidecar
+
+
+def load(network: Network, facts: Facts, role: str, trained: bool = False) -> Loaded:
+    """Build a network and load its weights.
+
+    Args:
+        network: name, weights, layers.
+        facts: image size and classes.
+        role: for messages.
+        trained: refuse a network of the zoo, timm or torchvision without weights.
+
+    Raises:
+        UserError: an unknown network, unfit images, missing or unfit weights.
+    """
+    name, sidecar = known(network, role)
+    own = ":" in name and not name.startswith(("timm:", "torchvision:"))
+    if trained and network.weights is None and not own:
+        raise UserError(
+            f"{role} needs trained weights, got the name {name} only; give --{role}.weights, or make them with "
+            f"`dfkd teach {name}`"
+        )
+    check_image_shape(name, facts.image_size)
+    built = build(name, facts.classes, facts.image_size[0])
+    if network.weights is not None:
+        load_weights(built.net, find_weights(Path(network.weights), role), role)
+    layers: dict[str, Any] = {"head": network.head or built.head, "stages": network.stages or built.stages}
+    return Loaded(built, name, {key: value for key, value in layers.items() if value is not None}, sidecar)
+
+
+def text_of(text: Text, facts: Facts, method: Method[Any] | None) -> TextEmbedding | str:
+    """The embeddings, where the method uses them."""
+    if method is not None and Need.TEXT not in method.needs():
+        return "auto"
+    file = None if text.file is None else Path(text.file)
+    return embed(facts.names or None, facts.classes, text.encoder, text.prompt, file)
+
+
+def seed_everything(seed: int, threads: int | None) -> None:
+    """Threads and torch's default stream, before networks are made."""
+    if threads is not None:
+        if threads < 1:
+            raise UserError(f"runtime needs at least one thread, got {threads}; raise --runtime.threads")
+        torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+
+
+def _long(tree: Tree) -> Tree:
+    """Short forms written out: ``teacher: wrn16-2``, and a method given by class_path and init_args."""
+    tree = {
+        key: {SHORT[key]: value} if key in SHORT and isinstance(value, str) else value for key, value in tree.items()
+    }
+    method = tree.get("method")
+    if isinstance(method, Mapping) and "class_path" in method:
+        rest = {key: value for key, value in method.items() if key not in ("class_path", "init_args")}
+        tree["method"] = {"name": method["class_path"], **(method.get("init_args") or {}), **rest}
+    return tree
+
+
+def _dotted(name: str) -> tuple[str, str, str]:
+    module, dot, attribute = name.rpartition(".")
+    return module, dot, attribute
+
+
+def plain_settings(value: Any) -> dict[str, Any]:
+    """A section as plain values, without what is not set."""
+    return {item.name: getattr(value, item.name) for item in fields(value) if getattr(value, item.name) is not None}
