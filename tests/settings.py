@@ -14,8 +14,12 @@ from dfkd.api import build_task
 from dfkd.engine.core import Method, Task
 from dfkd.engine.plan import Plan
 from dfkd.engine.runtime import Runtime
+from dfkd.methods.d3k import D3K
+from dfkd.methods.kd3 import KD3
 from dfkd.methods.nayer import NAYER
 from dfkd.methods.noise import NoiseInput
+from dfkd.methods.spaceship import SpaceshipNet
+from dfkd.methods.stts import STTS
 from dfkd.methods.vanilla import VanillaKD
 from dfkd.nets.zoo import build
 
@@ -55,6 +59,17 @@ class Setting:
 
 
 SETTINGS: dict[str, Setting] = {
+    "D3K": Setting(
+        D3K(steps=3, synthesis_batch=10, batches=2, widths=(3, 7), width=8, pad=1, hash_pool=2, memory=48),
+        tiny_plan(rounds=3, warmup=1),
+        page="d3k",
+    ),
+    "KD3": Setting(
+        KD3(v_th=0.25, select_every=2, pool_share=0.8, head_width=6, pad=1, block=16),
+        tiny_plan(),
+        page="kd3",
+        web=60,
+    ),
     "NAYER": Setting(
         NAYER(
             steps=2,
@@ -71,6 +86,19 @@ SETTINGS: dict[str, Setting] = {
         page="nayer",
     ),
     "NoiseInput": Setting(NoiseInput(), tiny_plan(), page="noise"),
+    "SpaceshipNet": Setting(
+        SpaceshipNet(steps=3, synthesis_batch=10, width=8, channels=4, p=0.6, pad=1, memory=32),
+        tiny_plan(rounds=4, warmup=1),
+        page="spaceship",
+    ),
+    "STTS": Setting(
+        STTS(steps=3, synthesis_batch=10, batches=2, lr=0.05, pad=2),
+        tiny_plan(warmup=2),
+        page="stts",
+        teacher="lenet5",
+        student="lenet5-half",
+        image_shape=(1, 32, 32),
+    ),
     "VanillaKD": Setting(VanillaKD(pad=1), tiny_plan(), page="vanilla", real=40),
 }
 
