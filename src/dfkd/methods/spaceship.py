@@ -152,7 +152,7 @@ class SpaceshipNet(Method[SpaceshipState]):
         task.runtime.level(G)
         kept = {f"tap{i}": value for i, value in zip(self.taps, best.features, strict=True)}
         state.pool.add(**kept, labels=y)  # line 5
-        state.choices = _choose(self, clock.plan.steps_in(clock.round), rng)
+        state.choices = _choose(self, clock.plan.steps, rng)
         return {
             "loss/generator": out.loss.detach(),
             "loss/class": out.cls.detach(),

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dfkd.errors import UserError
-from dfkd.types import Images, Maps
+from dfkd.types import Images
 
 __all__ = ["SubnetShape", "SuperNet", "check_ranges", "draw_subnet"]
 
@@ -109,11 +109,11 @@ class SuperNet(nn.Module):
         x = F.interpolate(self._norm(self._conv(x, 1, widths[2], sides[1]), 2), scale_factor=2)
         return torch.sigmoid(self._conv(x, 2, len(self.paint_bias), sides[2], self.paint_bias))
 
-    def _norm(self, x: Maps, layer: int) -> Maps:
+    def _norm(self, x: Tensor, layer: int) -> Tensor:
         c = x.shape[1]
         return F.batch_norm(x, None, None, self.gains[layer][:c], self.shifts[layer][:c], training=True)
 
-    def _conv(self, x: Maps, layer: int, outputs: int, side: int, bias: Tensor | None = None) -> Maps:
+    def _conv(self, x: Tensor, layer: int, outputs: int, side: int, bias: Tensor | None = None) -> Tensor:
         kernel = self.kernels[layer]
         edge = (kernel.shape[-1] - side) // 2
         middle = slice(edge, edge + side)
