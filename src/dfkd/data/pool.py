@@ -102,7 +102,7 @@ class Pool:
 
     def since(self, count: int) -> dict[str, Tensor]:
         """The rows added after the first ``count``, as far as the ring still holds them, oldest first."""
-        count = max(count, self.added - len(self))
+        count = min(max(count, self.added - len(self)), self.added)
         return self.take(torch.arange(count, self.added) % self.capacity)
 
     def _check(self, rows: Mapping[str, Tensor]) -> int:
