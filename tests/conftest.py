@@ -17,6 +17,12 @@ from dfkd.ops.pixels import as_images
 torch.set_num_threads(1)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Warnings are errors, except those that torch.compile gives itself and means to hide."""
+    for line in ("ignore:The .grad attribute of a Tensor", "ignore:.*autograd.function.Function.* should not be inst"):
+        config.addinivalue_line("filterwarnings", line)
+
+
 @pytest.fixture(autouse=True)
 def _one_stream() -> Iterator[None]:
     """No test sees the random numbers another one used up."""

@@ -273,7 +273,6 @@ def test_the_loss_is_pure_and_reaches_only_the_student(name: str) -> None:
 
 
 @each
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo looks, and means to hide it
 def test_the_loss_is_one_graph_and_is_compiled_once(name: str) -> None:
     row, task, state = ready(name, compile=True)
     torch._dynamo.reset()
