@@ -23,7 +23,7 @@ class Runtime:
     the pool). Torch's default stream is the same in every process: modules initialised from it are equal everywhere.
 
     Args:
-        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or a number of processes by ``devices``.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         devices: processes to run; more than one needs a launcher (``torchrun``) or :meth:`launch`.
         precision: ``"fp32"`` or ``"bf16"`` (networks under autocast; statistics, losses and weights stay float32).
         compile: compile objectives and losses with ``torch.compile``.
@@ -45,6 +45,10 @@ class Runtime:
 
         if precision not in ("fp32", "bf16"):
             raise UserError(f"runtime needs precision fp32 or bf16, got {precision!r}; choose one of them")
+        if device not in ("auto", "cpu", "cuda"):
+            raise UserError(f"runtime needs device to be one of auto, cpu, cuda, got {device!r}; choose one of them")
+        if devices < 1:
+            raise UserError(f"runtime needs at least 1 process, got devices={devices}; raise devices")
         if device == "cuda" and not torch.cuda.is_available():
             raise UserError(
                 "runtime needs a CUDA device, got a machine (or a torch build) without one; use device=cpu or run "
