@@ -8,6 +8,7 @@ save. Files are read with ``weights_only=True``: they cannot run code.
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,8 @@ def write_aside(path: Path, write: Any) -> None:
         aside.replace(path)
         _flush_folder(path.parent)
     except (OSError, RuntimeError) as error:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
         if isinstance(error, RuntimeError) and "write" not in str(error) and "file" not in str(error):
             raise
         why = getattr(error, "strerror", None) or str(error).splitlines()[0]

@@ -1,0 +1,380 @@
+"""Saves that are whole or absent: ring wrap-around, kills between file operations, full disks, hostile files."""
+
+import json
+import os
+import pickle
+import tempfile
+import zipfile
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from dfkd.data.pool import Pool
+from dfkd.engine.checkpoint import Checkpoint, pack, pools_of, unpack, write_aside
+from dfkd.engine.core import Cache, State
+from dfkd.errors import UserError
+from dfkd.types import Moments
+
+COLUMNS = {"images": ((1, 2, 2), torch.uint8), "labels": ((), torch.int64)}
+CPU = torch.device("cpu")
+
+
+def add(pool: Pool, n: int) -> None:
+    number = torch.arange(pool.added, pool.added + n)
+    pool.add(images=(number % 256).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 2, 2), labels=number)
+
+
+def contents(pool: Pool) -> tuple[int, dict[str, list[Any]]]:
+    return pool.added, {name: rows[: len(pool)].tolist() for name, rows in pool.rows.items()}
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.integers(1, 12), st.lists(st.integers(0, 30), min_size=1, max_size=7))
+def test_a_ring_comes_back_at_the_same_places(capacity: int, sizes: list[int]) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        pool, saver = Pool(capacity, COLUMNS), Checkpoint(folder)
+        for rounds, n in enumerate(sizes, start=1):
+            add(pool, n)
+            saver.save(rounds, {"n": n}, {"pool": pool})
+            again = Pool(capacity, COLUMNS)
+            payload = Checkpoint(folder).load({"pool": again})
+            assert payload["n"] == n
+            assert contents(again) == contents(pool)
+            rows = sum(_rows(path) for path in folder.glob("pool-*"))
+            assert rows <= 2 * capacity + max(sizes)  # what left the ring is not kept for long
+
+
+def _rows(path: Path) -> int:
+    return len(torch.load(path, weights_only=True)["labels"])
+
+
+def test_a_resumed_run_goes_on_saving_where_the_first_stopped(tmp_path: Path) -> None:
+    pool, saver = Pool(10, COLUMNS), Checkpoint(tmp_path)
+    add(pool, 4)
+    saver.save(1, {}, {"pool": pool})
+    again, saver = Pool(10, COLUMNS), Checkpoint(tmp_path)
+    saver.load({"pool": again})
+    for rounds in (2, 3):
+        add(again, 4)
+        add(pool, 4)
+        saver.save(rounds, {}, {"pool": again})
+    names = sorted(path.name for path in tmp_path.glob("pool-*"))
+    assert names == ["pool-0-pool-0-4.pt", "pool-0-pool-4-8.pt", "pool-0-pool-8-12.pt"]
+    last = Pool(10, COLUMNS)
+    Checkpoint(tmp_path).load({"pool": last})
+    assert contents(last) == contents(pool)
+
+
+def test_a_save_without_new_rows_writes_no_rows(tmp_path: Path) -> None:
+    pool, saver = Pool(10, COLUMNS), Checkpoint(tmp_path)
+    saver.save(1, {}, {"pool": pool})
+    assert list(tmp_path.glob("pool-*")) == []
+    add(pool, 3)
+    saver.save(2, {}, {"pool": pool})
+    before = next(tmp_path.glob("pool-*")).stat().st_mtime_ns
+    saver.save(3, {}, {"pool": pool})
+    assert [path.stat().st_mtime_ns for path in tmp_path.glob("pool-*")] == [before]
+    assert [path.name for path in tmp_path.glob("state-*")] == ["state-0-3.pt"]
+
+
+# ---- cut off --------------------------------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing may clean up after it."""
+
+
+def dying(monkeypatch: pytest.MonkeyPatch, after: int) -> Callable[[], int]:
+    """Every file operation from number ``after`` on raises; returns how many were asked for."""
+    count = 0
+
+    def wrap(owner: Any, name: str) -> None:
+        real = getattr(owner, name)
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count > after:
+                raise Killed
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    wrap(Path, "replace")
+    wrap(Path, "unlink")
+    wrap(os, "fsync")
+    wrap(torch, "save")
+    return lambda: count
+
+
+def test_a_kill_between_any_two_file_operations_leaves_a_whole_save(tmp_path: Path) -> None:
+    after, finished = 0, False
+    seen = set()
+    while not finished:
+        folder = tmp_path / str(after)
+        pool, saver = Pool(6, COLUMNS), Checkpoint(folder)
+        wanted = {}
+        for rounds in (1, 2):
+            add(pool, 4)
+            saver.save(rounds, {"rounds": rounds}, {"pool": pool})
+            wanted[rounds] = contents(pool)
+        add(pool, 4)
+        wanted[3] = contents(pool)
+        with pytest.MonkeyPatch.context() as patch:
+            asked = dying(patch, after)
+            with suppress(Killed):
+                saver.save(3, {"rounds": 3}, {"pool": pool})
+            finished = asked() <= after
+        again, reader = Pool(6, COLUMNS), Checkpoint(folder)
+        found = reader.load({"pool": again})["rounds"]
+        seen.add(found)
+        assert found in (2, 3)
+        assert contents(again) == wanted[found]
+        for rounds in range(found + 1, 5):  # and the run goes on as if nothing had happened
+            add(again, 4)
+            reader.save(rounds, {"rounds": rounds}, {"pool": again})
+        last = Pool(6, COLUMNS)
+        assert Checkpoint(folder).load({"pool": last})["rounds"] == 4
+        assert last.newest(6)["labels"].tolist() == list(range(10, 16))
+        assert list(folder.glob(".*tmp")) == []
+        after += 1
+    assert seen == {2, 3}
+    assert after > 8
+
+
+def test_a_full_disk_leaves_the_last_save_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, saver = Pool(6, COLUMNS), Checkpoint(tmp_path)
+    add(pool, 4)
+    saver.save(1, {"rounds": 1}, {"pool": pool})
+    whole = contents(pool)
+    add(pool, 1)
+    real = torch.save
+
+    def full(thing: object, path: Path) -> None:
+        real(thing, path)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UserError, match=r"got 'No space left on device'; free space .* earlier saves are whole$"):
+        saver.save(2, {"rounds": 2}, {"pool": pool})
+    monkeypatch.undo()
+    again = Pool(6, COLUMNS)
+    assert Checkpoint(tmp_path).load({"pool": again})["rounds"] == 1
+    assert contents(again) == whole
+    assert list(tmp_path.glob(".*tmp")) == []
+    saver.save(2, {"rounds": 2}, {"pool": pool})
+    assert Checkpoint(tmp_path).load({"pool": Pool(6, COLUMNS)})["rounds"] == 2
+
+
+def test_a_writer_of_torch_on_a_full_disk_is_named_too(tmp_path: Path) -> None:
+    def broken(path: Path) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc] PytorchStreamWriter failed writing file data/0")
+
+    with pytest.raises(UserError, match="failed writing file"):
+        write_aside(tmp_path / "x", broken)
+
+    def bug(path: Path) -> None:
+        raise RuntimeError("shapes differ")
+
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        write_aside(tmp_path / "x", bug)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="run folder needs to take"):
+        Checkpoint(tmp_path / "file").save(1, {}, {})
+
+
+# ---- damaged, hostile, foreign --------------------------------------------------------------------------------------
+
+
+def a_save(folder: Path) -> Path:
+    pool, saver = Pool(6, COLUMNS), Checkpoint(folder)
+    add(pool, 4)
+    saver.save(3, {"rounds": 3}, {"pool": pool})
+    return folder / "state-0-3.pt"
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def hostile(path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(path.parent / "pwned"),)
+
+    path.write_bytes(pickle.dumps({"segments": Evil()}))
+
+
+def hostile_zip(path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(path.parent / "pwned"),)
+
+    torch.save({"segments": {}}, path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, pickle.dumps(Evil(), 2) if name.endswith("data.pkl") else data)
+
+
+def other_content(path: Path) -> None:
+    torch.save([1, 2, 3], path)
+
+
+def no_segments(path: Path) -> None:
+    torch.save({"rounds": 3}, path)
+
+
+def odd_segments(path: Path) -> None:
+    torch.save({"segments": {"pool": [[0]]}}, path)
+
+
+def unlink(path: Path) -> None:
+    path.unlink()
+
+
+@pytest.mark.parametrize(
+    "damage", [truncate, empty, hostile, hostile_zip, other_content, no_segments, odd_segments, unlink]
+)
+@pytest.mark.parametrize("which", ["state", "pool"])
+def test_a_damaged_file_is_named_and_runs_nothing(damage: Callable[[Path], None], which: str, tmp_path: Path) -> None:
+    state = a_save(tmp_path)
+    path = state if which == "state" else next(tmp_path.glob("pool-*"))
+    damage(path)
+    with pytest.raises(UserError, match=r"resume needs a readable checkpoint, got .*; start again in a new folder"):
+        Checkpoint(tmp_path).load({"pool": Pool(6, COLUMNS)})
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"rounds": "x", "world": 1}', "\x00\xff"])
+def test_a_damaged_commit_is_named(text: str, tmp_path: Path) -> None:
+    a_save(tmp_path)
+    (tmp_path / "commit.json").write_text(text, encoding="latin-1")
+    with pytest.raises(UserError, match=r"resume needs a readable checkpoint, got .*commit\.json"):
+        Checkpoint(tmp_path).load({"pool": Pool(6, COLUMNS)})
+
+
+def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:
+    a_save(tmp_path)
+    with pytest.raises(UserError, match="resume needs the 1 processes the run began with, got 2; start as many"):
+        Checkpoint(tmp_path, rank=0, world=2).load({"pool": Pool(6, COLUMNS)})
+
+
+def test_every_process_has_its_own_files(tmp_path: Path) -> None:
+    pools = [Pool(6, COLUMNS) for _ in range(2)]
+    for rank in (1, 0):  # as if a barrier were between: process 0 commits last
+        add(pools[rank], 3 + rank)
+        Checkpoint(tmp_path, rank, 2).save(1, {"rank": rank}, {"pool": pools[rank]})
+    assert json.loads((tmp_path / "commit.json").read_text()) == {"rounds": 1, "world": 2}
+    for rank in (0, 1):
+        again = Pool(6, COLUMNS)
+        assert Checkpoint(tmp_path, rank, 2).load({"pool": again})["rank"] == rank
+        assert contents(again) == contents(pools[rank])
+
+
+# ---- packing --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Everything(State):
+    """One field of every kind."""
+
+    pool: Pool
+    net: nn.Module
+    optimizer: torch.optim.Optimizer
+    pixels: nn.Parameter
+    tensor: Tensor
+    half: Tensor
+    number: int
+    share: float
+    word: str
+    nothing: Tensor | None
+    moments: list[Moments]
+    mixed: dict[str, Any]
+    cache: Cache[Tensor] = field(default_factory=Cache)
+
+
+def a_state(seed: int) -> Everything:
+    torch.manual_seed(seed)
+    pixels = nn.Parameter(torch.randn(2, 3))
+    optimizer = torch.optim.Adam([pixels], lr=0.1)
+    for _ in range(seed):
+        pixels.square().sum().backward()
+        optimizer.step()
+    return Everything(
+        Pool(3, COLUMNS),
+        nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)),
+        optimizer,
+        pixels,
+        torch.randn(4),
+        torch.randn(3, dtype=torch.float16),
+        seed,
+        seed / 3,
+        f"word {seed}",
+        torch.ones(seed) if seed % 2 else None,
+        [Moments(torch.randn(2), torch.rand(2)) for _ in range(seed)],
+        {
+            "list": [torch.randn(2), (1, None, "x")],
+            "moments": {"dict": {3: torch.arange(seed)}},
+            "flag": bool(seed % 2),
+        },
+    )
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return type(a) is type(b) and len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return bool(a == b)
+
+
+@pytest.mark.parametrize(("old", "new"), [(3, 1), (1, 3), (2, 5), (4, 2)])
+def test_every_kind_of_field_comes_back(old: int, new: int, tmp_path: Path) -> None:
+    saved, into = a_state(old), a_state(new)
+    torch.save(pack(saved), tmp_path / "x.pt")
+    into.cache.value = torch.ones(1)
+    held, module = into.pixels, into.net
+    unpack(torch.load(tmp_path / "x.pt", weights_only=True), into, CPU)
+    assert same(pack(into), pack(saved))
+    assert into.pixels is held  # the optimiser still moves it
+    assert into.net is module
+    assert isinstance(into.moments[0], Moments)
+    assert same(into.mixed, saved.mixed)
+    assert pools_of(into).keys() == {"pool"}
+    for state in (saved, into):
+        state.pixels.grad = torch.ones(2, 3)
+        state.optimizer.step()
+    assert torch.equal(into.pixels, saved.pixels)
+
+
+def test_what_cannot_be_saved_is_a_bug_and_says_so() -> None:
+    with pytest.raises(TypeError, match="fields that can be saved, got object"):
+        pack({"x": object()})
+
+
+def test_packing_copies() -> None:
+    x = torch.zeros(2)
+    packed = pack([x])
+    x.fill_(1)
+    assert packed["list"][0].tolist() == [0, 0]
