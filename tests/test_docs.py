@@ -1,0 +1,223 @@
+"""The documentation is true: its Python runs, its commands parse, its links lead somewhere, its lists are complete."""
+
+import importlib.util
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from dfkd.cli.commands import COMMANDS
+from dfkd.cli.help import command_help
+from dfkd.cli.parse import fill, flags
+from dfkd.methods import METHODS
+
+ROOT = Path(__file__).resolve().parent.parent
+TOP = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+SKETCHES = {"docs/architecture.md"}  # its code is an outline, not a program
+CARDS = sorted(path for path in (ROOT / "docs/methods").glob("*.md") if path.name != "index.md")
+PAGES = [ROOT / name for name in TOP] + sorted(path for path in (ROOT / "docs").rglob("*.md") if path not in CARDS)
+FENCE = re.compile(r"^(?P<indent> *)```(?P<info>[^\n`]*)\n(?P<body>.*?)^(?P=indent)```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"(?<!\!)\[[^\]]*\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)")
+
+
+class Block(NamedTuple):
+    """A fenced block: language, file name it is to be saved under (or none), text, and its first line's number."""
+
+    language: str
+    title: str
+    text: str
+    line: int
+
+
+def blocks(path: Path, language: str) -> list[Block]:
+    text = path.read_text("utf-8")
+    found = []
+    for match in FENCE.finditer(text):
+        first, _, rest = match["info"].strip().partition(" ")
+        title = re.search(r'title="([^"]+)"', rest)
+        if first == language:
+            line = text.count("\n", 0, match.start()) + 2
+            found.append(Block(first, title[1] if title else "", match["body"], line))
+    return found
+
+
+def named(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.fixture
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty current folder from which modules are imported; they are forgotten afterwards."""
+    before = set(sys.modules)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("DFKD_CACHE", str(tmp_path / "cache"))
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "") or "").startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+def execute(path: Path, block: Block, names: dict[str, Any]) -> None:
+    """Save a block that has a file name, run any other, as it stands, lines numbered as in the page."""
+    if block.title:
+        Path(block.title).write_text(block.text, "utf-8")
+        return
+    exec(compile("\n" * (block.line - 1) + block.text, named(path), "exec"), names)
+
+
+@pytest.mark.parametrize("path", [p for p in PAGES if blocks(p, "python") and named(p) not in SKETCHES], ids=named)
+def test_python_on_a_page_runs(path: Path, empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, Any] = {"__name__": "page"}
+    for block in blocks(path, "python"):
+        execute(path, block, names)
+    if path.name == "adding-a-method.md":
+        assert "bit-identical: True" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", CARDS, ids=named)
+def test_every_block_of_a_card_stands_alone(path: Path, empty_folder: Path) -> None:
+    found = blocks(path, "python")
+    assert found, "a card shows how the method is used"
+    for number, block in enumerate(found):
+        torch.manual_seed(number)
+        execute(path, block, {"__name__": "card"})
+
+
+def commands(path: Path) -> Iterator[tuple[str, ...]]:
+    """Words of every `dfkd ...` line in the console blocks of a page, and in the text."""
+    for block in blocks(path, "console"):
+        for line in block.text.replace("\\\n", " ").splitlines():
+            assert line.startswith("$ ") or not line.strip(), f"{named(path)}: a console line begins with '$ ': {line}"
+            words = shlex.split(line.removeprefix("$ "), comments=True)
+            if "dfkd" in words:
+                yield tuple(words[words.index("dfkd") + 1 :])
+
+
+@pytest.mark.parametrize("path", [*PAGES, *CARDS], ids=named)
+def test_commands_on_a_page_are_known(path: Path) -> None:
+    for words in commands(path):
+        check_command(words)
+    for match in re.finditer(r"`dfkd ([a-z]\w*)", path.read_text("utf-8")):
+        assert match[1] in COMMANDS, match[0]
+
+
+def check_command(words: tuple[str, ...]) -> None:
+    """The command exists, every option of it exists and takes such a value."""
+    command = COMMANDS[words[0]]
+    rest = [word for word in words[1:] if word not in ("--print_config", "--debug", "--help")]
+    if ">" in rest:
+        rest = rest[: rest.index(">")]
+    tree = flags(rest, command.settings, command.word, command.free)
+    chosen = tree.pop("method", {})
+    name = str(chosen.pop("name", "NAYER"))
+    if ":" not in name:
+        known = {item.name for item in fields(METHODS[name])}  # type: ignore[arg-type]
+        assert chosen.keys() <= known, f"{name} has no {sorted(chosen.keys() - known)}"
+    fill(command.settings, tree)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=str)
+def test_examples_in_the_help_are_sound(command: str) -> None:
+    for _, line in COMMANDS[command].examples:
+        check_command(tuple(shlex.split(line)[1:]))
+
+
+@pytest.mark.parametrize("path", [*PAGES, *CARDS], ids=named)
+def test_links_lead_somewhere(path: Path) -> None:
+    text = FENCE.sub("", path.read_text("utf-8"))
+    for target in (a or b for a, b in LINK.findall(text)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        file, _, anchor = target.partition("#")
+        there = (path.parent / file).resolve() if file else path
+        assert there.exists(), f"{named(path)} links to {target}"
+        if anchor:
+            assert anchor in anchors(there), f"{named(path)} links to {target}"
+
+
+def anchors(path: Path) -> set[str]:
+    """Headings as they are named in links."""
+    titles = re.findall(r"^#+ +(.+)$", FENCE.sub("", path.read_text("utf-8")), re.MULTILINE)
+    return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", title).strip().lower()) for title in titles}
+
+
+def hooks() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("docs_hooks", ROOT / "tools/docs_hooks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_command_line_reference_holds_the_help_of_every_command() -> None:
+    page = hooks().filled((ROOT / "docs/reference/cli.md").read_text("utf-8"))
+    for command in COMMANDS.values():
+        assert f"## dfkd {command.name}\n" in page
+        assert command_help(command) in page
+
+
+def test_pages_hold_only_markers_that_are_filled() -> None:
+    known = hooks().MARKERS
+    for path in PAGES:
+        for marker in re.findall(r"^<!-- (\w+) -->$", path.read_text("utf-8"), re.MULTILINE):
+            assert marker in known
+            assert known[marker]().strip()
+
+
+def test_every_method_has_a_card_a_row_in_the_readme_and_a_link_in_the_overview() -> None:
+    overview, readme = hooks().methods(), (ROOT / "README.md").read_text("utf-8")
+    rows = re.findall(r"^\| `(\w+)`.*\[\w+\]\(docs/methods/(\w+\.md)\) \|$", readme, re.MULTILINE)
+    assert sorted(name for name, _ in rows) == sorted(METHODS)
+    for name, card in rows:
+        assert (ROOT / "docs/methods" / card).exists(), f"{name} needs the card {card}"
+        assert f"| [{name}]({card}) |" in overview
+    assert {path.name for path in CARDS} == {card for _, card in rows}
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    listed = set(re.findall(r": ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.MULTILINE))
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in PAGES if ROOT / "docs" in path.parents}
+    assert listed == pages
+
+
+def test_reference_names_modules_that_exist() -> None:
+    for path in (ROOT / "docs/reference").glob("*.md"):
+        for name in re.findall(r"^::: (\S+)$", path.read_text("utf-8"), re.MULTILINE):
+            assert importlib.util.find_spec(name) is not None, f"{named(path)} names {name}"
+
+
+def test_continuous_integration_runs_the_command_of_the_readme() -> None:
+    quick = blocks(ROOT / "README.md", "console")[0].text
+    assert quick == "$ make demo\n$ make test\n"
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    assert {"demo", "test", "check", "docs"} <= targets
+    assert re.search(r"^make test$", (ROOT / ".ci/run").read_text("utf-8"), re.MULTILINE)
+
+
+def test_versions_agree() -> None:
+    import dfkd
+    from dfkd.runs import VERSION
+
+    told = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text("utf-8"), re.MULTILINE)
+    cited = re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text("utf-8"), re.MULTILINE)
+    assert told is not None
+    assert cited is not None
+    assert told[1] == cited[1] == dfkd.__version__ == VERSION
+
+
+def test_the_readme_lists_every_dependency_by_name() -> None:
+    import tomllib
+
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["dependencies"]
+    line = next(line for line in (ROOT / "README.md").read_text("utf-8").splitlines() if "my-torch.txt numpy" in line)
+    names = {re.split(r"[\[<>=]", word)[0] for word in shlex.split(line)}
+    assert {re.split(r"[\[<>=]", item)[0] for item in needed} - {"torch"} <= names
