@@ -12,16 +12,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dfkd.errors import UserError
+from dfkd.ops.moments import moments
 from dfkd.types import Images, Moments, Readout
 
-__all__ = ["Probe", "moments"]
-
-
-def moments(x: Tensor) -> Moments:
-    """Mean and biased variance per channel (dimension 1) of a layer's input, in float32 at least."""
-    x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-    var, mean = torch.var_mean(x, dim=[0, *range(2, x.dim())], correction=0)
-    return Moments(mean, var)
+__all__ = ["Probe"]
 
 
 class Probe(nn.Module):
