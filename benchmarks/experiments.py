@@ -51,7 +51,7 @@ DIGITS_PLAN = Plan(rounds=16, warmup=2, steps=50, batch_size=128, lr=0.1)
 MNIST_NAYER = NAYER(
     steps=20, synthesis_batch=200, batches=2, warmup_batches=4, width=256, channels=32, alpha_bn=1.0, pad=2, flip=False
 )
-MNIST_PLAN = Plan(rounds=40, warmup=2, steps=60, batch_size=128, lr=0.1)
+MNIST_PLAN = Plan(rounds=30, warmup=2, steps=60, batch_size=128, lr=0.1)
 
 
 def _nayer_mechanism() -> list[Row]:
