@@ -59,11 +59,13 @@ class Runtime:
         self.precision, self.compiled, self.channels_last = precision, compile, channels_last
         self.backend, self.seed = backend, seed
         self._compiled: dict[Any, Any] = {}
+        self._joined = False
 
     def launch(self) -> "Runtime":
         """Start or join the other processes, if any, and seed both streams. Call once, before anything is drawn."""
-        if self.fabric.world_size > 1 and not torch.distributed.is_initialized():
+        if self.fabric.world_size > 1 and not self._joined:
             self.fabric.launch()
+            self._joined = True
         self.device: torch.device = self.fabric.device
         self.generator = torch.Generator(self.device).manual_seed(
             (self.seed * 1_000_003 + 7919 * self.rank + 1) % 2**63

@@ -1,0 +1,233 @@
+"""Two processes over gloo: what they compute together is what one process computes on the joint batch."""
+
+import os
+import socket
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
+
+from dfkd.engine.checkpoint import Checkpoint, pools_of
+from dfkd.engine.driver import Watch, run
+from dfkd.engine.evaluate import evaluate
+from dfkd.engine.runtime import Runtime
+from dfkd.errors import UserError
+from dfkd.losses.divergence import knowledge_distillation
+from settings import SETTINGS, tiny_plan, tiny_task
+
+Job = Callable[[Runtime, Path], Any]
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def work(rank: int, world: int, port: int, job: Job, folder: Path) -> None:
+    """One process, started as ``torchrun`` would start it."""
+    torch.set_num_threads(1)
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(world),
+        LOCAL_WORLD_SIZE=str(world),
+        GROUP_RANK="0",
+        TORCHELASTIC_RUN_ID="test",
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        GLOO_SOCKET_IFNAME="lo",
+    )
+    runtime = Runtime(device="cpu", devices=world).launch()
+    try:
+        result = job(runtime, folder)
+        torch.save(result, folder / f"result-{rank}.pt")
+        runtime.barrier()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def together(job: Job, folder: Path, world: int = 2) -> list[Any]:
+    """What every process returned."""
+    folder.mkdir(exist_ok=True, parents=True)
+    spawn(work, (world, free_port(), job, folder), nprocs=world)
+    return [torch.load(folder / f"result-{rank}.pt", weights_only=True) for rank in range(world)]
+
+
+def net_and_batch() -> tuple[nn.Module, nn.Module, Tensor]:
+    torch.manual_seed(4)
+    nets = [nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)) for _ in range(2)]
+    return nets[0], nets[1], torch.rand(8, 2, 6, 6)
+
+
+def take_steps(runtime: Runtime, folder: Path) -> Any:
+    """Forward, clipped and free steps, on this process's share of a batch."""
+    teacher, student, images = net_and_batch()
+    teacher, student = runtime.place(teacher), runtime.place(student)
+    mine = images.chunk(runtime.world)[runtime.rank]
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9, fused=True)
+    own = nn.Parameter(torch.zeros(()))
+    private = torch.optim.SGD([own], lr=1.0)
+    losses = []
+    for step in range(3):
+        loss = knowledge_distillation(teacher(mine), student(mine), 4.0)
+        losses.append(loss.detach())
+        runtime.step(loss + own * (runtime.rank + 1), optimizer, private=[private], clip=0.5 if step == 1 else None)
+    joint = runtime.total(torch.stack(losses)) / runtime.world
+    return {"student": student.state_dict(), "losses": joint, "own": own.detach(), "rank": runtime.rank}
+
+
+def check_runtime(runtime: Runtime, folder: Path) -> Any:
+    """Everything else a runtime does for several processes."""
+    rank = float(runtime.rank)
+    mixed = [torch.full((2, 3), rank), torch.full((4,), rank, dtype=torch.float64)]
+    average = runtime.average(mixed)
+    net = nn.BatchNorm2d(3)
+    nn.init.constant_(net.weight, rank)
+    nn.init.constant_(net.running_mean, rank + 1)  # type: ignore[arg-type]
+    runtime.level(net)
+    level = net.running_mean
+    assert level is not None
+    level = level.clone()
+    nn.init.constant_(net.running_mean, rank + 1)  # type: ignore[arg-type]
+    runtime.share(net)
+    test = torch.arange(7 * 4, dtype=torch.uint8).view(7, 1, 2, 2), torch.arange(7) % 4
+    task = tiny_task(replace(SETTINGS["NoiseInput"], image_shape=(1, 8, 8)), runtime=runtime)
+    images = torch.randint(256, (11, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    score = evaluate(task.student, images, torch.arange(11) % 4, 4, runtime, task.teacher, batch_size=3)
+    default, own = torch.rand(3), torch.rand(3, generator=runtime.generator)
+    return {
+        "mixed unchanged": [m.clone() for m in mixed],
+        "average": average,
+        "level": level,
+        "shared": [net.weight.detach(), net.running_mean],
+        "score": [score.accuracy, score.agreement, score.loss, score.images, list(score.class_accuracy)],
+        "test": list(test),
+        "default": default,
+        "own": own,
+    }
+
+
+def distil(runtime: Runtime, folder: Path, rounds: int = 5, resume: bool = False) -> Any:
+    row = SETTINGS["NAYER"]
+    plan = tiny_plan(rounds=5, warmup=1)
+    torch.manual_seed(runtime.rank)  # a user's script may build another student on every process
+    task = tiny_task(row, runtime=runtime)
+    if runtime.rank == 1 and not resume:
+        with torch.no_grad():
+            next(task.student.parameters()).add_(1)
+    checkpoint = Checkpoint(folder / "checkpoint", runtime.rank, runtime.world, runtime.barrier)
+    watch = Watch(checkpoint=checkpoint, save_every=0)
+    with ExitStack() as stack:
+        if rounds < 5:
+            stop = StopAfter(rounds)
+            stack.enter_context(patch("dfkd.engine.driver._set_rate", stop))
+            stack.enter_context(pytest.raises(KeyboardInterrupt))
+        state = run(task, row.method, plan, watch, resume=resume)
+    if rounds < 5:
+        return {}
+    pool = pools_of(state)["pool"]
+    return {"student": task.student.net.state_dict(), "images": pool.newest(len(pool))["images"]}
+
+
+class StopAfter:
+    """In the place of the driver's first step of a round: Ctrl-C at the beginning of round ``rounds``."""
+
+    def __init__(self, rounds: int) -> None:
+        self.rounds = rounds
+
+    def __call__(self, optimizer: torch.optim.Optimizer, rate: float) -> None:
+        if self.rounds == 0:
+            raise KeyboardInterrupt
+        self.rounds -= 1
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+
+
+def distil_in_two_parts(runtime: Runtime, folder: Path) -> Any:
+    distil(runtime, folder, rounds=3)
+    runtime.barrier()
+    return distil(Runtime(device="cpu", devices=runtime.world).launch(), folder, resume=True)
+
+
+def everything(runtime: Runtime, folder: Path) -> Any:
+    """One start of two processes for all tests: starting them is what takes the time."""
+    return {
+        "steps": take_steps(runtime, folder),
+        "runtime": check_runtime(runtime, folder),
+        "whole": distil(Runtime(device="cpu", devices=runtime.world).launch(), folder / "whole"),
+        "parts": distil_in_two_parts(Runtime(device="cpu", devices=runtime.world).launch(), folder / "parts"),
+    }
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], Path]:
+    folder = tmp_path_factory.mktemp("two") / "processes"
+    return together(everything, folder), folder
+
+
+Both = tuple[list[Any], Path]
+
+
+def test_two_shares_of_a_batch_step_like_the_whole(both: Both, tmp_path: Path) -> None:
+    results = [result["steps"] for result in both[0]]
+    alone = take_steps(Runtime(device="cpu").launch(), tmp_path)
+    assert [result["rank"] for result in results] == [0, 1]
+    for result in results:
+        torch.testing.assert_close(result["losses"], alone["losses"])
+        torch.testing.assert_close(result["student"], alone["student"])
+    for key, value in results[0]["student"].items():
+        assert torch.equal(value, results[1]["student"][key])
+    assert [float(result["own"]) for result in results] == [-3.0, -6.0]
+
+
+def test_averages_sums_and_shared_weights(both: Both) -> None:
+    for rank, result in enumerate(r["runtime"] for r in both[0]):
+        assert all((m == rank).all() for m in result["mixed unchanged"])
+        assert all((a == 0.5).all() for a in result["average"])
+        assert [a.dtype for a in result["average"]] == [torch.float32, torch.float64]
+        assert (result["level"] == 1.5).all()
+        assert (result["shared"][0] == 0).all()
+        assert (result["shared"][1] == 1).all()
+
+
+def test_streams_are_shared_or_private(both: Both) -> None:
+    one, two = (result["runtime"] for result in both[0])
+    assert torch.equal(one["default"], two["default"])
+    assert not torch.equal(one["own"], two["own"])
+
+
+def test_an_evaluation_is_shared_out(both: Both) -> None:
+    one, two = (result["runtime"]["score"] for result in both[0])
+    task = tiny_task(SETTINGS["NoiseInput"])
+    images = torch.randint(256, (11, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    score = evaluate(task.student, images, torch.arange(11) % 4, 4, task.runtime, task.teacher)
+    assert one == two
+    assert one[3] == score.images == 11
+    assert one[:3] == pytest.approx([score.accuracy, score.agreement, score.loss])
+    assert one[4] == pytest.approx(list(score.class_accuracy))
+
+
+def test_students_stay_equal_over_rounds_and_a_resume_is_exact(both: Both) -> None:
+    one, two = (result["whole"] for result in both[0])
+    for key, value in one["student"].items():
+        assert torch.equal(value, two["student"][key]), key
+    assert not torch.equal(one["images"], two["images"])  # every process makes its own
+    for result in both[0]:
+        for key, value in result["whole"]["student"].items():
+            assert torch.equal(value, result["parts"]["student"][key]), key
+        assert torch.equal(result["whole"]["images"], result["parts"]["images"])
+
+
+def test_another_number_of_processes_cannot_resume(both: Both) -> None:
+    row = SETTINGS["NAYER"]
+    watch = Watch(checkpoint=Checkpoint(both[1] / "whole" / "checkpoint"))
+    with pytest.raises(UserError, match="resume needs the 2 processes the run began with, got 1"):
+        run(tiny_task(row), row.method, tiny_plan(rounds=5, warmup=1), watch, resume=True)
