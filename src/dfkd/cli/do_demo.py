@@ -1,0 +1,192 @@
+"""`dfkd demo`: the main job on small digits, start to end, with a student that was fed noise beside it."""
+
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from dfkd.api import Distilled, distill
+from dfkd.cli.config import Demo, Distill
+from dfkd.cli.do_distill import prepare
+from dfkd.cli.do_teach import teaching
+from dfkd.cli.parse import Tree, merge
+from dfkd.cli.setup import seed_everything, settled, text_of
+from dfkd.data.readers import STATISTICS, read_images
+from dfkd.engine.records import Evaluation
+from dfkd.engine.runtime import Runtime
+from dfkd.errors import UserError
+from dfkd.methods.noise import NoiseInput
+from dfkd.nets.zoo import build
+from dfkd.recipes import recipe
+from dfkd.report.files import plain, write_whole
+from dfkd.report.page import write_page
+from dfkd.report.summary import Row, percent, rows_of
+from dfkd.teach import save_teacher, teach
+from dfkd.teachplan import TeachPlan
+
+__all__ = ["EPOCHS", "RECIPE", "run"]
+
+RECIPE = "nayer/digits-wrn16-2-wrn16-1"
+EPOCHS = 40
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One student: how it was trained, from which seed, and what came of it."""
+
+    method: str
+    seed: int
+    done: Distilled
+
+    @property
+    def final(self) -> Evaluation:
+        """Its evaluation after the last round."""
+        if self.done.record.final is None:
+            raise RuntimeError("the demo always has test images")
+        return self.done.record.final
+
+
+def run(settings: Demo) -> int:
+    """Teach, distil, compare."""
+    if settings.seeds < 1:
+        raise UserError(f"demo needs at least one student, got --seeds {settings.seeds}; raise it")
+    began = time.monotonic()
+    out = free_folder(Path(settings.out))
+    row = recipe(RECIPE)
+    weights, seconds = _teacher(out / "teacher", row, settings)
+    tree = merge(row, {"teacher": {"weights": str(weights)}, "watch": {"samples_every": 4}})
+    students = []
+    for seed in range(settings.seed, settings.seed + settings.seeds):
+        students.append(_student(tree, out / f"nayer-{seed}", seed, settings.quiet))
+        students.append(_student(tree, out / f"noise-{seed}", seed, settings.quiet, noise=True))
+    rows = _rows(students, seconds)
+    page = write_page(out / f"nayer-{settings.seed}", out / "report.html", rows[2:])
+    took = time.monotonic() - began
+    _record(out / "demo.json", students, rows, took)
+    _tell(rows, settings.seeds, page, took)
+    return 0
+
+
+def free_folder(wanted: Path) -> Path:
+    """``wanted``, or with the first number behind it that is free."""
+    number, path = 1, wanted
+    while path.exists():
+        number += 1
+        path = wanted.with_name(f"{wanted.name}-{number}")
+    return path
+
+
+def _teacher(folder: Path, row: Tree, settings: Demo) -> tuple[Path, float]:
+    """Train the teacher on the training split: the only time that split is read."""
+    seed_everything(settings.seed, settings.threads)
+    train, test = read_images("digits", "train"), read_images("digits", "test")
+    mean, std = STATISTICS["digits"]
+    plan = TeachPlan(epochs=EPOCHS, flip=False)
+    built = build(row["teacher"]["name"], len(train.names), 1)
+    with teaching(plan.epochs, settings.quiet) as watch:
+        done = teach(
+            built.net,
+            train.images,
+            train.labels,
+            plan,
+            mean=mean,
+            std=std,
+            test=(test.images, test.labels),
+            seed=settings.seed,
+            watch=watch,
+        )
+    path = save_teacher(
+        folder,
+        done,
+        spec=built.spec,
+        image_shape=(1, 8, 8),
+        names=train.names,
+        classes=len(train.names),
+        mean=mean,
+        std=std,
+        plan=plan,
+        seed=settings.seed,
+    )
+    return path, done.seconds
+
+
+def _student(tree: Tree, out: Path, seed: int, quiet: bool, noise: bool = False) -> Trained:
+    """One student by the recipe, or by noise with the same number of student steps."""
+    job = prepare(*settled(Distill, merge(tree, {"runtime": {"seed": seed}})))
+    method = NoiseInput(temperature=job.method.temperature) if noise else job.method  # type: ignore[attr-defined]
+    done = distill(
+        job.teacher.built.net,
+        job.student.built.net,
+        method,
+        image_size=job.facts.image_size,
+        mean=job.facts.mean,
+        std=job.facts.std,
+        classes=job.facts.named,
+        plan=replace(job.plan, warmup=0) if noise else job.plan,
+        out=out,
+        test="digits",
+        text=text_of(job.settings.text, job.facts, method),
+        runtime=Runtime(seed=seed),
+        progress=not quiet,
+        evaluate_every=2,
+        samples_every=job.settings.watch.samples_every,
+        teacher_layers=job.teacher.layers,
+        student_layers=job.student.layers,
+        names=(job.teacher.name, job.student.name),
+        spec=job.student.built.spec,
+        export=not noise,
+    )
+    return Trained("noise" if noise else "nayer", seed, done)
+
+
+def _rows(students: Sequence[Trained], seconds: float) -> list[Row]:
+    """Teacher, student, student fed noise; means over seeds."""
+    first = students[0].done.record
+    teacher, student = rows_of(first.info, first.rounds, first)
+    rows = [replace(teacher, seconds=seconds)]
+    for method, name in (("nayer", student.name), ("noise", "fed noise")):
+        mine = [one for one in students if one.method == method]
+        rows.append(
+            replace(
+                student,
+                name=name,
+                accuracy=statistics.fmean(one.final.accuracy for one in mine),
+                agreement=statistics.fmean(one.final.agreement for one in mine),
+                seconds=statistics.fmean(one.done.record.seconds for one in mine),
+            )
+        )
+    return rows
+
+
+def _record(path: Path, students: Sequence[Trained], rows: Sequence[Row], took: float) -> None:
+    """Everything in the table, and each seed, as JSON."""
+    each = [
+        {"method": one.method, "seed": one.seed, "seconds": one.done.record.seconds, **asdict(one.final)}
+        for one in students
+    ]
+    told = {
+        "recipe": RECIPE,
+        "seconds": took,
+        "rows": [asdict(row) for row in rows],
+        "students": each,
+        "provenance": students[0].done.record.info.provenance,
+    }
+    write_whole(path, json.dumps(plain(told), indent=1).encode() + b"\n")
+
+
+def _tell(rows: Sequence[Row], seeds: int, page: Path, took: float) -> None:
+    from rich.console import Console
+
+    from dfkd.report.console import table
+
+    console = Console(soft_wrap=True)
+    console.print(f"\nHeld-out digits{f', means of {seeds} seeds' if seeds > 1 else ''}", style="bold")
+    console.print(table(rows))
+    better = percent(rows[1].accuracy), percent(rows[2].accuracy)
+    console.print(
+        f"\nThe student never saw a digit: it gets {better[0]} right, the same network fed noise {better[1]}.",
+        highlight=False,
+    )
+    console.print(f"All of it took {took:.0f} s.\nreport  {page}", highlight=False)
