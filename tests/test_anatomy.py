@@ -1,0 +1,86 @@
+"""What a dry forward pass finds out about a network."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dfkd.engine.anatomy import survey
+from dfkd.errors import UserError
+from dfkd.nets.zoo import ZOO, build
+
+
+@pytest.mark.parametrize("name", ["wrn16-1", "resnet8", "resnet18", "vgg8", "lenet5", "alexnet", "shufflenetv1"])
+def test_the_search_finds_the_head_the_zoo_names(name: str) -> None:
+    net = build(name, 7, 3).net
+    found = survey(net, (3, 32, 32), 7)
+    assert found.head == ZOO[name].head
+    head = net.get_submodule(ZOO[name].head)
+    assert isinstance(head, nn.Linear)
+    assert (found.classes, found.features) == (7, head.in_features)
+    assert found.parameters == sum(p.numel() for p in net.parameters())
+    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+    assert (found.norms, found.norm_channels) == (len(norms), sum(n.num_features for n in norms))
+
+
+def test_stages_are_the_last_map_of_every_size() -> None:
+    found = survey(build("wrn16-1", 10, 1).net, (1, 8, 8))
+    assert [side[1:] for side in found.sides] == [(8, 8), (4, 4), (2, 2)]
+    assert found.stages[-1] == "relu"
+    named = survey(build("wrn16-1", 10, 1).net, (1, 8, 8), stages=("stages.0", "stages.2"), head="head")
+    assert named.stages == ("stages.0", "stages.2")
+    assert named.sides == ((16, 8, 8), (64, 2, 2))
+
+
+def test_a_survey_leaves_no_trace() -> None:
+    net = build("wrn16-1", 10, 1).net
+    net.train()
+    net.get_submodule("stages.0").eval()
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    modes = [m.training for m in net.modules()]
+    survey(net, (1, 8, 8))
+    assert [m.training for m in net.modules()] == modes
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+
+
+class Odd(nn.Module):
+    """A head whose output is changed afterwards: it is not the classifier."""
+
+    def __init__(self, returned: str = "scaled") -> None:
+        super().__init__()
+        self.linear = nn.Linear(12, 5)
+        self.returned = returned
+
+    def forward(self, x: Tensor) -> object:
+        y = self.linear(x.flatten(1))
+        return {"scaled": y * 2, "tuple": (y, y), "maps": y[:, :, None, None]}[self.returned]
+
+
+def test_a_network_without_a_linear_head() -> None:
+    found = survey(Odd(), (3, 2, 2), 5)
+    assert (found.head, found.features, found.norms) == (None, 0, 0)
+
+
+@pytest.mark.parametrize(("returned", "said"), [("tuple", "got tuple"), ("maps", r"got \(1, 5, 1, 1\)")])
+def test_what_is_not_logits_is_refused(returned: str, said: str) -> None:
+    with pytest.raises(UserError, match=rf"^student needs to return logits .*, {said}; wrap"):
+        survey(Odd(returned), (3, 2, 2), role="student")
+
+
+def test_unfit_images_and_classes_are_named() -> None:
+    net = build("lenet5", 10, 1).net
+    with pytest.raises(UserError, match=r"^teacher needs images it can take, got 3x32x32 .* fails with .*; give"):
+        survey(net, (3, 32, 32))
+    with pytest.raises(UserError, match="as many outputs as there are classes, got 10 outputs for 7 classes"):
+        survey(net, (1, 32, 32), 7)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("where", ["head.weight", "norm.running_var"])
+def test_weights_that_are_not_finite_are_named(bad: float, where: str) -> None:
+    net = build("wrn16-1", 10, 1).net
+    net.state_dict()[where].view(-1)[0] = bad
+    with pytest.raises(UserError, match=f"finite weights, got NaN or infinity in '{where}'"):
+        survey(net, (1, 8, 8))
