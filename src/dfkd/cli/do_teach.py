@@ -29,7 +29,7 @@ def run(settings: Teach) -> int:
     train, test = _read(settings)
     told = replace(
         data,
-        image_size=data.image_size or tuple(train.images.shape[1:]),
+        image_size=data.image_size or _shape(train),
         classes=data.classes if data.classes is not None else list(train.names) or int(train.labels.max()) + 1,
     )
     if data.preset is None and data.mean is None and data.std is None:
@@ -119,6 +119,11 @@ def _preset_size(settings: Teach) -> tuple[int | None, int | None]:
 
     preset = settings.data.preset
     return (PRESETS[preset][1], PRESETS[preset][0]) if preset else (None, None)
+
+
+def _shape(train: ImageSet) -> tuple[int, int, int]:
+    _, c, h, w = train.images.shape
+    return c, h, w
 
 
 def _statistics(train: ImageSet) -> tuple[list[float], list[float]]:

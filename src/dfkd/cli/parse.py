@@ -170,12 +170,12 @@ def _check_keys(cls: type, tree: Mapping[str, Any], at: str) -> None:
     types = get_type_hints(cls)
     for key, value in tree.items():
         name = f"{at}{key}"
-        if key not in {item.name for item in fields(cls)}:  # type: ignore[arg-type]
+        if key not in {item.name for item in fields(cls)}:
             raise unknown(name, [option.name for option in options(cls, at)], "recipe", "setting")
         if is_dataclass(types[key]):
             if not isinstance(value, Mapping):
                 raise UserError(f"{name} needs settings of its own (name: value), got {value!r}; indent them below it")
-            _check_keys(types[key], value, f"{name}.")  # type: ignore[arg-type]
+            _check_keys(types[key], value, f"{name}.")
 
 
 def _build(cls: type[T], held: Any) -> T:
@@ -192,10 +192,9 @@ def _wrong_value(cls: type, tree: Mapping[str, Any], at: str, said: str) -> User
     option, value = by_name[key[1]], tree
     for step in key[1].split("."):
         value = value.get(step) if isinstance(value, Mapping) else value  # type: ignore[assignment]
-    hint = ""
     choices = [
         str(c) for part in parts(option.type) if get_origin(part) is not None for c in getattr(part, "__args__", ())
     ]
-    close = difflib.get_close_matches(str(value), choices, n=1) if isinstance(value, str) else []
+    close: list[str] = difflib.get_close_matches(value, choices, n=1) if isinstance(value, str) else []
     hint = f"did you mean {close[0]}?" if close else "change it"
     return UserError(f"{at}{option.name} needs {spell(option.type)}, got {value!r}; {hint}")

@@ -1,0 +1,57 @@
+"""`dfkd embed`."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dfkd.cli.config import Embed, Images
+from dfkd.cli.setup import facts_of, text_of
+from dfkd.data.text import TextEmbedding
+from dfkd.engine.checkpoint import write_aside
+from dfkd.errors import UserError
+from dfkd.weights import Sidecar
+
+__all__ = ["nearest", "run"]
+
+
+def run(settings: Embed) -> int:
+    """Make one vector for each class, show which classes are near each other, and write the vectors."""
+    if settings.classes is None:
+        raise UserError("embed needs classes, got none; give names, their number or a list: `dfkd embed cifar10`")
+    if settings.nearest < 0:
+        raise UserError(f"embed needs --nearest of at least 0, got {settings.nearest}; raise it")
+    facts = facts_of(Images(image_size=(1, 1, 1), mean=[0.0], std=[1.0], classes=settings.classes), Sidecar())
+    made = text_of(settings.text, facts, None)
+    if not isinstance(made, TextEmbedding):
+        raise RuntimeError("embeddings are always made where no method is named")
+    source = made.source
+    told = f"{source.get('encoder')}, prompt {source.get('prompt')!r}" if "prompt" in source else source.get("encoder")
+    print(f"{len(made.vectors)} classes x {made.vectors.shape[1]}, {told}")
+    names = facts.names or tuple(str(k) for k in range(facts.classes))
+    for a, b, cosine in nearest(made.vectors, settings.nearest):
+        print(f"  {cosine:.3f}  {names[a]} - {names[b]}")
+    if settings.out is not None:
+        print(f"written {_write(Path(settings.out), made)}")
+    return 0
+
+
+def nearest(vectors: Tensor, pairs: int) -> list[tuple[int, int, float]]:
+    """The ``pairs`` most similar pairs of rows (K, d), by cosine, most similar first."""
+    unit = torch.nn.functional.normalize(vectors.double(), dim=1)
+    first, second = torch.triu_indices(len(unit), len(unit), offset=1)
+    cosine = (unit[first] * unit[second]).sum(dim=1)
+    top = cosine.topk(min(pairs, len(cosine))).indices.tolist()
+    return [(int(first[i]), int(second[i]), float(cosine[i])) for i in top]
+
+
+def _write(path: Path, made: TextEmbedding) -> Path:
+    from safetensors.torch import save_file
+
+    if path.suffix != ".safetensors":
+        raise UserError(f"embed needs --out to end in .safetensors, got {path}; rename it")
+    if path.exists():
+        raise UserError(f"embed needs a new file, got {path}, which is there; choose another name")
+    vectors = {"vectors": made.vectors.contiguous()}
+    write_aside(path, lambda aside: save_file(vectors, aside, metadata=made.source))
+    return path

@@ -1,0 +1,82 @@
+"""`dfkd evaluate`."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from dfkd.cli.config import Evaluate, Network
+from dfkd.cli.do_distill import RECIPE_FILE, runtime_of
+from dfkd.cli.parse import read_yaml
+from dfkd.cli.setup import Facts, facts_of, known, load, seed_everything
+from dfkd.data.readers import read_images
+from dfkd.engine.evaluate import evaluate
+from dfkd.engine.probe import Probe
+from dfkd.engine.runtime import Runtime
+from dfkd.errors import UserError
+from dfkd.report.summary import percent
+
+__all__ = ["run"]
+
+
+def run(settings: Evaluate) -> int:
+    """Measure a network on labelled images; with a teacher, also how often the two choose the same class."""
+    settings = _with_target(settings)
+    if settings.data.test is None:
+        raise UserError("evaluate needs labelled images, got none; give --data.test cifar10, FILE.npz or folder:DIR")
+    _, sidecar = known(settings.network, "network")
+    facts = facts_of(settings.data, sidecar, "network")
+    seed_everything(settings.runtime.seed, settings.runtime.threads)
+    images = read_images(settings.data.test, "test", side=facts.image_size[1], channels=facts.image_size[0])
+    if int(images.labels.max()) >= facts.classes:
+        raise UserError(
+            f"evaluate needs labels below {facts.classes}, got {int(images.labels.max())}; use the same classes"
+        )
+    runtime = runtime_of(settings.runtime).launch()
+    student = _probe(settings.network, facts, runtime, "network")
+    teacher = None
+    if settings.teacher.name or settings.teacher.weights:
+        _, told = known(settings.teacher, "teacher")
+        teacher = _probe(settings.teacher, facts_of(settings.data, told), runtime, "teacher")
+    seen = evaluate(student, images.images, images.labels, facts.classes, runtime, teacher)
+    if settings.json:
+        row: dict[str, Any] = asdict(seen)
+        if teacher is None:
+            row["agreement"], row["class_agreement"] = None, None
+        print(json.dumps(row))
+        return 0
+    agreement = "" if teacher is None else f", agreement with the teacher {percent(seen.agreement)}"
+    print(f"accuracy {percent(seen.accuracy)}{agreement}, loss {seen.loss:.4f}, {seen.images:,} images")
+    return 0
+
+
+def _with_target(settings: Evaluate) -> Evaluate:
+    """A run folder brings its student, its teacher and its test images; a file only itself."""
+    if settings.target is None:
+        return settings
+    target = Path(settings.target)
+    network = replace(settings.network, weights=settings.network.weights or str(target))
+    settings = replace(settings, network=network)
+    if not (target / RECIPE_FILE).is_file():
+        return settings
+    if not (target / "student.safetensors").is_file():
+        raise UserError(f"evaluate needs a finished run, got {target} without a student; resume it first")
+    held = read_yaml(target / RECIPE_FILE)
+    data = settings.data if settings.data.test else replace(settings.data, test=held.get("data", {}).get("test"))
+    teacher = settings.teacher
+    told = held.get("teacher", {})
+    if not (teacher.name or teacher.weights) and told.get("weights") and Path(told["weights"]).exists():
+        teacher = Network(name=told.get("name"), weights=told["weights"])
+    return replace(settings, data=data, teacher=teacher)
+
+
+def _probe(network: Network, facts: Facts, runtime: Runtime, role: str) -> Probe:
+    net = load(network, facts, role, trained=True).built.net
+    probe = Probe(
+        runtime.place(net),
+        mean=facts.mean,
+        std=facts.std,
+        precision=runtime.precision,
+        channels_last=runtime.channels_last,
+    )
+    return probe.to(runtime.device).freeze()

@@ -1,0 +1,111 @@
+"""`dfkd inspect`."""
+
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from dfkd.api import build_task
+from dfkd.cli.config import Inspect
+from dfkd.cli.setup import Facts, Loaded, facts_of, known, load, text_of
+from dfkd.engine.anatomy import Anatomy, survey
+from dfkd.engine.core import Need, unmet
+from dfkd.engine.runtime import Runtime
+from dfkd.methods import METHODS
+from dfkd.report.summary import count, operations
+
+__all__ = ["run"]
+
+
+def run(settings: Inspect) -> int:
+    """Say what the teacher (and the student) is, and which methods fit the pair."""
+    _, sidecar = known(settings.teacher, "teacher")
+    facts = facts_of(settings.data, sidecar)
+    nets = [load(settings.teacher, facts, "teacher")]
+    if settings.student.name or settings.student.weights:
+        nets.append(load(settings.student, facts, "student"))
+    found = [
+        survey(net.built.net, facts.image_size, facts.classes, role, net.layers.get("head"), net.layers.get("stages"))
+        for net, role in zip(nets, ("teacher", "student"), strict=False)
+    ]
+    missing = _missing(settings, facts, nets)
+    if settings.json:
+        print(json.dumps(_plain(facts, nets, found, missing), indent=1))
+    else:
+        _show(facts, nets, found, missing)
+    return 0
+
+
+def _missing(settings: Inspect, facts: Facts, nets: Sequence[Loaded]) -> dict[str, list[Need]]:
+    """For every method with its default settings, what this pair lacks. A teacher alone is its own student."""
+    teacher, student = nets[0], nets[-1]
+    task = build_task(
+        teacher.built.net,
+        student.built.net if len(nets) > 1 else copy.deepcopy(teacher.built.net),
+        image_size=facts.image_size,
+        mean=facts.mean,
+        std=facts.std,
+        classes=facts.named,
+        text=text_of(settings.text, facts, None),
+        web=settings.data.web,
+        real=settings.data.real,
+        runtime=Runtime(device="cpu").launch(),
+        teacher_layers=teacher.layers,
+        student_layers=student.layers,
+    )
+    return {name: unmet(task, kind()) for name, kind in METHODS.items()}
+
+
+def _plain(
+    facts: Facts, nets: Sequence[Loaded], found: Sequence[Anatomy], missing: dict[str, list[Need]]
+) -> dict[str, Any]:
+    about: dict[str, Any] = {
+        role: {"name": net.name, **asdict(anatomy)}
+        for role, net, anatomy in zip(("teacher", "student"), nets, found, strict=False)
+    }
+    return {
+        **about,
+        "image_size": list(facts.image_size),
+        "classes": facts.classes,
+        "names": list(facts.names),
+        "methods": {name: [need.value for need in needs] for name, needs in missing.items()},
+    }
+
+
+def _show(facts: Facts, nets: Sequence[Loaded], found: Sequence[Anatomy], missing: dict[str, list[Need]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    sheet = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    sheet.add_column("")
+    for role, net in zip(("teacher", "student"), nets, strict=False):
+        sheet.add_column(f"{role} {net.name}", overflow="fold")
+    for title, cells in zip(_TITLES, zip(*(_cells(anatomy) for anatomy in found), strict=True), strict=True):
+        sheet.add_row(title, *cells)
+    console = Console()
+    shape = " x ".join(map(str, facts.image_size))
+    console.print(f"Images {shape} in [0, 1], mean {_numbers(facts.mean)}, std {_numbers(facts.std)}", highlight=False)
+    console.print(sheet)
+    console.print("\nMethods, with their default settings", style="bold")
+    for name, needs in missing.items():
+        said = "fits" if not needs else f"needs {'; '.join(need.value for need in needs)}"
+        console.print(f"  {name:<14}{said}", highlight=False, style="" if not needs else "dim")
+    if len(nets) == 1:
+        console.print("\nFor a pair add --student NAME.", highlight=False)
+
+
+_TITLES = ("class", "parameters", "FLOPs per image", "BatchNorm layers", "classifier", "stages", "classes")
+
+
+def _cells(anatomy: Anatomy) -> tuple[str, ...]:
+    head = f"{anatomy.head} ({anatomy.features} features)" if anatomy.head else "no linear layer makes the logits"
+    pairs = zip(anatomy.stages, anatomy.sides, strict=False)
+    stages = ", ".join(f"{name} ({'x'.join(map(str, side))})" for name, side in pairs)
+    norms = f"{anatomy.norms} with {count(anatomy.norm_channels)} channels" if anatomy.norms else "none"
+    sizes = count(anatomy.parameters), operations(2 * anatomy.macs)
+    return anatomy.kind, *sizes, norms, head, stages or "none", str(anatomy.classes)
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.4g}" for value in values)
