@@ -38,7 +38,8 @@ def told(attribute: griffe.Attribute, cls: griffe.Class) -> str:
     if "property" in attribute.labels or attribute.docstring is not None or attribute.name.startswith("_"):
         return ""
     note = escaped(comment(attribute.lines))
-    return f"{note or 'see above'} (default `{value}`)" if value and not value.startswith("field(") else note
+    default = f"(default `{value}`)" if value and not value.startswith("field(") else ""
+    return f"{note} {default}".strip()
 
 
 def one_line_each(docstring: str) -> str:

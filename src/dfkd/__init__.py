@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from dfkd.methods.d3k import D3K
     from dfkd.methods.kd3 import KD3
     from dfkd.methods.nayer import NAYER
+    from dfkd.methods.noise import NoiseInput
     from dfkd.methods.spaceship import SpaceshipNet
     from dfkd.methods.stts import STTS
+    from dfkd.methods.vanilla import VanillaKD
     from dfkd.nets.zoo import ZOO, build
     from dfkd.types import Batch, Moments, Readout
 
@@ -50,6 +52,7 @@ _WHERE = {
     "Method": "dfkd.engine.core",
     "Moments": "dfkd.types",
     "Need": "dfkd.engine.core",
+    "NoiseInput": "dfkd.methods.noise",
     "Observer": "dfkd.engine.records",
     "Plan": "dfkd.engine.plan",
     "Pool": "dfkd.data.pool",
@@ -65,6 +68,7 @@ _WHERE = {
     "Task": "dfkd.engine.core",
     "TextEmbedding": "dfkd.data.text",
     "UserError": "dfkd.errors",
+    "VanillaKD": "dfkd.methods.vanilla",
     "Watch": "dfkd.engine.driver",
     "build": "dfkd.nets.zoo",
     "build_task": "dfkd.api",
@@ -96,6 +100,7 @@ __all__ = [
     "Method",
     "Moments",
     "Need",
+    "NoiseInput",
     "Observer",
     "Plan",
     "Pool",
@@ -111,6 +116,7 @@ __all__ = [
     "Task",
     "TextEmbedding",
     "UserError",
+    "VanillaKD",
     "Watch",
     "__version__",
     "build",

@@ -103,7 +103,8 @@ def distill(
         seed: of the run, where ``runtime`` is not given.
         observers: told about every round, beside the built-in ones.
         progress: show a progress display.
-        evaluate_every, samples_every: in rounds. save_every: least seconds between checkpoints.
+        evaluate_every, samples_every: in rounds.
+        save_every: least seconds between checkpoints.
         teacher_layers, student_layers: ``{"head": path, "stages": [paths]}`` where the search should not decide.
         names: what teacher and student are called in the record.
         spec: how to rebuild the student, kept beside its weights.
