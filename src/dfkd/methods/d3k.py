@@ -94,9 +94,10 @@ class D3K(Method[D3KState]):
 
     def check_values(self) -> None:
         """Counts are at least 1, and the ranges of the subnet make sense."""
-        for name in ("steps", "synthesis_batch", "batches", "width", "hash_pool"):
-            if getattr(self, name) < 1:
-                raise UserError(f"D3K needs {name} of at least 1, got {getattr(self, name)}; raise it")
+        for name in ("steps", "synthesis_batch", "batches", "width", "hash_pool", "memory"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"D3K needs {name} of at least 1, got {value}; raise it")
         check_ranges(self.widths, self.kernels)
 
     def needs(self) -> frozenset[Need]:

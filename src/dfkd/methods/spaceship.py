@@ -100,9 +100,10 @@ class SpaceshipNet(Method[SpaceshipState]):
 
     def check_values(self) -> None:
         """Counts are at least 1, shares are from 0 to 1, taps exist."""
-        for name in ("steps", "synthesis_batch", "width", "channels"):
-            if getattr(self, name) < 1:
-                raise UserError(f"SpaceshipNet needs {name} of at least 1, got {getattr(self, name)}; raise it")
+        for name in ("steps", "synthesis_batch", "width", "channels", "memory"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"SpaceshipNet needs {name} of at least 1, got {value}; raise it")
         for name in ("p", "fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"SpaceshipNet needs {name} from 0 to 1, got {getattr(self, name)}; change it")
