@@ -47,7 +47,7 @@ def train(task: Task, method: KD3, plan: Plan) -> None:
             own = heads["student"](s_clean.features), heads["student"](S(perturbed).features)
             given = heads["teacher"](t_clean.features), heads["teacher"](t_other.features)
             mdcl = _contrast(*own, method.temperature) + _contrast(*given, method.temperature)
-            loss = loss + method.alpha * 64 * mdcl
+            loss = loss + method.alpha * (method.reference_batch or len(x)) * mdcl
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

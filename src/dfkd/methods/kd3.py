@@ -55,7 +55,7 @@ class KD3(Method[KD3State]):
     """Hyper-parameters of KD3; the paper's symbol follows each. Defaults: CIFAR-10 and CIFAR-100."""
 
     alpha: float = 0.01  # α, weight of the contrast
-    reference_batch: int | None = 64  # α is for a sum over so many images, whatever the batch; None: literal sum
+    reference_batch: int | None = 1  # the contrast is its mean per image times this; None: its sum (paper)
     temperature: float = 0.30  # τ of the contrast
     v_th: float = 0.95  # V_th, threshold of the most frequent class
     select: Literal["dynamic", "teacher", "student", "random"] = "dynamic"  # who decides (Table 2)

@@ -1,0 +1,263 @@
+"""STTS: the modelled layer, targets, objective, synthesis and its figures, against loops."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dfkd.api import build_task
+from dfkd.data.readers import STATISTICS
+from dfkd.engine.core import Clock, Task
+from dfkd.engine.driver import run
+from dfkd.engine.plan import Plan
+from dfkd.engine.runtime import Runtime
+from dfkd.errors import UserError
+from dfkd.methods.stts import STTS, STTSState, objective
+from dfkd.nets.lenet import LeNet5
+from dfkd.nets.tail import find_tail, last_map
+from dfkd.nets.zoo import ZOO, build
+from dfkd.ops.pixels import as_bytes
+from dfkd.report.targets import maximum_over_sigma, soft_labels
+
+PLAN = Plan(rounds=1, warmup=1, steps=2, batch_size=8, optimizer="adam", lr=1e-3, weight_decay=0)
+SMALL = STTS(steps=4, synthesis_batch=6, lr=0.1)
+
+
+def stream(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def make(teacher: nn.Module, student: str = "wrn10-1") -> Task:
+    mean, std = STATISTICS["digits"]
+    net, runtime = build(student, 10, 1).net, Runtime(device="cpu").launch()
+    return build_task(teacher, net, image_size=(1, 8, 8), mean=mean, std=std, runtime=runtime)
+
+
+def lenet_task() -> tuple[Task, LeNet5]:
+    teacher, student = LeNet5(4, 1).eval(), build("lenet5-half", 4, 1).net
+    runtime = Runtime(device="cpu").launch()
+    return build_task(teacher, student, image_size=(1, 32, 32), mean=[0.3], std=[0.4], runtime=runtime), teacher
+
+
+def synthesized(method: STTS, task: Task) -> tuple[STTSState, dict[str, float]]:
+    task.teacher.freeze()
+    state = method.setup(task, PLAN)
+    made = method.synthesize(task, state, Clock(PLAN, 0))
+    return state, {name: float(value) for name, value in made.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"), [("lenet5", "hidden"), ("alexnet", "hidden2"), ("resnet8", "head"), ("vgg8", "head")]
+)
+def test_the_layer_of_the_paper_is_found(name: str, layer: str) -> None:
+    net = build(name, 4).net.eval()
+    tail = find_tail(net, (3, 32, 32))
+    assert tail.layer == layer
+    assert tail.weight.shape == net.get_submodule(layer).weight.shape
+
+
+@pytest.mark.parametrize(
+    "name", ["lenet5", "alexnet", "resnet8", "wrn10-1", "vgg8", "shufflenetv2", "mobilenetv2-half"]
+)
+def test_the_last_map_is_what_pooling_sees(name: str) -> None:
+    net, shape = build(name, 4).net.eval(), (3, 32, 32)
+    outputs: list[Tensor] = []
+    for place in (last_map(net, shape), ZOO[name].stages[-1] if name in ZOO else "relu"):
+        handle = net.get_submodule(place or "").register_forward_hook(lambda m, given, made: outputs.append(made))
+        with torch.no_grad():
+            net(torch.ones(1, *shape))
+        handle.remove()
+    assert torch.equal(*outputs)
+
+
+def test_the_tail_is_the_rest_of_the_network() -> None:
+    lenet, alexnet = LeNet5(4).eval(), build("alexnet", 4).net.eval()
+    s = torch.randn(5, 84, generator=stream())
+    tail = find_tail(lenet, (3, 32, 32))
+    torch.testing.assert_close(tail(s), lenet.head(s.relu()).detach())
+    after = find_tail(lenet, (3, 32, 32), space="post_act")
+    torch.testing.assert_close(after(s), lenet.head(s).detach())
+    logits = find_tail(lenet, (3, 32, 32), space="logits")
+    assert torch.equal(logits(s[:, :4]), s[:, :4])
+    s = torch.randn(5, 256, generator=stream())
+    tail_of_alexnet = find_tail(alexnet, (3, 32, 32), "hidden2")
+    torch.testing.assert_close(tail_of_alexnet(s), alexnet.head(alexnet.tail2(s)).detach())  # type: ignore[operator]
+    assert not alexnet.get_submodule("hidden2")._forward_hooks
+
+
+class Around(nn.Module):
+    """A network whose last layer also reads what the one before does not pass on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Linear(12, 5), nn.Linear(17, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(1)
+        return self.head(torch.cat([self.inner(flat).relu(), flat], dim=1))
+
+
+def test_layers_that_cannot_be_modelled_are_refused() -> None:
+    net, shape = Around().eval(), (3, 2, 2)
+    assert find_tail(net, shape).layer == "head"  # auto: the classifier
+    for layer, words in (("inner", "goes around"), ("nowhere", "inner, head")):
+        with pytest.raises(UserError, match=words):
+            find_tail(net, shape, layer)
+    with pytest.raises(UserError, match="pre_act"):
+        find_tail(nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.Linear(5, 3)).eval(), shape, "1", "post_act")
+    with pytest.raises(UserError, match="classifier"):
+        find_tail(nn.Sequential(nn.Conv2d(3, 4, 2), nn.Flatten()).eval(), shape)
+
+
+@pytest.mark.parametrize(("act", "tau2"), [("mean", True), ("sum", False)])
+def test_the_objective_agrees_with_loops(act: Any, tau2: bool) -> None:
+    task, net = lenet_task()
+    method = STTS(act_reduction=act, kl_tau2=tau2, lambda_a=0.3, lambda_d=0.7)
+    state = method.setup(task, PLAN)
+    assert state.tools.value is not None
+    _, eye = state.tools.value
+    x, y = torch.randn(3, 1, 32, 32, generator=stream()), torch.randn(3, 4, generator=stream(1))
+    with torch.no_grad():
+        out = objective(method, eye, x, y)
+        maps = net.conv3(net.pool2(net.conv2(net.pool1(net.conv1(x)))))
+        t = net(x).double()
+    target = 0.0
+    for i in range(3):
+        p, q = (y[i].double() / 20).softmax(0), (t[i] / 20).softmax(0)
+        target += sum(float(a) * math.log(float(a) / float(b)) for a, b in zip(p, q, strict=True)) / 3
+    target *= 400 if tau2 else 1
+    units = [sum(abs(float(v)) for v in image.flatten()) for image in maps]
+    activation = -sum(units) / 3 / (120 if act == "mean" else 1)
+    assert float(out.target) == pytest.approx(target, rel=1e-3, abs=1e-7)
+    assert float(out.activation) == pytest.approx(activation, rel=1e-5)
+    assert float(out.loss) == pytest.approx(0.7 * float(out.target) + 0.3 * activation, rel=1e-5)
+
+
+def test_images_approach_their_targets(digits_teacher: nn.Module) -> None:
+    task = make(digits_teacher)
+    few = synthesized(replace(SMALL, steps=1, lambda_a=0), task)[1]
+    many = synthesized(replace(SMALL, steps=40, lambda_a=0), make(digits_teacher))[1]
+    assert many["loss/target"] < few["loss/target"] / 5
+
+
+def test_activation_alone_raises_the_activations(digits_teacher: nn.Module) -> None:
+    few = synthesized(replace(SMALL, steps=1, lambda_d=0, lambda_a=1), make(digits_teacher))[1]
+    many = synthesized(replace(SMALL, steps=30, lambda_d=0, lambda_a=1), make(digits_teacher))[1]
+    assert many["loss/activation"] < few["loss/activation"]
+
+
+def test_the_set_holds_the_last_steps_images_as_bytes(digits_teacher: nn.Module) -> None:
+    task = make(digits_teacher)
+    method = replace(SMALL, steps=1, lr=1e-9)  # so that the noise itself is stored
+    before = task.runtime.generator.get_state()
+    state, _ = synthesized(method, task)
+    again = stream()
+    again.set_state(before)
+    torch.randn(6, 64, generator=again)  # the targets' draw
+    x = torch.randn(6, 1, 8, 8, generator=again)
+    mean, std = STATISTICS["digits"]
+    assert torch.equal(state.pool.newest(6)["images"], as_bytes(x * std[0] + mean[0]))
+
+
+@pytest.mark.parametrize("bound", ["step", "rescale"])
+def test_bounded_pixels_stay_in_range(digits_teacher: nn.Module, bound: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import dfkd.methods.stts as module
+
+    seen: list[tuple[float, float]] = []
+    original = module._bound
+
+    def watch(method: STTS, T: Any, x: Tensor) -> None:
+        original(method, T, x)
+        pixels = T.denormalise(x.detach())
+        seen.append((float(pixels.min()), float(pixels.max())))
+
+    monkeypatch.setattr(module, "_bound", watch)
+    synthesized(replace(SMALL, bound=bound), make(digits_teacher))
+    assert len(seen) == 4
+    assert all(low >= -1e-5 and high <= 1 + 1e-5 for low, high in seen)
+    if bound == "rescale":
+        assert all(abs(low) < 1e-5 and abs(high - 1) < 1e-5 for low, high in seen)
+
+
+VARIANTS: list[dict[str, Any]] = [
+    {"targets": "dirichlet"},
+    {"targets": "dirichlet", "dirichlet": "coded", "init": "uniform", "bound": "rescale"},
+    {"layer": "logits"},
+    {"space": "logits"},
+    {"keep": "best"},
+    {"lambda_a": 0.0},
+    {"act_reduction": "sum", "kl_tau2": False},
+    {"memory": 4},
+    {"flip": True},
+]
+
+
+@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+def test_every_variant_trains(digits_teacher: nn.Module, changes: dict[str, Any]) -> None:
+    task = make(digits_teacher)
+    state = run(task, replace(SMALL, pad=1, **changes), PLAN)
+    assert all(bool(value.isfinite().all()) for value in task.student.net.state_dict().values())
+    assert isinstance(state, STTSState)
+    assert len(state.pool) == changes.get("memory", 6)
+
+
+@pytest.mark.parametrize("layer", ["auto", "hidden"])
+def test_a_teacher_without_batchnorm_will_do(layer: str) -> None:
+    task, net = lenet_task()
+    assert not task.teacher.norms
+    run(task, STTS(steps=2, synthesis_batch=5, layer=layer), PLAN)
+    assert not net.conv3._forward_hooks or task.teacher.stage_names[-1] == "conv3"  # nothing of ours is left
+
+
+def test_post_activation_units_can_be_modelled() -> None:
+    task, _ = lenet_task()
+    made = synthesized(STTS(steps=1, synthesis_batch=5, space="post_act"), task)[1]
+    assert 0.25 <= made["target_maximum"] <= 1
+
+
+def test_a_plan_without_warm_up_is_refused(digits_teacher: nn.Module) -> None:
+    with pytest.raises(UserError, match="warm-up"):
+        SMALL.setup(make(digits_teacher), replace(PLAN, warmup=0))
+
+
+def test_a_teacher_without_maps_needs_no_activation_loss() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
+    with pytest.raises(UserError, match="lambda_a=0"):
+        SMALL.setup(make(net), PLAN)
+    state, _ = synthesized(replace(SMALL, lambda_a=0), make(net))
+    assert len(state.pool) == 6
+
+
+def test_synthesis_ends_with_the_warm_up(digits_teacher: nn.Module) -> None:
+    task = make(digits_teacher)
+    state, _ = synthesized(SMALL, task)
+    assert SMALL.synthesize(task, state, Clock(PLAN, 1)) == {}
+    assert state.tools.value is None
+    assert state.pool.added == 6
+
+
+def test_dirichlet_targets_are_met_at_tau(digits_teacher: nn.Module) -> None:
+    """The target's softened logits are the drawn probabilities: at the least loss T's softened answer equals them."""
+    from dfkd.methods.stts import _draw
+
+    task = make(digits_teacher)
+    method = STTS(targets="dirichlet", synthesis_batch=400)
+    rest = find_tail(task.teacher.net, task.image_shape)
+    y = F.softmax(_draw(method, task, rest) / method.temperature, dim=1)
+    torch.testing.assert_close(y.sum(dim=1), torch.ones(400))
+    flat, peaked = y[:200].amax(dim=1).mean(), y[200:].amax(dim=1).mean()  # β = 1 and β = 0.1
+    assert float(peaked) > float(flat) + 0.1
+
+
+def test_larger_variances_give_harder_targets(digits_teacher: nn.Module) -> None:
+    found = maximum_over_sigma(digits_teacher, (1, 8, 8), [0.5, 1.5, 3.0], stream(), draws=4000)
+    assert list(found) == [0.5, 1.5, 3.0]
+    assert 0.1 < found[0.5] < found[1.5] < found[3.0] < 1
+    groups = soft_labels(digits_teacher, (1, 8, 8), 2.0, stream(), draws=50)
+    for rows in groups.values():
+        assert rows.shape == (50, 10)
+        torch.testing.assert_close(rows.sum(dim=1), torch.ones(50))
