@@ -137,13 +137,16 @@ def distill(
         runtime.barrier()
         first = _check_teacher(task, exam)
         keep = _Keep()
-        watchers = _observers(folder, again, runtime, stack, progress, [*observers, keep])
+        saves = _checkpoint(folder, runtime)
+        done = saves.rounds() if saves is not None and again else 0
+        watchers = _observers(folder, done, runtime, stack, progress, keep)
+        watchers += [keep] if runtime.rank else [*observers, keep]
         watch = Watch(
             watchers,
             exam,
             evaluate_every,
             samples_every if folder or observers else 0,
-            checkpoint=_checkpoint(folder, runtime),
+            checkpoint=saves,
             save_every=save_every,
         )
         for observer in watchers:
@@ -384,30 +387,19 @@ def _info(
 
 
 def _observers(
-    folder: Path | None, again: bool, runtime: Runtime, stack: ExitStack, progress: bool, extra: list[Observer]
+    folder: Path | None, done: int, runtime: Runtime, stack: ExitStack, progress: bool, keep: _Keep
 ) -> list[Observer]:
-    """Only process 0 watches."""
+    """Only process 0 watches; ``keep`` gets the ``done`` rounds that were run before."""
     if runtime.rank > 0:
-        return [extra[-1]]
+        return []
     found: list[Observer] = []
     if folder is not None:
-        at = _resumed_round(folder) if again else 0
-        found += [RunFile(folder), JsonLines(folder / METRICS_FILE, at), Samples(folder / SAMPLES_FOLDER)]
-        if again:
-            keep = extra[-1]
-            for record in read_run(folder).rounds:
-                if isinstance(keep, _Keep) and record.round < at:
-                    keep.records.append(record)
+        found += [RunFile(folder), JsonLines(folder / METRICS_FILE, done), Samples(folder / SAMPLES_FOLDER)]
+        earlier = read_run(folder).rounds if done else []
+        keep.records.extend(record for record in earlier if record.round < done)
     if progress:
         found.append(stack.enter_context(Progress()))
-    return [*found, *extra]
-
-
-def _resumed_round(folder: Path) -> int:
-    import json
-
-    commit = folder / "checkpoint" / "commit.json"
-    return int(json.loads(commit.read_text())["rounds"]) if commit.exists() else 0
+    return found
 
 
 def _checkpoint(folder: Path | None, runtime: Runtime) -> Checkpoint | None:

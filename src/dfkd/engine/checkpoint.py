@@ -70,6 +70,14 @@ class Checkpoint:
         """Has anything been saved?"""
         return self.path.exists()
 
+    def rounds(self) -> int:
+        """Rounds that were saved; 0 where nothing was.
+
+        Raises:
+            UserError: the commit file cannot be read.
+        """
+        return self._read_commit()[0] if self.exists() else 0
+
     def save(self, rounds: int, payload: Mapping[str, Any], pools: Mapping[str, Pool]) -> None:
         """Commit ``payload`` (plain values and tensors) and the new rows of every pool, after ``rounds`` rounds.
 
