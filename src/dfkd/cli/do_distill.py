@@ -16,6 +16,7 @@ from dfkd.cli.setup import (
     facts_of,
     known,
     load,
+    located,
     plain_settings,
     seed_everything,
     settled,
@@ -74,6 +75,7 @@ def prepare(settings: Distill, method: Method[Any], plan: Plan) -> Job:
     Raises:
         UserError: anything that is missing or does not fit.
     """
+    settings = replace(settings, teacher=located(settings.teacher), student=located(settings.student))
     _, sidecar = known(settings.teacher, "teacher")
     facts = facts_of(settings.data, sidecar)
     teacher = load(settings.teacher, facts, "teacher", trained=True)

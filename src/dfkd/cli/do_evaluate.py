@@ -8,7 +8,7 @@ from typing import Any
 from dfkd.cli.config import Evaluate, Network
 from dfkd.cli.do_distill import RECIPE_FILE, runtime_of
 from dfkd.cli.parse import read_yaml
-from dfkd.cli.setup import Facts, facts_of, known, load, seed_everything
+from dfkd.cli.setup import Facts, facts_of, known, load, located, seed_everything
 from dfkd.data.readers import read_images
 from dfkd.engine.evaluate import evaluate
 from dfkd.engine.probe import Probe
@@ -22,6 +22,7 @@ __all__ = ["run"]
 def run(settings: Evaluate) -> int:
     """Measure a network on labelled images; with a teacher, also how often the two choose the same class."""
     settings = _with_target(settings)
+    settings = replace(settings, network=located(settings.network), teacher=located(settings.teacher))
     if settings.data.test is None:
         raise UserError("evaluate needs labelled images, got none; give --data.test cifar10, FILE.npz or folder:DIR")
     _, sidecar = known(settings.network, "network")

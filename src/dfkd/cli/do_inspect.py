@@ -3,12 +3,12 @@
 import copy
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from dfkd.api import build_task
 from dfkd.cli.config import Inspect
-from dfkd.cli.setup import Facts, Loaded, facts_of, known, load, text_of
+from dfkd.cli.setup import Facts, Loaded, facts_of, known, load, located, text_of, wide_console
 from dfkd.engine.anatomy import Anatomy, survey
 from dfkd.engine.core import Need, unmet
 from dfkd.engine.runtime import Runtime
@@ -20,6 +20,7 @@ __all__ = ["run"]
 
 def run(settings: Inspect) -> int:
     """Say what the teacher (and the student) is, and which methods fit the pair."""
+    settings = replace(settings, teacher=located(settings.teacher), student=located(settings.student))
     _, sidecar = known(settings.teacher, "teacher")
     facts = facts_of(settings.data, sidecar)
     nets = [load(settings.teacher, facts, "teacher")]
@@ -74,7 +75,6 @@ def _plain(
 
 
 def _show(facts: Facts, nets: Sequence[Loaded], found: Sequence[Anatomy], missing: dict[str, list[Need]]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     sheet = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
@@ -83,7 +83,7 @@ def _show(facts: Facts, nets: Sequence[Loaded], found: Sequence[Anatomy], missin
         sheet.add_column(f"{role} {net.name}", overflow="fold")
     for title, cells in zip(_TITLES, zip(*(_cells(anatomy) for anatomy in found), strict=True), strict=True):
         sheet.add_row(title, *cells)
-    console = Console()
+    console = wide_console()
     shape = " x ".join(map(str, facts.image_size))
     console.print(f"Images {shape} in [0, 1], mean {_numbers(facts.mean)}, std {_numbers(facts.std)}", highlight=False)
     console.print(sheet)

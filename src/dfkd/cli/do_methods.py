@@ -5,8 +5,8 @@ from dataclasses import asdict
 from typing import Any
 
 from dfkd.cli.config import Methods
-from dfkd.cli.fields import options, spell
-from dfkd.cli.setup import find_method
+from dfkd.cli.fields import Option, options, spell
+from dfkd.cli.setup import find_method, wide_console
 from dfkd.engine.core import Method
 from dfkd.methods import METHODS
 
@@ -15,9 +15,7 @@ __all__ = ["run"]
 
 def run(settings: Methods) -> int:
     """List the methods, or show one."""
-    from rich.console import Console
-
-    console = Console(soft_wrap=True, highlight=False)
+    console = wide_console()
     if settings.name is not None:
         _show(console, settings.name, find_method(settings.name))
         return 0
@@ -47,10 +45,11 @@ def _show(console: Any, name: str, kind: type[Method[Any]]) -> None:
     if citation := _citation(kind):
         console.print(Text(citation))
     sheet = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for heading in ("option", "default", "is", "meaning; symbol of the paper"):
-        sheet.add_column(heading, overflow="fold")
+    for heading in ("option", "default"):
+        sheet.add_column(heading, no_wrap=True)
+    sheet.add_column("meaning; symbol of the paper", overflow="fold")
     for option in options(kind, "--method."):
-        sheet.add_row(*(Text(cell) for cell in (option.name, _value(option.default), spell(option.type), option.note)))
+        sheet.add_row(*(Text(cell) for cell in (option.name, _value(option.default), _meaning(option))))
     console.print()
     console.print(sheet, soft_wrap=False)
     plan = ", ".join(f"{key} {_value(value)}" for key, value in asdict(kind.default_plan).items())
@@ -64,6 +63,12 @@ def _citation(kind: type[Method[Any]]) -> str:
     paragraphs = (inspect.getdoc(module) or "").split("\n\n") if module else []
     second = " ".join(paragraphs[1].split()) if len(paragraphs) > 1 else ""
     return second if any(year in second for year in ("20", "19")) else ""
+
+
+def _meaning(option: Option) -> str:
+    """The note, and the choices where there are some."""
+    choices = spell(option.type) if " | " in spell(option.type) else ""
+    return " ".join(part for part in (option.note, choices and f"[{choices}]") if part)
 
 
 def _value(value: object) -> str:

@@ -1,6 +1,7 @@
 """`dfkd recipes`."""
 
 from dfkd.cli.config import Recipes
+from dfkd.cli.setup import wide_console
 from dfkd.recipes import Row, find, reached, recipe, rows, yaml_of
 from dfkd.report.summary import duration, percent
 
@@ -13,7 +14,6 @@ def run(settings: Recipes) -> int:
         row = find(settings.name)
         print(yaml_of(recipe(row.name), head(row)), end="")
         return 0
-    from rich.console import Console
     from rich.table import Table
 
     sheet = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
@@ -23,7 +23,7 @@ def run(settings: Recipes) -> int:
     sheet.add_column("note", style="dim", overflow="fold")
     for row in rows():
         sheet.add_row(row.name, "–" if row.paper is None else f"{row.paper:.2f} %", _state(row), row.note)
-    console = Console(highlight=False)
+    console = wide_console()
     console.print(sheet)
     console.print(
         "\nThe paper's numbers are from its own teachers and hardware. `dfkd recipes NAME` prints one as YAML."

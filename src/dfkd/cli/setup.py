@@ -3,9 +3,9 @@
 import importlib
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -17,7 +17,7 @@ from dfkd.engine.core import Method, Need
 from dfkd.engine.plan import Plan
 from dfkd.errors import UserError
 from dfkd.methods import METHODS
-from dfkd.nets.zoo import Built, build, check_image_shape
+from dfkd.nets.zoo import ZOO, Built, build, check_image_shape
 from dfkd.recipes import recipe
 from dfkd.weights import Sidecar, find_weights, load_weights, read_sidecar
 
@@ -28,11 +28,17 @@ __all__ = [
     "find_method",
     "known",
     "load",
+    "located",
+    "plain_settings",
     "seed_everything",
     "settled",
     "text_of",
+    "wide_console",
     "with_recipe",
 ]
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 T = TypeVar("T")
 
@@ -195,6 +201,14 @@ def load(network: Network, facts: Facts, role: str, trained: bool = False) -> Lo
     return Loaded(built, name, {key: value for key, value in layers.items() if value is not None}, sidecar)
 
 
+def located(network: Network) -> Network:
+    """A name that is the path of weights stands for these weights."""
+    name = network.name
+    if name is None or network.weights is not None or ":" in name or name in ZOO or not Path(name).exists():
+        return network
+    return replace(network, name=None, weights=name)
+
+
 def text_of(text: Text, facts: Facts, method: Method[Any] | None) -> TextEmbedding | str:
     """The embeddings, where the method uses them."""
     if method is not None and Need.TEXT not in method.needs():
@@ -210,6 +224,14 @@ def seed_everything(seed: int, threads: int | None) -> None:
             raise UserError(f"runtime needs at least one thread, got {threads}; raise --runtime.threads")
         torch.set_num_threads(threads)
     torch.manual_seed(seed)
+
+
+def wide_console() -> "Console":
+    """Standard output; at least 110 columns where that is not a terminal."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=110)
 
 
 def _long(tree: Tree) -> Tree:
