@@ -193,6 +193,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"act_reduction": "sum", "kl_tau2": False},
     {"memory": 4},
     {"flip": True},
+    {"bound": "end"},
 ]
 
 

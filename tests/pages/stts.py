@@ -37,6 +37,8 @@ def train(task: Task, method: STTS, plan: Plan) -> None:
             pixels.zero_grad()
             loss.backward()
             pixels.step()
+            with torch.no_grad():
+                x.copy_((((x / T.scale + T.mean).clamp(0, 1)) - T.mean) * T.scale)
         transfer_set = torch.cat([transfer_set, as_bytes(x.detach() / T.scale + T.mean)])
     student = SGD(S.net.parameters(), lr=plan.lr, momentum=plan.momentum, weight_decay=plan.weight_decay, fused=True)
     for epoch in range(plan.warmup, plan.warmup + plan.rounds):

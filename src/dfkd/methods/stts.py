@@ -76,7 +76,7 @@ class STTS(Method[STTSState]):
     act_reduction: Literal["mean", "sum"] = "mean"  # L_a over a map's units (paper: sum)
     kl_tau2: bool = True  # L_d times τ² (paper: without)
     init: Literal["normal", "uniform"] = "normal"  # N(0, 1) in normalised space, or U(0, 1) in pixels (ZSKD)
-    bound: Literal["end", "step", "rescale"] = "end"  # clip when stored, or every step; rescale by min and max (ZSKD)
+    bound: Literal["end", "step", "rescale"] = "step"  # clip when stored or every step; rescale by min and max (ZSKD)
     keep: Literal["last", "best"] = "last"  # which step's image enters the set
     memory: int | None = None  # the newest images kept; None: all
     degrees: float = 15.0  # augmentation: largest rotation
