@@ -18,7 +18,7 @@ import dfkd
 from benchmarks.experiments import EXPERIMENTS, Data, Row, statistics
 from benchmarks.records import RESULTS, write_record
 from dfkd.report.files import plain
-from dfkd.runs import weights_hash
+from dfkd.runs import settings_of, weights_hash
 from dfkd.teach import teach
 from dfkd.teachplan import TeachPlan
 
@@ -33,7 +33,7 @@ def teacher_of(data: Data, name: str) -> tuple[torch.nn.Module, dict[str, Any]]:
     torch.manual_seed(0)
     net = dfkd.build(name, classes=classes, channels=data.shape[0]).net
     path = TEACHERS / f"{data.name}-{name}.safetensors"
-    about = path.with_suffix(".json")
+    about = path.with_suffix(".facts.json")
     if path.exists() and about.exists():
         net.load_state_dict(load_file(path))
         return net, json.loads(about.read_text())
@@ -96,8 +96,8 @@ def run_row(experiment: str, data: Data, row: Row, seed: int) -> dict[str, Any]:
         "teacher": facts,
         "student": row.student,
         "method": type(row.method).__name__,
-        "settings": plain(dataclasses.asdict(row.method)),
-        "plan": plain(dataclasses.asdict(row.plan)),
+        "settings": plain(settings_of(row.method)),
+        "plan": plain(settings_of(row.plan)),
         "accuracy": None if final is None else final.accuracy,
         "agreement": None if final is None else final.agreement,
         "seconds": time.monotonic() - began,

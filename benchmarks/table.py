@@ -19,7 +19,7 @@ def table(experiment: str) -> str:
     """Markdown: one line per row of the experiment that has records."""
     found = records(experiment)
     lines = [
-        "| row | teacher | student | accuracy, last round | agreement | seeds | seconds a run | paper (its own data and budget) |",
+        "| row | teacher | student | accuracy, last round | agreement | seeds | seconds | paper (own data, budget) |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in EXPERIMENTS[experiment][1]():
