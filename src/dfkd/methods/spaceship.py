@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NamedTuple, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Adam
 
 from dfkd.data.pool import Pool
@@ -44,7 +44,7 @@ from dfkd.nets.initialise import initialise
 from dfkd.ops.augment import crop_flip
 from dfkd.ops.exchange import draw_cutmix, draw_mixup, exchange_channels
 from dfkd.ops.labels import balanced_labels, uniform_labels
-from dfkd.types import Batch, Images, Labels, Logits, Maps, Readout, Scalar
+from dfkd.types import Batch, Images, Labels, Logits, Readout, Scalar
 
 __all__ = ["SpaceshipNet", "SpaceshipState", "pool_bytes"]
 
@@ -208,7 +208,7 @@ class Stored(NamedTuple):
     """The lowest loss so far and the features that had it."""
 
     loss: Scalar
-    features: tuple[Maps, ...]
+    features: tuple[Tensor, ...]
 
 
 def objective(method: SpaceshipNet, T: Probe, x: Images, y: Labels) -> Parts:
@@ -223,7 +223,7 @@ def objective(method: SpaceshipNet, T: Probe, x: Images, y: Labels) -> Parts:
     return Parts(method.lambda_cls * cls + method.lambda_bn * bn, cls, bn, t)
 
 
-def keep_features(best: Stored, loss: Scalar, features: Sequence[Maps], keep: Literal["best", "last"]) -> Stored:
+def keep_features(best: Stored, loss: Scalar, features: Sequence[Tensor], keep: Literal["best", "last"]) -> Stored:
     """``best``, or these features (as float16) if their loss is lower or the last step counts."""
     new = tuple(value.detach().half() for value in features)
     loss = torch.nan_to_num(loss.detach(), nan=torch.inf)
