@@ -1,0 +1,356 @@
+"""The front door: from modules to a folder and back."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import dfkd
+from dfkd.data.readers import STATISTICS
+from dfkd.engine.records import RoundRecord, RunInfo, RunResult
+from dfkd.methods.noise import NoiseInput
+from dfkd.nets.zoo import build
+from dfkd.report.files import read_run
+from dfkd.runs import weights_hash
+from settings import tiny_plan
+
+MEAN, STD = STATISTICS["digits"]
+METHOD = dfkd.NAYER(steps=2, synthesis_batch=20, batches=1, warmup_batches=1, width=16, channels=4, pad=1, flip=False)
+
+
+class Stop(Exception):
+    """Raised to cut a run off."""
+
+
+class StopAt:
+    """An observer that cuts a run off when a round ends."""
+
+    def __init__(self, round: int) -> None:
+        self.round = round
+
+    def started(self, info: RunInfo) -> None: ...
+
+    def stepped(self, round: int, phase: str, done: int, total: int) -> None: ...
+
+    def finished(self, result: RunResult) -> None: ...
+
+    def rounded(self, record: RoundRecord) -> None:
+        if record.round == self.round:
+            raise Stop
+
+
+def a_student(seed: int = 1) -> nn.Module:
+    torch.manual_seed(seed)
+    return build("resnet8", 10, 1).net
+
+
+def go(teacher: nn.Module, student: nn.Module | None = None, **changes: Any) -> dfkd.Distilled:
+    settings: dict[str, Any] = {
+        "method": METHOD,
+        "image_size": (1, 8, 8),
+        "mean": MEAN,
+        "std": STD,
+        "plan": tiny_plan(rounds=3, warmup=1),
+        "progress": False,
+        "export": False,
+        "save_every": 0,
+        "samples_every": 2,
+        **changes,
+    }
+    return dfkd.distill(teacher, student if student is not None else a_student(), **settings)
+
+
+def states_equal(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_a_student_and_a_record_come_back(digits_teacher: nn.Module) -> None:
+    student = a_student()
+    before = weights_hash(student)
+    done = go(digits_teacher, student, test="digits", classes=dfkd.class_list("digits"))
+    assert done.student is student
+    assert weights_hash(student) != before
+    assert not student.training
+    assert [record.round for record in done.record.rounds] == [0, 1, 2, 3]
+    assert done.record.teacher_evaluation is not None
+    assert done.record.teacher_evaluation.accuracy > 0.97
+    assert done.accuracy == done.record.rounds[-1].evaluation.accuracy  # type: ignore[union-attr]
+    assert done.record.info.names == dfkd.class_list("digits")
+    assert done.record.info.teacher["sha256"] == weights_hash(digits_teacher)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in [*student.modules(), *digits_teacher.modules()])
+
+
+def test_the_caller_gets_back_what_was_lent(digits_teacher: nn.Module) -> None:
+    digits_teacher.train()
+    digits_teacher.get_submodule("norm").eval()
+    for name, parameter in digits_teacher.named_parameters():
+        parameter.requires_grad_("head" not in name)
+    modes = [m.training for m in digits_teacher.modules()]
+    asks = [p.requires_grad for p in digits_teacher.parameters()]
+    before, stream = weights_hash(digits_teacher), torch.get_rng_state()
+    for settings in ({}, {"observers": [StopAt(1)]}):
+        try:
+            go(digits_teacher, **settings)
+        except Stop:
+            pass
+        assert weights_hash(digits_teacher) == before
+        assert [m.training for m in digits_teacher.modules()] == modes
+        assert [p.requires_grad for p in digits_teacher.parameters()] == asks
+        assert all(p.grad is None for p in digits_teacher.parameters())
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in digits_teacher.modules())
+        student = a_student()
+        torch.set_rng_state(stream)
+        assert torch.equal(torch.get_rng_state(), stream)
+        del student
+
+
+def test_the_callers_random_stream_is_untouched(digits_teacher: nn.Module) -> None:
+    student = a_student()
+    before = torch.get_rng_state()
+    go(digits_teacher, student)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_callers_random_stream_does_not_matter(digits_teacher: nn.Module) -> None:
+    results = []
+    for seed in (3, 4):
+        student = a_student()
+        torch.manual_seed(seed)
+        results.append(go(digits_teacher, student).student)
+    assert states_equal(*results)
+
+
+def test_a_run_that_was_cut_off_resumes_to_the_same_folder(digits_teacher: nn.Module, tmp_path: Path) -> None:
+    whole = go(digits_teacher, out=tmp_path / "whole", test="digits")
+    with pytest.raises(Stop):
+        go(digits_teacher, out=tmp_path / "parts", test="digits", observers=[StopAt(2)])
+    parts = go(digits_teacher, a_student(seed=9), out=tmp_path / "parts", test="digits", resume=True)
+    assert states_equal(whole.student, parts.student)
+    assert [r.round for r in parts.record.rounds] == [0, 1, 2, 3]
+    for a, b in zip(whole.record.rounds, parts.record.rounds, strict=True):
+        assert a.evaluation == b.evaluation
+        timed = ("seconds/synthesis", "seconds/student")
+        assert {k: v for k, v in a.metrics.items() if k not in timed} == {
+            k: v for k, v in b.metrics.items() if k not in timed
+        }
+    names = [{str(p.relative_to(tmp_path / run)) for p in (tmp_path / run).rglob("*")} for run in ("whole", "parts")]
+    assert names[0] == names[1]
+    stored = read_run(tmp_path / "parts")
+    assert [r.round for r in stored.rounds] == [0, 1, 2, 3]
+    again = go(digits_teacher, a_student(seed=9), out=tmp_path / "whole", test="digits", resume=True)
+    assert states_equal(whole.student, again.student)
+    assert again.accuracy == whole.accuracy
+
+
+def test_the_folder_is_enough_to_rebuild_the_student(digits_teacher: nn.Module, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    spec = {"name": "resnet8", "classes": 10, "channels": 1}
+    done = go(digits_teacher, out=run, spec=spec, export=True, names=("big", "small"))
+    about = json.loads((run / "student.json").read_text())
+    net = build(**about["network"]).net
+    net.load_state_dict(load_file(run / "student.safetensors"))
+    assert states_equal(net, done.student)
+    images = torch.rand(5, 1, 8, 8)
+    mean, std = torch.tensor(about["mean"]).view(1, -1, 1, 1), torch.tensor(about["std"]).view(1, -1, 1, 1)
+    logits = net.eval()((images - mean) / std)
+    program = torch.export.load(run / "student.pt2").module()
+    torch.testing.assert_close(program(images), logits, rtol=1e-4, atol=1e-4)
+    assert about["teacher_sha256"] == weights_hash(digits_teacher)
+    assert done.record.info.student["name"] == "small"
+    for name in ("report.html", "metrics.jsonl", "run.json", "checkpoint/commit.json"):
+        assert (run / name).exists(), name
+    assert list(run.rglob("*.tmp")) == []
+
+
+def test_methods_without_text_need_no_names(digits_teacher: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dfkd.api.embed", lambda *_, **__: pytest.fail("embeddings were asked for"))
+    names = [f"unheard-of thing {i}" for i in range(10)]
+    done = go(digits_teacher, method=NoiseInput(), classes=names, plan=tiny_plan())
+    assert done.record.info.text is None
+
+
+def test_everything_in_float_images_and_tensors(digits_teacher: nn.Module) -> None:
+    images, labels = torch.rand(30, 1, 8, 8), torch.arange(30) % 10
+    done = go(digits_teacher, test=(images, labels), text=torch.randn(10, 5), classes=10, plan=tiny_plan())
+    assert done.record.final is not None
+    assert done.record.final.images == 30
+    assert done.record.info.text == {"encoder": "given as a tensor"}
+
+
+class OneOutput(nn.Module):
+    """A student with a part that takes no part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(64, 10)
+        self.spare = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x.flatten(1))
+
+
+def test_a_student_with_unused_parameters(digits_teacher: nn.Module) -> None:
+    student = OneOutput()
+    spare = student.spare.weight.detach().clone()
+    go(digits_teacher, student)
+    assert torch.equal(student.spare.weight, spare)
+
+
+def bad_std(teacher: nn.Module) -> dict[str, Any]:
+    return {"std": (0.0,)}
+
+
+def bad_channels(teacher: nn.Module) -> dict[str, Any]:
+    return {"image_size": (3, 8, 8), "mean": MEAN, "std": STD}
+
+
+def bad_size(teacher: nn.Module) -> dict[str, Any]:
+    return {"image_size": (8, 8)}
+
+
+def bad_classes(teacher: nn.Module) -> dict[str, Any]:
+    return {"classes": ["a", "b", "c"]}
+
+
+def bad_embeddings(teacher: nn.Module) -> dict[str, Any]:
+    return {"text": torch.randn(9, 4)}
+
+
+def bad_student(teacher: nn.Module) -> dict[str, Any]:
+    return {"student": build("resnet8", 9, 1).net}
+
+
+def bad_labels(teacher: nn.Module) -> dict[str, Any]:
+    return {"test": (torch.rand(3, 1, 8, 8), torch.tensor([0, 1, 10]))}
+
+
+def bad_shape(teacher: nn.Module) -> dict[str, Any]:
+    return {"test": (torch.rand(3, 1, 9, 9), torch.tensor([0, 1, 2]))}
+
+
+def bad_count(teacher: nn.Module) -> dict[str, Any]:
+    return {"test": (torch.rand(3, 1, 8, 8), torch.tensor([0, 1]))}
+
+
+def bad_normalisation(teacher: nn.Module) -> dict[str, Any]:
+    return {"test": "digits", "mean": (50.0,), "std": (0.01,)}
+
+
+def bad_weights(teacher: nn.Module) -> dict[str, Any]:
+    with torch.no_grad():
+        next(teacher.parameters()).fill_(torch.nan)
+    return {}
+
+
+def bad_need(teacher: nn.Module) -> dict[str, Any]:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    return {"teacher": net}
+
+
+def bad_resume(teacher: nn.Module) -> dict[str, Any]:
+    return {"resume": True}
+
+
+BAD = {
+    bad_std: "every std above 0",
+    bad_channels: "one mean and std per channel, got 1 for 3 channels",
+    bad_size: r"image_size as \(channels, height, width\), got \(8, 8\)",
+    bad_classes: "as many outputs as there are classes, got 10 outputs for 3 classes",
+    bad_embeddings: "one embedding for each of 10 classes, got 9",
+    bad_student: "student needs as many outputs as there are classes, got 9 outputs for 10",
+    bad_labels: "labels need to be 0 to 9, got 0 to 10",
+    bad_shape: r"images need the shape \(1, 8, 8\) of the task, got \(1, 9, 9\)",
+    bad_count: "one label each, got 3 images and 2 labels",
+    bad_normalisation: "teacher needs to do better than chance on the test images",
+    bad_weights: "teacher needs finite weights",
+    bad_need: "NAYER needs a teacher with BatchNorm layers",
+    bad_resume: "resume needs the run's folder",
+}
+
+
+@pytest.mark.parametrize("bad", BAD, ids=lambda bad: bad.__name__)
+def test_bad_input_is_one_sentence_and_leaves_no_folder(bad: Any, digits_teacher: nn.Module, tmp_path: Path) -> None:
+    settings = {"teacher": digits_teacher, **bad(digits_teacher)}
+    teacher = settings.pop("teacher")
+    out = {} if bad is bad_resume else {"out": tmp_path / "run"}
+    with pytest.raises(dfkd.UserError, match=BAD[bad]) as caught:
+        go(teacher, **out, **settings)
+    assert "\n" not in str(caught.value)
+    left = {path.name for path in (tmp_path / "run").rglob("*")} if (tmp_path / "run").exists() else set()
+    assert left == set()
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in teacher.modules())
+
+
+def test_a_folder_with_a_run_is_kept(digits_teacher: nn.Module, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    go(digits_teacher, out=out)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(dfkd.UserError, match="out needs a folder without a run"):
+        go(digits_teacher, out=out)
+    other: list[tuple[str, dict[str, Any]]] = [
+        ("plan.rounds = 5 instead of 3", {"plan": tiny_plan(rounds=5, warmup=1)}),
+        ("method.steps = 3 instead of 2", {"method": replace(METHOD, steps=3)}),
+        ("seed = 5 instead of 0", {"seed": 5}),
+        ("got method = 'NoiseInput' instead of 'NAYER'", {"method": NoiseInput()}),
+        ("student.kind = ", {"student": build("wrn16-1", 10, 1).net}),
+    ]
+    for said, settings in other:
+        with pytest.raises(dfkd.UserError, match=said):
+            go(digits_teacher, out=out, resume=True, **settings)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_folders_that_will_not_do(digits_teacher: nn.Module, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(dfkd.UserError, match="out needs a folder, got the file"):
+        go(digits_teacher, out=tmp_path / "file")
+    with pytest.raises(dfkd.UserError, match="out needs an empty or new folder"):
+        go(digits_teacher, out=tmp_path)
+    with pytest.raises(dfkd.UserError, match=r"resume needs a run folder, got .* without run\.json"):
+        go(digits_teacher, out=tmp_path / "new", resume=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+def test_a_damaged_checkpoint_is_named(digits_teacher: nn.Module, tmp_path: Path) -> None:
+    go(digits_teacher, out=tmp_path / "run")
+    (tmp_path / "run" / "checkpoint" / "commit.json").write_text("{")
+    with pytest.raises(dfkd.UserError, match="resume needs a readable checkpoint"):
+        go(digits_teacher, out=tmp_path / "run", resume=True)
+
+
+def test_a_weak_binary_teacher_is_better_than_chance() -> None:
+    class Weak(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(4, 2)
+            with torch.no_grad():
+                self.head.weight.copy_(torch.tensor([[1.0, 0, 0, 0], [-1.0, 0, 0, 0]]))
+                self.head.bias.zero_()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(x.flatten(1))
+
+    images = torch.zeros(200, 1, 2, 2)
+    labels = torch.arange(200) % 2
+    right = torch.arange(200) % 10 < 7  # seven of ten
+    images[:, 0, 0, 0] = torch.where((labels == 0) == right, 1.0, 0.0)
+    settings: dict[str, Any] = {"image_size": (1, 2, 2), "mean": (0.5,), "std": (0.5,), "method": NoiseInput()}
+    done = go(Weak(), Weak(), test=(images, labels), plan=tiny_plan(), **settings)
+    assert done.record.teacher_evaluation is not None
+    assert done.record.teacher_evaluation.accuracy == pytest.approx(0.7)
+
+
+def test_a_task_for_the_lower_level(digits_teacher: nn.Module) -> None:
+    task = dfkd.build_task(digits_teacher, a_student(), image_size=(1, 8, 8), mean=MEAN, std=STD, classes=10)
+    assert not task.teacher.training
+    assert not any(p.requires_grad for p in task.teacher.parameters())
+    assert all(p.requires_grad for p in task.student.parameters())
+    assert task.text is not None
+    assert task.text.shape[0] == task.classes == 10
+    assert task.teacher.stage_names
+    dfkd.run(task, NoiseInput(), tiny_plan())

@@ -1,0 +1,312 @@
+"""The one loop: modes, rates, observers, saves, and what it leaves behind."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, final
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dfkd.data.pool import Pool
+from dfkd.engine.checkpoint import Checkpoint
+from dfkd.engine.core import Clock, Method, Metrics, Need, State, Task, class_entropy
+from dfkd.engine.driver import Watch, run
+from dfkd.engine.plan import Plan
+from dfkd.engine.records import RoundRecord, RunInfo, RunResult
+from dfkd.errors import UserError
+from dfkd.methods.noise import NoiseInput
+from dfkd.types import Batch, Scalar
+from settings import SETTINGS, tiny_plan, tiny_task
+
+ROW = SETTINGS["NoiseInput"]
+
+
+@dataclass
+class ToyState(State):
+    """A pool, and a diary of what was called in which mode."""
+
+    pool: Pool
+    diary: list[str] = field(default_factory=list)
+
+
+@final
+@dataclass(frozen=True)
+class Toy(Method[ToyState]):
+    """Writes down everything that happens to it."""
+
+    projector: bool = False
+    hold: tuple[str, ...] = ()
+    fail_in: int = -1
+
+    default_plan: ClassVar[Plan] = tiny_plan()
+
+    def needs(self) -> frozenset[Need]:
+        return frozenset()
+
+    def setup(self, task: Task, plan: Plan) -> ToyState:
+        columns = {"images": (task.image_shape, torch.uint8), "labels": ((), torch.int64)}
+        state = ToyState(Pool(50, columns), held=self.hold)
+        if self.projector:
+            state.joint["projector"] = nn.Linear(task.classes, task.classes)
+        return state
+
+    def synthesize(self, task: Task, state: ToyState, clock: Clock) -> Metrics:
+        asks = any(p.requires_grad for p in task.student.parameters())
+        joint = state.joint.training and self.projector
+        state.diary.append(f"make {clock.round} train={task.student.training or joint} grad={asks}")
+        if clock.round == self.fail_in:
+            raise RuntimeError("as planned")
+        new = torch.randint(256, (10, *task.image_shape), generator=task.runtime.generator, dtype=torch.uint8)
+        state.pool.add(images=new, labels=torch.arange(10) % task.classes)
+        return {"toy": torch.tensor(float(clock.round)), "plain": 2}
+
+    def batch(self, task: Task, state: ToyState, clock: Clock) -> Batch:
+        state.diary.append(f"batch {clock.round}.{clock.step} grad={torch.is_grad_enabled()}")
+        rows = state.pool.draw(clock.plan.batch_size, task.runtime.generator)
+        return Batch(rows["images"].float() / 255, rows["labels"])
+
+    def loss(self, task: Task, state: ToyState, batch: Batch) -> Scalar:
+        state.diary.append(f"loss train={task.student.training} grad={torch.is_grad_enabled()}")
+        logits = task.student(batch.images).logits
+        if self.projector:
+            logits = state.joint["projector"](logits)
+        return torch.nn.functional.cross_entropy(logits, batch.labels)
+
+
+class Recorder:
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.records: list[RoundRecord] = []
+        self.steps: list[tuple[int, str, int, int]] = []
+
+    def started(self, info: RunInfo) -> None: ...
+
+    def stepped(self, round: int, phase: str, done: int, total: int) -> None:
+        self.steps.append((round, phase, done, total))
+
+    def rounded(self, record: RoundRecord) -> None:
+        self.records.append(record)
+
+    def finished(self, result: RunResult) -> None: ...
+
+
+def test_the_order_of_things_and_the_modes_they_see() -> None:
+    task = tiny_task(ROW)
+    state = run(task, Toy(), tiny_plan(rounds=2, warmup=1))
+    assert isinstance(state, ToyState)
+    steps = ["batch {}.{} grad=False", "loss train=True grad=True"]
+    wanted = ["make 0 train=False grad=False"]
+    for round in (1, 2):
+        wanted.append(f"make {round} train=False grad=False")
+        for k in (0, 1):
+            wanted += [step.format(round, k) for step in steps]
+    assert state.diary == wanted
+    assert not task.student.training
+    assert all(p.requires_grad for p in task.student.net.parameters())
+
+
+def test_the_rate_follows_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = tiny_plan(rounds=4, warmup=1, lr=0.2, lr_min=0.01)
+    seen = []
+    real = torch.optim.SGD.step
+
+    def watched(self: torch.optim.SGD, *args: Any, **kwargs: Any) -> Any:
+        seen.append(self.param_groups[0]["lr"])
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", watched)
+    watch = Watch([recorder := Recorder()])
+    run(tiny_task(ROW), NoiseInput(), plan, watch)
+    assert seen == [plan.rate(r) for r in range(1, 5) for _ in range(2)]
+    assert [r.metrics["lr"] for r in recorder.records] == [plan.rate(r) for r in range(5)]
+
+
+@pytest.mark.parametrize("plan", [tiny_plan(optimizer="adam", lr=0.01), tiny_plan(nesterov=True, clip=0.5)])
+def test_the_student_takes_the_steps_plain_torch_takes(plan: Plan) -> None:
+    task, other = tiny_task(ROW), tiny_task(ROW)
+    method = NoiseInput()
+    run(task, method, plan)
+    other = tiny_task(ROW)
+    net = other.student.train()
+    kinds: dict[str, Any] = {
+        "sgd": lambda p: torch.optim.SGD(
+            p, lr=plan.lr, momentum=plan.momentum, weight_decay=plan.weight_decay, nesterov=plan.nesterov
+        ),
+        "adam": lambda p: torch.optim.Adam(p, lr=plan.lr, weight_decay=plan.weight_decay),
+    }
+    optimizer = kinds[plan.optimizer](net.net.parameters())
+    for round in range(plan.rounds):
+        optimizer.param_groups[0]["lr"] = plan.rate(round)
+        for k in range(plan.steps):
+            optimizer.zero_grad()
+            method.loss(
+                other, method.setup(other, plan), method.batch(other, State(), Clock(plan, round, k))
+            ).backward()  # type: ignore[arg-type]
+            if plan.clip is not None:
+                torch.nn.utils.clip_grad_norm_(net.net.parameters(), plan.clip)
+            optimizer.step()
+    for p, q in zip(task.student.net.parameters(), net.net.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
+
+
+def test_extra_modules_train_with_the_student() -> None:
+    task = tiny_task(ROW)
+    before = Toy(projector=True).setup(tiny_task(ROW), tiny_plan()).joint["projector"].state_dict()
+    state = run(task, Toy(projector=True), tiny_plan(rounds=2))
+    moved = state.joint["projector"].state_dict()
+    assert all(not torch.equal(moved[key], value) for key, value in before.items())
+
+
+def test_held_parameters_stay() -> None:
+    task = tiny_task(ROW)
+    named = dict(task.student.net.named_parameters())
+    before = {name: p.detach().clone() for name, p in named.items()}
+    run(task, Toy(hold=("head.weight", "head.bias")), tiny_plan(rounds=2))
+    moved = {name for name, p in named.items() if not torch.equal(p, before[name])}
+    assert moved == set(named) - {"head.weight", "head.bias"}
+
+
+def test_a_student_with_nothing_to_learn_is_refused() -> None:
+    task = tiny_task(ROW)
+    task.student.requires_grad_(False)
+    with pytest.raises(UserError, match="student needs parameters that may change, got none"):
+        run(task, NoiseInput(), tiny_plan())
+
+
+def test_after_a_failure_the_modules_can_be_used_again(tmp_path: Path) -> None:
+    task = tiny_task(ROW)
+    watch = Watch(checkpoint=Checkpoint(tmp_path), save_every=0)
+    with pytest.raises(RuntimeError, match="as planned"):
+        run(task, Toy(fail_in=2), tiny_plan(), watch)
+    assert all(p.requires_grad for p in task.student.net.parameters())
+    run(task, Toy(), tiny_plan(), watch, resume=True)
+    whole = tiny_task(ROW)
+    run(whole, Toy(), tiny_plan())
+    for p, q in zip(task.student.net.state_dict().values(), whole.student.net.state_dict().values(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_a_finished_run_resumes_to_itself(tmp_path: Path) -> None:
+    task = tiny_task(ROW)
+    run(task, Toy(), tiny_plan(), Watch(checkpoint=Checkpoint(tmp_path)))
+    again = tiny_task(ROW)
+    watch = Watch([recorder := Recorder()], checkpoint=Checkpoint(tmp_path))
+    state = run(again, Toy(), tiny_plan(), watch, resume=True)
+    assert isinstance(state, ToyState)
+    assert recorder.records == []
+    assert len(state.pool) == 30
+    for p, q in zip(task.student.net.state_dict().values(), again.student.net.state_dict().values(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_nothing_to_resume_is_a_start(tmp_path: Path) -> None:
+    watch = Watch([recorder := Recorder()], checkpoint=Checkpoint(tmp_path))
+    run(tiny_task(ROW), Toy(), tiny_plan(), watch, resume=True)
+    assert len(recorder.records) == 3
+
+
+def test_a_checkpoint_of_another_student_is_refused(tmp_path: Path) -> None:
+    run(tiny_task(ROW), Toy(), tiny_plan(), Watch(checkpoint=Checkpoint(tmp_path)))
+    other = tiny_task(replace(ROW, student="wrn16-1"))
+    with pytest.raises(UserError, match=r"resume needs a checkpoint of this pair and method, got .*; start again"):
+        run(other, Toy(), tiny_plan(), Watch(checkpoint=Checkpoint(tmp_path)), resume=True)
+    with pytest.raises(UserError, match="resume needs a checkpoint of this pair and method"):
+        run(tiny_task(ROW), Toy(projector=True), tiny_plan(), Watch(checkpoint=Checkpoint(tmp_path)), resume=True)
+
+
+def test_the_last_round_is_always_saved(tmp_path: Path) -> None:
+    run(tiny_task(ROW), Toy(), tiny_plan(), Watch(checkpoint=Checkpoint(tmp_path), save_every=1e9))
+    assert Checkpoint(tmp_path).rounds() == 3
+    assert Checkpoint(tmp_path / "none").rounds() == 0
+
+
+def the_test() -> tuple[Tensor, Tensor]:
+    return torch.randint(256, (8, 1, 8, 8), dtype=torch.uint8), torch.arange(8) % 4
+
+
+@pytest.mark.parametrize(("every", "rounds"), [(1, {1, 2, 3, 4}), (2, {1, 3, 4}), (3, {2, 4}), (9, {4})])
+def test_evaluations_come_when_due_and_at_the_end(every: int, rounds: set[int]) -> None:
+    watch = Watch([recorder := Recorder()], test=the_test(), evaluate_every=every)
+    run(tiny_task(ROW), Toy(), tiny_plan(rounds=4, warmup=1), watch)
+    found = {r.round for r in recorder.records if r.evaluation is not None}
+    assert found == rounds
+    assert {r.round for r in recorder.records if r.warmup} == {0}
+
+
+@pytest.mark.parametrize(("every", "rounds"), [(0, set()), (1, {0, 1, 2}), (2, {1, 2})])
+def test_samples_are_the_newest_images(every: int, rounds: set[int]) -> None:
+    watch = Watch([recorder := Recorder()], samples_every=every, samples=4)
+    state = run(tiny_task(ROW), Toy(), tiny_plan(), watch)
+    assert isinstance(state, ToyState)
+    shown = {r.round: r.samples for r in recorder.records if r.samples is not None}
+    assert shown.keys() == rounds
+    for images, labels in shown.values():
+        assert images.dtype == torch.uint8
+        assert images.shape == (4, 1, 8, 8)
+        assert labels.tolist() == [2, 3, 0, 1]
+    if shown:
+        assert torch.equal(shown[2][0], state.pool.newest(4)["images"])
+
+
+def test_metrics_of_a_round() -> None:
+    watch = Watch([recorder := Recorder()], samples=5)
+    state = run(tiny_task(ROW), Toy(), tiny_plan(), watch)
+    assert isinstance(state, ToyState)
+    for r in recorder.records:
+        assert r.metrics["toy"] == r.round
+        assert r.metrics["plain"] == 2.0
+        assert (r.metrics["pool"], r.metrics["images"]) == (10 * (r.round + 1),) * 2
+        assert 0 < r.metrics["seconds/synthesis"] + r.metrics["seconds/student"] <= r.seconds + 1e-6
+        assert all(isinstance(value, float) for value in r.metrics.values())
+    x = state.pool.newest(5)["images"].double().flatten(1).numpy() / 255
+    pairs = [np.sqrt(((x[i] - x[j]) ** 2).mean()) for i in range(5) for j in range(5) if i != j]
+    assert recorder.records[-1].metrics["pairwise_distance"] == pytest.approx(float(np.mean(pairs)), rel=1e-4)
+
+
+def test_the_student_loss_is_the_mean_over_steps() -> None:
+    task = tiny_task(ROW)
+    losses: list[float] = []
+
+    class Watching(Recorder):
+        pass
+
+    real = torch.nn.functional.cross_entropy
+
+    def watched(*args: Any, **kwargs: Any) -> Tensor:
+        losses.append(float((value := real(*args, **kwargs)).detach()))
+        return value
+
+    recorder = Watching()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.functional, "cross_entropy", watched)
+        run(task, Toy(), tiny_plan(rounds=2, steps=3), Watch([recorder]))
+    for r in recorder.records:
+        mine = losses[3 * r.round : 3 * r.round + 3]
+        assert r.metrics["loss/student"] == pytest.approx(sum(mine) / 3, rel=1e-5)
+    assert recorder.steps[:3] == [(0, "student", k, 3) for k in (1, 2, 3)]
+
+
+def test_seconds_of_earlier_parts_count(tmp_path: Path) -> None:
+    watch = Watch(checkpoint=Checkpoint(tmp_path), save_every=0)
+    run(tiny_task(ROW), Toy(), tiny_plan(), watch)
+    payload = torch.load(next(tmp_path.glob("state-*")), weights_only=True)
+    assert payload["rounds"] == 3
+    assert payload["seconds"] > 0
+
+
+def entropies() -> Iterator[tuple[Tensor, float]]:
+    yield torch.zeros(5, 4), float(np.log(4))
+    yield torch.eye(4) * 1000, float(np.log(4))
+    yield torch.eye(4)[[1, 1, 1]] * 1000, 0.0
+    x = torch.randn(6, 3, dtype=torch.float64)
+    p = torch.softmax(x, 1).mean(0).numpy()
+    yield x, float(-(p * np.log(p)).sum())
+
+
+def test_class_entropy() -> None:
+    for logits, wanted in entropies():
+        assert float(class_entropy(logits)) == pytest.approx(wanted, abs=1e-5)
