@@ -120,7 +120,7 @@ def read_sidecar(path: Path) -> Sidecar:
         )
     except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
         raise UserError(
-            f"weights need a sound description beside them, got {file} ({type(error).__name__}); repair or remove it"
+            f"{path.name} needs a sound description beside it, got {file} ({type(error).__name__}); repair or remove it"
         ) from error
 
 

@@ -38,7 +38,13 @@ def run(settings: Evaluate) -> int:
     teacher = None
     if settings.teacher.name or settings.teacher.weights:
         _, told = known(settings.teacher, "teacher")
-        teacher = _probe(settings.teacher, facts_of(settings.data, told), runtime, "teacher")
+        # What is not said of the teacher is as for the network that it taught.
+        teacher = _probe(
+            settings.teacher,
+            replace(facts, mean=told.mean or facts.mean, std=told.std or facts.std),
+            runtime,
+            "teacher",
+        )
     seen = evaluate(student, images.images, images.labels, facts.classes, runtime, teacher)
     if settings.json:
         row: dict[str, Any] = asdict(seen)

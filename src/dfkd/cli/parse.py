@@ -171,7 +171,8 @@ def _check_keys(cls: type, tree: Mapping[str, Any], at: str) -> None:
     for key, value in tree.items():
         name = f"{at}{key}"
         if key not in {item.name for item in fields(cls)}:
-            raise unknown(name, [option.name for option in options(cls, at)], "recipe", "setting")
+            sections = [f"{at}{other}" for other, kind in types.items() if is_dataclass(kind)]
+            raise unknown(name, [*sections, *(option.name for option in options(cls, at))], "recipe", "setting")
         if is_dataclass(types[key]):
             if not isinstance(value, Mapping):
                 raise UserError(f"{name} needs settings of its own (name: value), got {value!r}; indent them below it")

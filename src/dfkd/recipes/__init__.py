@@ -4,7 +4,7 @@ import difflib
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +125,7 @@ def _same(record: Mapping[str, Any], row: Row) -> bool:
     from dfkd.methods import METHODS
 
     method = METHODS[row.method]
-    defaults = {name: getattr(method, name) for name in method.__dataclass_fields__}  # type: ignore[attr-defined]
+    defaults = {item.name: item.default for item in fields(method)}  # type: ignore[arg-type]
     plan = vars(method.default_plan)
     pairs = ((record.get("settings"), {**defaults, **row.settings}), (record.get("plan"), {**plan, **row.plan}))
     return all(isinstance(had, dict) and _plain(had) == _plain(want) for had, want in pairs)

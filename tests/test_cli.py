@@ -1,0 +1,328 @@
+"""Every command, in this process, on tiny digits."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from dfkd.cli.commands import COMMANDS
+from dfkd.cli.do_demo import free_folder
+from dfkd.cli.fields import notes, options, spell
+from dfkd.cli.main import main
+from dfkd.cli.parse import flags, merge
+from dfkd.engine.plan import Plan
+from dfkd.methods.nayer import NAYER
+
+SNAPSHOT = Path(__file__).with_name("cli_options.txt")
+TINY = shlex.split(
+    """
+    --student wrn10-1 --data digits --data.test digits
+    --method.steps 2 --method.synthesis_batch 20 --method.batches 1 --method.warmup_batches 1 --method.width 8
+    --method.channels 4 --method.pad 1 --method.flip false
+    --plan.rounds 3 --plan.warmup 1 --plan.steps 2 --plan.batch_size 16
+    --watch.quiet --watch.export false --watch.samples_every 2 --runtime.device cpu --runtime.threads 1
+    """
+)
+
+
+def cli(line: str) -> int:
+    """Run a command line in this process."""
+    return main(shlex.split(line))
+
+
+@pytest.fixture
+def distil(digits_weights: Path) -> list[str]:
+    """`distill` with everything but --out."""
+    return ["distill", "--teacher", "wrn16-1", "--teacher.weights", str(digits_weights), *TINY]
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def _same(a: Path, b: Path) -> bool:
+    x, y = load_file(a), load_file(b)
+    return x.keys() == y.keys() and all(torch.equal(x[key], y[key]) for key in x)
+
+
+def test_help_imports_no_torch() -> None:
+    code = (
+        "import sys\nfrom dfkd.cli.main import main\nfrom dfkd.cli.commands import COMMANDS\n"
+        "assert main(['--help']) == 0 and main([]) == 0 and main(['--version']) == 0\n"
+        "assert all(main([name, '--help']) == 0 for name in COMMANDS)\n"
+        "sys.exit('torch' in sys.modules or 'jsonargparse' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    for name in COMMANDS:
+        assert name in done.stdout
+    assert all(len(line) <= 100 for line in done.stdout.splitlines() if line.startswith("  -"))
+
+
+def test_options_are_those_of_the_snapshot() -> None:
+    lines = [
+        f"{name} --{option.name}: {spell(option.type)}"
+        for name, command in COMMANDS.items()
+        for option in options(command.settings)
+    ]
+    text = "\n".join(lines) + "\n"
+    if os.environ.get("UPDATE_SNAPSHOT"):
+        SNAPSHOT.write_text(text)
+    assert text == SNAPSHOT.read_text()
+
+
+def test_every_option_is_explained() -> None:
+    silent = {
+        option.name
+        for command in COMMANDS.values()
+        for option in options(command.settings)
+        if not option.note and not option.name.endswith((".lr", ".seed", ".device", ".precision", ".gamma"))
+    }
+    silent -= {"plan.weight_decay", "plan.optimizer", "runtime.channels_last", "recipe"}
+    assert not silent
+
+
+def test_notes_come_from_comments_and_docstrings() -> None:
+    assert notes(NAYER)["alpha_cls"] == "α_cls"
+    assert notes(Plan)["rounds"].startswith("rounds with student steps")
+    assert notes(Plan)["nesterov"] == "of SGD"
+
+
+def test_flags_and_merge() -> None:
+    command = COMMANDS["distill"]
+    words = shlex.split("my.yaml --teacher x --data.mean=0.1,0.2 --watch.quiet --watch.export false --method.steps 4")
+    tree = flags(words, command.settings, command.word, command.free)
+    assert tree == {
+        "recipe": "my.yaml",
+        "teacher": {"name": "x"},
+        "data": {"mean": "[0.1,0.2]"},
+        "watch": {"quiet": "true", "export": "false"},
+        "method": {"steps": "4"},
+    }
+    assert merge({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}, "d": 4}) == {"a": {"b": 3, "c": 2}, "d": 4}
+
+
+def test_teach_inspect_evaluate(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli("teach wrn10-1 --data digits --plan.epochs 1 --quiet --runtime.device cpu --out t") == 0
+    assert "of 359 test images right" in capsys.readouterr().out
+    assert json.loads(Path("t/weights.json").read_text())["plan"]["flip"] is False
+    assert cli("inspect t --json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["teacher"]["norms"] == 7
+    assert told["methods"]["NAYER"] == []
+    assert told["methods"]["VanillaKD"] == ["real training images"]
+    assert cli("inspect t --student wrn10-1") == 0
+    assert "student wrn10-1" in capsys.readouterr().out
+    assert cli("evaluate t --data.test digits --json --runtime.device cpu") == 0
+    seen = json.loads(capsys.readouterr().out)
+    assert seen["accuracy"] == json.loads(Path("t/weights.json").read_text())["accuracy"]
+    assert seen["agreement"] is None
+
+
+def test_teach_own_images_and_statistics() -> None:
+    import numpy as np
+
+    stream = np.random.default_rng(0)
+    images = stream.integers(0, 256, (40, 1, 8, 8), dtype=np.uint8)
+    np.savez("own.npz", images=images, labels=np.arange(40) % 3)
+    assert cli("teach wrn10-1 --data.train own.npz --plan.epochs 1 --quiet --runtime.device cpu --out own") == 0
+    told = json.loads(Path("own/weights.json").read_text())
+    assert told["classes"] == 3
+    assert told["mean"][0] == pytest.approx(images.mean() / 255, abs=1e-3)
+    assert told["std"][0] == pytest.approx(images.std() / 255, abs=1e-3)
+
+
+def test_distill_and_what_comes_of_it(distil: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*distil, "--out", "runs/a"]) == 0
+    out = capsys.readouterr().out
+    assert "student (wrn10-1)" in out
+    assert "report  runs/a/report.html" in out
+    held = {path.name for path in Path("runs/a").iterdir()}
+    files = {"recipe.yaml", "run.json", "metrics.jsonl", "report.html", "student.safetensors", "student.json"}
+    assert held >= files | {"samples", "checkpoint"}
+    assert json.loads(Path("runs/a/run.json").read_text())["status"] == "finished"
+    text = Path("runs/a/recipe.yaml").read_text()
+    assert text.startswith("# written by dfkd")
+    assert yaml.safe_load(text)["method"]["steps"] == 2
+    # The saved recipe alone repeats the run.
+    assert main(["distill", "runs/a/recipe.yaml", "--out", "runs/b"]) == 0
+    assert _same(Path("runs/a/student.safetensors"), Path("runs/b/student.safetensors"))
+    capsys.readouterr()
+    assert cli("evaluate runs/a --json --runtime.device cpu") == 0
+    seen = json.loads(capsys.readouterr().out)
+    final = json.loads(Path("runs/a/run.json").read_text())["result"]["final"]
+    assert seen["accuracy"] == pytest.approx(final["accuracy"])
+    assert seen["agreement"] == pytest.approx(final["agreement"])
+    Path("runs/a/report.html").unlink()
+    assert cli("report runs/a") == 0
+    assert Path("runs/a/report.html").exists()
+    _synthesized(capsys)
+
+
+def _synthesized(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli("synthesize --run runs/a --count 30 --out images") == 0
+    assert "30 images of 10 classes" in capsys.readouterr().out
+    assert len(list(Path("images").glob("*/*.png"))) == 30
+    assert len(list(Path("images").iterdir())) == 10
+    assert cli("synthesize --run runs/a --count 30 --format safetensors --out file") == 0
+    held = load_file("file/images.safetensors")
+    assert held["images"].shape == (30, 1, 8, 8)
+    from PIL import Image
+
+    first = sorted(Path("images").glob("*/000000.png"))[0]
+    assert list(Image.open(first).tobytes()) == held["images"][0].flatten().tolist()
+
+
+def test_synthesize_from_a_recipe(distil: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["synthesize", *distil[1:], "--count", "25", "--out", "made", "--format", "safetensors"]
+    assert main(words) == 0
+    assert load_file("made/images.safetensors")["images"].shape == (25, 1, 8, 8)
+    noise = list(distil[1:])
+    cut = noise.index("--method.steps")
+    end = noise.index("--plan.rounds")
+    assert (
+        main(["synthesize", *noise[:cut], *noise[end:], "--method", "NoiseInput", "--count", "5", "--out", "noise"])
+        == 0
+    )
+    assert len(list(Path("noise").glob("*/*.png"))) == 5
+
+
+def test_print_config_is_a_recipe(distil: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*distil, "--print_config"]) == 0
+    tree = yaml.safe_load(capsys.readouterr().out)
+    assert tree["method"]["name"] == "NAYER"
+    assert tree["plan"]["rounds"] == 3
+    assert tree["data"]["mean"] == [0.3053]
+    assert not Path("runs").exists()
+
+
+def test_own_method_and_short_recipe_forms(digits_weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine_for_test.py").write_text(
+        "from dataclasses import dataclass\nfrom dfkd.methods.noise import NoiseInput\nQuiet = NoiseInput\n"
+    )
+    recipe: dict[str, Any] = {
+        "teacher": {"name": "wrn16-1", "weights": str(digits_weights)},
+        "student": "wrn10-1",
+        "data": "digits",
+        "method": {"class_path": "mine_for_test.Quiet", "init_args": {"temperature": 4.0}},
+        "plan": {"rounds": 1, "steps": 1, "batch_size": 4},
+    }
+    Path("mine.yaml").write_text(yaml.safe_dump(recipe))
+    assert main(["distill", "mine.yaml", "--print_config", "--plan.lr", "1e-2"]) == 0
+    tree = yaml.safe_load(capsys.readouterr().out)
+    assert tree["method"] == {"name": "mine_for_test.Quiet", "kind": "normal", "clip": True, "temperature": 4.0}
+    assert tree["plan"]["lr"] == 0.01
+
+
+def test_interrupt_then_resume_gives_the_same_student(
+    distil: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*distil, "--out", "whole"]) == 0
+    calls, original = [0], NAYER.batch
+
+    def stop_at_four(self: NAYER, *args: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 4:
+            raise KeyboardInterrupt
+        return original(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(NAYER, "batch", stop_at_four)
+        assert main([*distil, "--out", "cut"]) == 130
+    assert "dfkd distill --resume cut" in capsys.readouterr().err
+    assert json.loads(Path("cut/run.json").read_text())["status"] == "interrupted"
+    assert not Path("cut/student.safetensors").exists()
+    assert main(["distill", "--resume", "cut"]) == 0
+    assert _same(Path("whole/student.safetensors"), Path("cut/student.safetensors"))
+    rows = [json.loads(line)["round"] for line in Path("cut/metrics.jsonl").read_text().splitlines()]
+    assert rows == [0, 1, 2, 3]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_then_resumed_gives_the_same_student(distil: list[str], number: signal.Signals) -> None:
+    words = [*distil, "--plan.rounds", "60"]
+    assert main([*words, "--out", "whole"]) == 0
+    child = subprocess.Popen([sys.executable, "-m", "dfkd.cli.main", *words, "--out", "cut"], stderr=subprocess.PIPE)
+    commit = Path("cut/checkpoint/commit.json")
+    limit = time.monotonic() + 120
+    while not (commit.exists() and json.loads(commit.read_text())["rounds"] >= 5) and time.monotonic() < limit:
+        time.sleep(0.01)
+    child.send_signal(number)
+    _, told = child.communicate(timeout=60)
+    assert child.returncode == (-9 if number == signal.SIGKILL else 143)
+    assert number == signal.SIGKILL or b"--resume cut" in told
+    assert not Path("cut/student.safetensors").exists()
+    assert main(["distill", "--resume", "cut"]) == 0
+    assert _same(Path("whole/student.safetensors"), Path("cut/student.safetensors"))
+
+
+def test_embed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli("embed cifar10 --nearest 1 --out names.safetensors") == 0
+    out = capsys.readouterr().out
+    assert out.startswith("10 classes x 384")
+    assert "automobile - truck" in out
+    assert load_file("names.safetensors")["vectors"].shape == (10, 384)
+    assert cli("embed 4 --text index") == 0
+
+
+def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods"]) == 0
+    assert "NAYER" in capsys.readouterr().out
+    assert main(["methods", "nayer"]) == 0
+    out = capsys.readouterr().out
+    assert "--method.alpha_bn" in out
+    assert "α_bn" in out
+    assert main(["recipes"]) == 0
+    assert "nayer/cifar10-resnet34-resnet18" in capsys.readouterr().out
+    assert main(["recipes", "nayer/cifar10-resnet34-resnet18"]) == 0
+    out = capsys.readouterr().out
+    assert "95.21 % (the paper's" in out
+    assert yaml.safe_load(out)["student"]["name"] == "resnet18"
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json"]) == 0
+    found = {row["what"]: row for row in json.loads(capsys.readouterr().out)}
+    assert found["torch"]["text"].startswith(torch.__version__)
+    assert all(row["repair"] for row in found.values() if row["state"] != "ok")
+
+
+def test_free_folder() -> None:
+    assert free_folder(Path("runs/demo")) == Path("runs/demo")
+    Path("runs/demo").mkdir(parents=True)
+    Path("runs/demo-2").mkdir()
+    assert free_folder(Path("runs/demo")) == Path("runs/demo-3")
+
+
+def test_demo_on_a_small_budget(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from dfkd.cli import do_demo
+
+    full = do_demo.recipe(do_demo.RECIPE)
+    less = {
+        "teacher": {"name": "wrn10-1"},
+        "student": {"name": "wrn10-1"},
+        "method": {"steps": 2, "synthesis_batch": 20, "width": 8, "channels": 4, "warmup_batches": 1},
+        "plan": {"rounds": 2, "warmup": 1, "steps": 2, "batch_size": 16},
+    }
+    monkeypatch.setattr(do_demo, "recipe", lambda name: merge(full, less))
+    monkeypatch.setattr(do_demo, "EPOCHS", 1)
+    assert cli("demo --seeds 2 --quiet --threads 1") == 0
+    out = capsys.readouterr().out
+    assert "fed noise" in out
+    told = json.loads(Path("runs/demo/demo.json").read_text())
+    assert [row["seed"] for row in told["students"]] == [0, 0, 1, 1]
+    mine = [row["accuracy"] for row in told["students"] if row["method"] == "nayer"]
+    assert told["rows"][1]["accuracy"] == pytest.approx(sum(mine) / 2)
+    assert "fed noise" in Path("runs/demo/report.html").read_text()

@@ -1,0 +1,138 @@
+"""Teachers: the schedule against a table, training, what is written, what is refused."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from dfkd.data.readers import STATISTICS, read_images
+from dfkd.engine.runtime import Runtime
+from dfkd.errors import UserError
+from dfkd.nets.zoo import build
+from dfkd.runs import weights_hash
+from dfkd.teach import Epoch, TeachResult, save_teacher, teach
+from dfkd.teachplan import TeachPlan
+from dfkd.weights import load_weights, read_sidecar
+
+MEAN, STD = STATISTICS["digits"]
+
+
+def _taught(seed: int = 0, epochs: int = 2, threads: list[Epoch] | None = None) -> TeachResult:
+    train, test = read_images("digits", "train"), read_images("digits", "test")
+    torch.manual_seed(5)
+    net = build("wrn10-1", 10, 1).net
+    return teach(
+        net,
+        train.images,
+        train.labels,
+        TeachPlan(epochs=epochs, batch_size=64, flip=False),
+        mean=MEAN,
+        std=STD,
+        test=(test.images, test.labels),
+        runtime=Runtime(device="cpu", seed=seed),
+        watch=None if threads is None else threads.append,
+    )
+
+
+def test_rates() -> None:
+    cosine = TeachPlan(epochs=10, lr=0.2)
+    assert [cosine.rate(e) for e in (0, 5, 10)] == pytest.approx([0.2, 0.1, 0.0])
+    assert cosine.rate(2.5) == pytest.approx(0.1 * (1 + math.sqrt(0.5)))
+    step = TeachPlan(epochs=10, lr=1.0, schedule="step", milestones=(3, 6), gamma=0.1)
+    assert [step.rate(e) for e in (0, 2.99, 3, 5.9, 6)] == pytest.approx([1, 1, 0.1, 0.1, 0.01])
+    assert TeachPlan(schedule="constant", lr=0.3).rate(7) == 0.3
+
+
+def test_digits_are_learnt_and_repeatable() -> None:
+    seen: list[Epoch] = []
+    state = torch.get_rng_state()
+    first = _taught(threads=seen)
+    assert first.accuracy is not None
+    assert first.accuracy > 0.9
+    assert [epoch.number for epoch in seen] == [1, 2]
+    assert seen[1].loss < seen[0].loss
+    assert tuple(seen) == first.epochs
+    assert not first.net.training
+    assert weights_hash(first.net) == weights_hash(_taught().net)
+    assert weights_hash(first.net) != weights_hash(_taught(seed=1).net)
+    torch.set_rng_state(state)
+
+
+def test_global_stream_is_left_alone() -> None:
+    torch.manual_seed(5)
+    build("wrn10-1", 10, 1)
+    expected = torch.get_rng_state()
+    _taught(epochs=1)
+    assert torch.equal(torch.get_rng_state(), expected)
+
+
+def test_adam_and_steps() -> None:
+    images = torch.randint(256, (40, 1, 8, 8), dtype=torch.uint8)
+    labels = torch.arange(40) % 2
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    before = weights_hash(net)
+    plan = TeachPlan(epochs=1, batch_size=64, optimizer="adam", lr=1e-2, pad=0)
+    done = teach(net, images, labels, plan, mean=(0.5,), std=(0.5,), runtime=Runtime(device="cpu"))
+    assert done.evaluation is None
+    assert done.accuracy is None
+    assert weights_hash(net) != before
+
+
+def test_saved_files(tmp_path: Path) -> None:
+    done = _taught(epochs=1)
+    spec = {"name": "wrn10-1", "classes": 10, "channels": 1}
+    path = save_teacher(
+        tmp_path / "t",
+        done,
+        spec=spec,
+        image_shape=(1, 8, 8),
+        names=[str(k) for k in range(10)],
+        classes=10,
+        mean=MEAN,
+        std=STD,
+        plan=TeachPlan(epochs=1),
+        seed=3,
+    )
+    told = json.loads((tmp_path / "t" / "weights.json").read_text())
+    assert told["network"] == spec
+    assert told["accuracy"] == done.accuracy
+    assert told["seed"] == 3
+    assert told["sha256"] == weights_hash(done.net)
+    assert set(load_file(path)) == set(done.net.state_dict())
+    fresh = build("wrn10-1", 10, 1).net
+    load_weights(fresh, path)
+    assert weights_hash(fresh) == weights_hash(done.net)
+    sidecar = read_sidecar(path)
+    assert (sidecar.name, sidecar.classes, sidecar.image_size) == ("wrn10-1", 10, (1, 8, 8))
+    assert sidecar.mean == MEAN
+    assert sorted(file.name for file in (tmp_path / "t").iterdir()) == ["weights.json", "weights.safetensors"]
+
+
+@pytest.mark.parametrize("bad", [{"epochs": 0}, {"batch_size": 1}, {"pad": -1}, {"lr": math.nan}, {"weight_decay": -1}])
+def test_bad_plans(bad: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=f"teach needs {next(iter(bad))}"):
+        TeachPlan(**bad)  # type: ignore[arg-type]
+
+
+def test_bad_images() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    images, labels = torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64)
+    with pytest.raises(UserError, match="one label each"):
+        teach(net, images, labels[:3], mean=(0,), std=(1,))
+    with pytest.raises(UserError, match="uint8"):
+        teach(net, images.float(), labels, mean=(0,), std=(1,))
+    with pytest.raises(UserError, match="unfreeze"):
+        teach(net.requires_grad_(False), images, labels, mean=(0,), std=(1,))
+
+
+def test_diverged() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    images, labels = torch.randint(256, (8, 1, 8, 8), dtype=torch.uint8), torch.arange(8) % 2
+    with torch.no_grad():
+        next(net.parameters()).fill_(math.nan)
+    with pytest.raises(UserError, match="finite loss, got nan in epoch 1"):
+        teach(net, images, labels, TeachPlan(epochs=2), mean=(0,), std=(1,), runtime=Runtime(device="cpu"))
