@@ -22,6 +22,7 @@ from dfkd.cli.main import main
 from dfkd.cli.parse import flags, merge
 from dfkd.engine.plan import Plan
 from dfkd.methods.nayer import NAYER
+from dfkd.recipes import recipe
 
 SNAPSHOT = Path(__file__).with_name("cli_options.txt")
 TINY = shlex.split(
@@ -275,6 +276,8 @@ def test_embed(capsys: pytest.CaptureFixture[str]) -> None:
     assert "automobile - truck" in out
     assert load_file("names.safetensors")["vectors"].shape == (10, 384)
     assert cli("embed 4 --text index") == 0
+    assert cli("embed 'horse,sheep dog,hen'") == 0
+    assert "3 classes" in capsys.readouterr().out
 
 
 def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
@@ -309,7 +312,7 @@ def test_free_folder() -> None:
 def test_demo_on_a_small_budget(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from dfkd.cli import do_demo
 
-    full = do_demo.recipe(do_demo.RECIPE)
+    full = recipe(do_demo.RECIPE)
     less = {
         "teacher": {"name": "wrn10-1"},
         "student": {"name": "wrn10-1"},

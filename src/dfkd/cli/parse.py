@@ -42,7 +42,7 @@ def flags(argv: Sequence[str], cls: type, positional: str | None, free: Iterable
     while words:
         word = words.pop(0)
         if not word.startswith("--"):
-            _put_word(tree, word, positional)
+            _put_word(tree, _listed(word, known.get(positional or "")), positional)
             continue
         name, equals, value = word[2:].partition("=")
         if name in sections and name not in known:
