@@ -194,6 +194,11 @@ def test_reference_names_modules_that_exist() -> None:
             assert importlib.util.find_spec(name) is not None, f"{named(path)} names {name}"
 
 
+def test_the_reference_has_every_method() -> None:
+    page = (ROOT / "docs/reference/methods.md").read_text("utf-8")
+    assert {kind.__module__ for kind in METHODS.values()} <= set(re.findall(r"^::: (\S+)$", page, re.MULTILINE))
+
+
 def test_continuous_integration_runs_the_command_of_the_readme() -> None:
     quick = blocks(ROOT / "README.md", "console")[0].text
     assert quick == "$ make demo\n$ make test\n"
