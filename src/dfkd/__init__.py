@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dfkd.engine.evaluate import evaluate
     from dfkd.engine.plan import Plan
     from dfkd.engine.probe import Probe
+    from dfkd.engine.recombine import Recombine
     from dfkd.engine.records import Evaluation, Observer, RoundRecord, RunInfo, RunResult
     from dfkd.engine.runtime import Runtime
     from dfkd.engine.sharing import share_head
@@ -58,6 +59,7 @@ _WHERE = {
     "Pool": "dfkd.data.pool",
     "Probe": "dfkd.engine.probe",
     "Readout": "dfkd.types",
+    "Recombine": "dfkd.engine.recombine",
     "RoundRecord": "dfkd.engine.records",
     "Rows": "dfkd.data.rows",
     "RunInfo": "dfkd.engine.records",
@@ -106,6 +108,7 @@ __all__ = [
     "Pool",
     "Probe",
     "Readout",
+    "Recombine",
     "RoundRecord",
     "Rows",
     "RunInfo",

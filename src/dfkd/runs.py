@@ -8,7 +8,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dfkd.engine.checkpoint import write_aside
+from dfkd.engine.core import Method
 from dfkd.engine.probe import Probe
 from dfkd.engine.records import RunInfo
 from dfkd.engine.runtime import Runtime
@@ -44,8 +45,12 @@ def network_bytes(net: nn.Module) -> int:
 
 
 def settings_of(value: Any) -> dict[str, object]:
-    """Hyper-parameters of a method or a plan as plain values."""
+    """Hyper-parameters of a method or a plan as plain values; a method within a method says which one it is."""
     settings: dict[str, object] = asdict(value)
+    for item in fields(value):
+        inner = getattr(value, item.name)
+        if isinstance(inner, Method):
+            settings[item.name] = {"method": type(inner).__name__, **settings_of(inner)}
     return settings
 
 

@@ -1,0 +1,59 @@
+"""Images by one method, the student's loss by another: the papers' ablations, without a flag in either method."""
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, final
+
+from dfkd.data.pool import Pool
+from dfkd.engine.core import Clock, Method, Metrics, Need, State, Task
+from dfkd.engine.plan import Plan
+from dfkd.types import Batch, Scalar
+
+__all__ = ["Recombine", "RecombinedState"]
+
+
+@dataclass
+class RecombinedState(State):
+    """Both methods' states. ``pool`` is the one the images come from, so that it is saved and shown."""
+
+    images: State
+    learning: State
+    pool: Pool | None
+
+
+@final
+@dataclass(frozen=True)
+class Recombine(Method[RecombinedState]):
+    """``synthesize`` and ``batch`` of one method, ``loss`` of another.
+
+    ``Recombine(NAYER(), SpaceshipNet())`` trains on NAYER's images with Spaceship-Net's activation regions. The loss
+    has to be content with the batches it gets: KD3's contrast, for one, wants a second view that only KD3 makes.
+    """
+
+    images_from: Method[Any]
+    loss_from: Method[Any]
+
+    default_plan: ClassVar[Plan] = Plan()
+
+    def needs(self) -> frozenset[Need]:
+        """What either method needs."""
+        return self.images_from.needs() | self.loss_from.needs()
+
+    def setup(self, task: Task, plan: Plan) -> RecombinedState:
+        """Both setups; the loss's one for a single round, since what it would synthesise is never made."""
+        images = self.images_from.setup(task, plan)
+        learning = self.loss_from.setup(task, replace(plan, rounds=1, warmup=1))
+        return RecombinedState(
+            images, learning, getattr(images, "pool", None), joint=learning.joint, held=learning.held
+        )
+
+    def synthesize(self, task: Task, state: RecombinedState, clock: Clock) -> Metrics:
+        """Of ``images_from``."""
+        return self.images_from.synthesize(task, state.images, clock)
+
+    def batch(self, task: Task, state: RecombinedState, clock: Clock) -> Batch:
+        """Of ``images_from``."""
+        return self.images_from.batch(task, state.images, clock)
+
+    def loss(self, task: Task, state: RecombinedState, batch: Batch) -> Scalar:
+        """Of ``loss_from``."""
+        return self.loss_from.loss(task, state.learning, batch)

@@ -1,0 +1,91 @@
+"""Images from one method, loss from another."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.settings import SETTINGS, tiny_plan, tiny_task
+
+from dfkd.engine.checkpoint import Checkpoint
+from dfkd.engine.core import Clock, Method, Need
+from dfkd.engine.driver import Watch, run
+from dfkd.engine.plan import Plan
+from dfkd.engine.recombine import Recombine
+from dfkd.methods.nayer import NAYER
+from dfkd.methods.spaceship import SpaceshipNet
+from dfkd.runs import settings_of
+
+ROW = SETTINGS["NAYER"]
+SPACESHIP = SETTINGS["SpaceshipNet"].method
+PLAN = tiny_plan(rounds=3, warmup=1)
+
+
+def _weights(method: Method[Any], plan: Plan = PLAN) -> dict[str, torch.Tensor]:
+    task = tiny_task(ROW)
+    run(task, method, plan)
+    return copy.deepcopy(task.student.net.state_dict())
+
+
+def _equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_method_recombined_with_itself_is_itself() -> None:
+    assert _equal(
+        _weights(Recombine(SETTINGS["NoiseInput"].method, SETTINGS["NoiseInput"].method)),
+        _weights(SETTINGS["NoiseInput"].method),
+    )
+
+
+def test_nayer_images_with_activation_regions() -> None:
+    both = Recombine(ROW.method, SPACESHIP)
+    task = tiny_task(ROW)
+    state = run(task, both, PLAN)
+    assert state.pool is state.images.pool  # type: ignore[attr-defined]
+    batch = both.batch(task, state, Clock(PLAN, 1))  # type: ignore[arg-type]
+    loss = both.loss(task, state, batch)  # type: ignore[arg-type]
+    assert torch.equal(loss, SPACESHIP.loss(task, state.learning, batch))  # type: ignore[attr-defined]
+    assert not _equal(_weights(both), _weights(ROW.method))
+
+
+def test_exchanged_features_with_nayers_loss() -> None:
+    both = Recombine(SPACESHIP, ROW.method)
+    task = tiny_task(ROW)
+    state = run(task, both, PLAN)
+    assert "tap0" in state.pool.columns  # type: ignore[attr-defined]
+
+
+def test_needs_are_joined() -> None:
+    both = Recombine(NAYER(alpha_bn=0), SpaceshipNet())
+    assert both.needs() == NAYER(alpha_bn=0).needs() | SpaceshipNet().needs()
+    assert Need.STAGES in both.needs()
+
+
+def test_resume_is_exact(tmp_path: Path) -> None:
+    both, whole = Recombine(ROW.method, SPACESHIP), _weights(Recombine(ROW.method, SPACESHIP))
+
+    class Stop(Exception):
+        pass
+
+    class After:
+        def stepped(self, *_: object) -> None: ...
+
+        def rounded(self, record: Any) -> None:
+            if record.round == 2:
+                raise Stop
+
+    first = tiny_task(ROW)
+    with pytest.raises(Stop):
+        run(first, both, PLAN, Watch([After()], checkpoint=Checkpoint(tmp_path), save_every=0))  # type: ignore[list-item]
+    second = tiny_task(ROW, seed=0)
+    run(second, both, PLAN, Watch(checkpoint=Checkpoint(tmp_path), save_every=0), resume=True)
+    assert _equal(second.student.net.state_dict(), whole)
+
+
+def test_the_record_names_both_methods() -> None:
+    settings = settings_of(Recombine(NAYER(steps=7), SpaceshipNet()))
+    assert settings["images_from"]["method"] == "NAYER"  # type: ignore[index]
+    assert settings["images_from"]["steps"] == 7  # type: ignore[index]
+    assert settings["loss_from"]["method"] == "SpaceshipNet"  # type: ignore[index]
