@@ -42,7 +42,7 @@ def start(folder: Path) -> list[str]:
         return command("--resume", str(folder), "--watch.quiet", "true")
     if folder.exists():
         shutil.rmtree(folder)  # killed before the run began
-    weights = str(TEACHERS / f"{DIGITS.name}-wrn16-2.safetensors")
+    weights = str(TEACHERS / f"{DIGITS.name}-{DIGITS.shape[1]}px-wrn16-2.safetensors")
     return command("nayer/digits-wrn16-2-wrn16-1", "--teacher.weights", weights, "--out", str(folder), *FLAGS)
 
 

@@ -25,6 +25,11 @@ from dfkd.teachplan import TeachPlan
 TEACHERS = Path("runs/teachers")
 
 
+def read(data: Data, split: str) -> dfkd.ImageSet:
+    """One split at the experiment's size."""
+    return dfkd.read_images(data.source, split, side=data.shape[1], channels=data.shape[0])
+
+
 def teacher_of(data: Data, name: str) -> tuple[torch.nn.Module, dict[str, Any]]:
     """The trained teacher and what is known about it; taught once, with seed 0."""
     from safetensors.torch import load_file, save_file
@@ -32,13 +37,14 @@ def teacher_of(data: Data, name: str) -> tuple[torch.nn.Module, dict[str, Any]]:
     classes = len(dfkd.class_list(data.name))
     torch.manual_seed(0)
     net = dfkd.build(name, classes=classes, channels=data.shape[0]).net
-    path = TEACHERS / f"{data.name}-{name}.safetensors"
+    title = f"{data.name}-{data.shape[1]}px-{name}"
+    path = TEACHERS / f"{title}.safetensors"
     about = path.with_suffix(".facts.json")
     if path.exists() and about.exists():
         net.load_state_dict(load_file(path))
         return net, json.loads(about.read_text())
     mean, std = statistics(data)
-    train, test = (dfkd.read_images(data.source, split, channels=data.shape[0]) for split in ("train", "test"))
+    train, test = (read(data, split) for split in ("train", "test"))
     recipe = TeachPlan(epochs=data.epochs, batch_size=data.batch_size, lr=data.lr, pad=data.pad, flip=data.flip)
     began = time.monotonic()
     exam = (test.images, test.labels)
@@ -58,7 +64,7 @@ def teacher_of(data: Data, name: str) -> tuple[torch.nn.Module, dict[str, Any]]:
     TEACHERS.mkdir(parents=True, exist_ok=True)
     save_file({key: value.contiguous() for key, value in net.state_dict().items()}, path)
     about.write_text(json.dumps(facts))
-    write_record(f"teachers/{data.name}-{name}", facts)
+    write_record(f"teachers/{title}", facts)
     print(f"teacher {name} on {data.name}: {done.evaluation.accuracy:.2%} in {facts['seconds']:.0f} s", flush=True)
     return net, facts
 
@@ -80,7 +86,7 @@ def run_row(experiment: str, data: Data, row: Row, seed: int) -> dict[str, Any]:
         std=std,
         classes=names,
         plan=row.plan,
-        test=dfkd.read_images(data.source, "test", channels=data.shape[0]),
+        test=read(data, "test"),
         runtime=dfkd.Runtime(device="cpu", seed=seed),
         evaluate_every=10,
         names=(row.teacher, row.student),
