@@ -29,7 +29,7 @@ from dfkd.teachplan import TeachPlan
 __all__ = ["EPOCHS", "RECIPE", "run"]
 
 RECIPE = "nayer/digits-wrn16-2-wrn16-1"
-EPOCHS = 40
+EPOCHS = 30
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,9 @@ def _dispatch(words: list[str]) -> int:
 def _run(command: Command, words: list[str]) -> int:
     from dfkd.cli.parse import fill, flags
 
+    # Threads that wait by spinning make small networks many times slower on a busy machine; read when torch loads.
+    if "torch" not in sys.modules and "GOMP_SPINCOUNT" not in os.environ:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     show = "--print_config" in words and bool(command.free)
     tree = flags(
         [word for word in words if not (show and word == "--print_config")],
