@@ -236,5 +236,5 @@ class Demo:
     out: str = "runs/demo"  # folder; where it exists, runs/demo-2 and so on
     seed: int = 0  # of the first student; the others count on
     seeds: int = 1  # students
-    threads: int | None = None  # of the CPU
+    threads: int = 1  # of the CPU; networks this small gain little from more, and lose much on a busy machine
     quiet: bool = False  # no progress display
