@@ -1,6 +1,7 @@
 """The front door: from modules to a folder and back."""
 
 import json
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -94,10 +95,8 @@ def test_the_caller_gets_back_what_was_lent(digits_teacher: nn.Module) -> None:
     asks = [p.requires_grad for p in digits_teacher.parameters()]
     before, stream = weights_hash(digits_teacher), torch.get_rng_state()
     for settings in ({}, {"observers": [StopAt(1)]}):
-        try:
+        with suppress(Stop):
             go(digits_teacher, **settings)
-        except Stop:
-            pass
         assert weights_hash(digits_teacher) == before
         assert [m.training for m in digits_teacher.modules()] == modes
         assert [p.requires_grad for p in digits_teacher.parameters()] == asks

@@ -280,8 +280,7 @@ def bn(x: Tensor, layer: nn.Module) -> Tensor:
     assert layer.running_mean is not None
     assert layer.running_var is not None
     rows = [
-        (x[:, c] - layer.running_mean[c]) / (layer.running_var[c] + layer.eps).sqrt() * layer.weight[c]
-        + layer.bias[c]
+        (x[:, c] - layer.running_mean[c]) / (layer.running_var[c] + layer.eps).sqrt() * layer.weight[c] + layer.bias[c]
         for c in range(x.shape[1])
     ]
     return torch.stack(rows, 1)
@@ -313,9 +312,7 @@ def test_wide_unit_is_pre_activation(inputs: int, outputs: int, stride: int) -> 
 
 def silence(unit: nn.Module) -> None:
     """Make the last BatchNorm of the unit's body, and so the body, output zero."""
-    for parameter in unit.get_submodule(
-        "body.2" if isinstance(unit, InvertedResidual) else "body.3"
-    ).parameters():
+    for parameter in unit.get_submodule("body.2" if isinstance(unit, InvertedResidual) else "body.3").parameters():
         parameter.data.zero_()
 
 
@@ -542,9 +539,7 @@ def test_a_missing_import_inside_the_module_is_not_hidden(folder: str) -> None:
         ("hf:some/model", "transformers", "pip install transformers"),
     ],
 )
-def test_a_missing_package_is_named(
-    name: str, package: str, line: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_package_is_named(name: str, package: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchvision", None)
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UserError, match=f"needs the package {package}, got none installed; run `{line}`"):
@@ -618,9 +613,7 @@ print(module.imports, hasattr(torch.ops.torchvision, "nms"))
 def test_torchvision_is_mended_only_where_it_is_broken(tmp_path: Path, kind: str, expected: str) -> None:
     package = tmp_path / "torchvision"
     package.mkdir()
-    (package / "__init__.py").write_text(
-        "from torchvision import _meta\nfrom torchvision._state import imports\n"
-    )
+    (package / "__init__.py").write_text("from torchvision import _meta\nfrom torchvision._state import imports\n")
     (package / "_state.py").write_text("imports = 1\n")
     (package / "_meta.py").write_text(f"import torch\nfrom torchvision import _state\n{PACKAGES[kind]}\n")
     places = os.pathsep.join([str(tmp_path), *sys.path])

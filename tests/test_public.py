@@ -12,7 +12,8 @@ from dfkd.methods import METHODS
 # fmt: off
 NAMES = [
     "METHODS", "NAYER", "STATISTICS", "ZOO", "Anatomy", "Batch", "Clock", "Distilled", "Evaluation", "ImageSet",
-    "Method", "Moments", "Need", "Observer", "Plan", "Pool", "Probe", "Readout", "Recombine", "RoundRecord", "Rows", "RunInfo",
+    "Method", "Moments", "Need", "Observer", "Plan", "Pool", "Probe", "Readout", "Recombine", "RoundRecord", "Rows",
+    "RunInfo",
     "RunResult", "Runtime", "State", "Task", "TextEmbedding", "UserError", "Watch", "__version__", "build",
     "build_task", "class_list", "distill", "embed", "evaluate", "open_rows", "read_images", "run", "survey",
 ]

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.settings import SETTINGS, tiny_plan, tiny_task
 
 from dfkd.engine.checkpoint import Checkpoint
 from dfkd.engine.core import Clock, Method, Need
@@ -16,6 +15,7 @@ from dfkd.engine.recombine import Recombine
 from dfkd.methods.nayer import NAYER
 from dfkd.methods.spaceship import SpaceshipNet
 from dfkd.runs import settings_of
+from settings import SETTINGS, tiny_plan, tiny_task
 
 ROW = SETTINGS["NAYER"]
 SPACESHIP = SETTINGS["SpaceshipNet"].method

@@ -43,6 +43,6 @@ def blend_moments(batch: Sequence[Moments], average: Sequence[Moments], momentum
 
 
 def update_moments(average: Sequence[Moments], batch: Sequence[Moments], momentum: float) -> list[Moments]:
-    """The exponential moving average after one more batch, ``m · average + (1 − m) · batch``; an empty average starts at it."""
+    """The moving average after one more batch, ``m · average + (1 − m) · batch``; an empty average starts at it."""
     seen = [Moments(moments.mean.detach(), moments.var.detach()) for moments in batch]
     return blend_moments(seen, average, momentum) if average else seen

@@ -63,9 +63,7 @@ def build_torchvision(name: str, classes: int, channels: int) -> nn.Module:
         hint = suggest(name, known, "torchvision.models.list_models() lists them")
         raise UserError(f"torchvision: needs the name of a torchvision classifier, got {name!r}; {hint}")
     if channels != 3:
-        raise UserError(
-            f"torchvision:{name} needs 3 channels, got {channels}; choose a network of the zoo or of timm"
-        )
+        raise UserError(f"torchvision:{name} needs 3 channels, got {channels}; choose a network of the zoo or of timm")
     return models.get_model(name, weights=None, num_classes=classes)
 
 
@@ -76,18 +74,14 @@ def build_hf(name: str, classes: int, channels: int) -> nn.Module:
         model = transformers.AutoModelForImageClassification.from_pretrained(name)
     except OSError as error:
         raise UserError(
-            f"hf: needs a folder or repository with an image classifier, "
-            f"got {name!r}; check the name and the network"
+            f"hf: needs a folder or repository with an image classifier, got {name!r}; check the name and the network"
         ) from error
     offered = getattr(model.config, "num_channels", channels)
     if offered != channels:
-        raise UserError(
-            f"hf:{name} needs {offered} channels, got {channels}; choose another network or other data"
-        )
+        raise UserError(f"hf:{name} needs {offered} channels, got {channels}; choose another network or other data")
     if model.config.num_labels != classes:
         raise UserError(
-            f"hf:{name} needs {model.config.num_labels} classes, got {classes}; "
-            "fine-tune it for your classes first"
+            f"hf:{name} needs {model.config.num_labels} classes, got {classes}; fine-tune it for your classes first"
         )
     return LogitsOnly(model)
 
@@ -131,9 +125,7 @@ def build_callable(name: str, classes: int, channels: int) -> nn.Module:
         offered = {"classes": classes, "channels": channels}
         net = make(**{key: value for key, value in offered.items() if key in accepted})
     if not isinstance(net, nn.Module):
-        raise UserError(
-            f"{name} needs to return a torch.nn.Module, got {type(net).__name__}; return the network"
-        )
+        raise UserError(f"{name} needs to return a torch.nn.Module, got {type(net).__name__}; return the network")
     return net
 
 

@@ -43,9 +43,7 @@ class AlexNet(nn.Module):
         super().__init__()
         inputs = (channels, *widths[:-1])
         layout = ((5, True, True), (5, True, True), (3, False, False), (3, False, False), (3, False, True))
-        self.stages = nn.Sequential(
-            *(_block(a, b, *row) for a, b, row in zip(inputs, widths, layout, strict=True))
-        )
+        self.stages = nn.Sequential(*(_block(a, b, *row) for a, b, row in zip(inputs, widths, layout, strict=True)))
         self.flatten = nn.Flatten()
         self.hidden1 = nn.Linear(9 * widths[-1], hidden[0])
         self.tail1 = nn.Sequential(nn.ReLU(), nn.Dropout(0.5), nn.BatchNorm1d(hidden[0]))

@@ -27,9 +27,7 @@ def count_macs(net: nn.Module, image_shape: tuple[int, int, int]) -> int:
         UserError: ``image_shape`` is not three positive numbers.
     """
     if len(image_shape) != 3 or min(image_shape) < 1:
-        raise UserError(
-            f"count_macs needs an image shape (c, h, w), got {image_shape}; give three positive sizes"
-        )
+        raise UserError(f"count_macs needs an image shape (c, h, w), got {image_shape}; give three positive sizes")
     like = next((p for p in net.parameters() if p.is_floating_point()), torch.empty(0))
     image = torch.zeros(1, *image_shape, device=like.device, dtype=like.dtype)
     modes = [(module, module.training) for module in net.modules()]

@@ -78,9 +78,7 @@ class MobileNetV2(nn.Module):
             group = nn.Sequential()
             for index in range(units):
                 outputs = int(base * width)
-                group.append(
-                    InvertedResidual(inputs, outputs, expansion, 1 if index else stride, projections)
-                )
+                group.append(InvertedResidual(inputs, outputs, expansion, 1 if index else stride, projections))
                 inputs = outputs
             self.stages.append(group)
         self.top = conv_bn_relu(inputs, FEATURES, 1)

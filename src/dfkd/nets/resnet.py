@@ -22,9 +22,7 @@ class Unit(nn.Module):
         outputs = width * EXPANSION if bottleneck else width
         if bottleneck:
             narrow = conv_bn_relu(inputs, width, 1)
-            self.body = nn.Sequential(
-                narrow, conv_bn_relu(width, width, 3, stride), conv_bn(width, outputs, 1)
-            )
+            self.body = nn.Sequential(narrow, conv_bn_relu(width, width, 3, stride), conv_bn(width, outputs, 1))
         else:
             self.body = nn.Sequential(conv_bn_relu(inputs, width, 3, stride), conv_bn(width, outputs, 3))
         same = stride == 1 and inputs == outputs

@@ -31,9 +31,7 @@ class VGG(nn.Module):
         convolutions: convolutions in each of the five blocks.
     """
 
-    def __init__(
-        self, classes: int, channels: int = 3, *, convolutions: Sequence[int] = (1, 1, 2, 2, 2)
-    ) -> None:
+    def __init__(self, classes: int, channels: int = 3, *, convolutions: Sequence[int] = (1, 1, 2, 2, 2)) -> None:
         super().__init__()
         inputs = (channels, *WIDTHS[:-1])
         self.stages = nn.ModuleList(

@@ -62,8 +62,7 @@ def import_torchvision() -> ModuleType:
         if error.name != NAMESPACE:
             raise
     raise UserError(
-        "torchvision: needs the package torchvision, got none installed; "
-        'run `pip install "dfkd[torchvision]"`'
+        'torchvision: needs the package torchvision, got none installed; run `pip install "dfkd[torchvision]"`'
     )
 
 

@@ -101,9 +101,7 @@ ZOO: Mapping[str, Entry] = {
     "lenet5-half": _lenet((3, 8, 60), 84, "LeNet-5, half of the convolution filters (KD3, STTS)"),
     "lenet5-half-dafl": _lenet((3, 8, 60), 42, "LeNet-5, half of everything (DAFL)"),
     "alexnet": _alexnet((48, 128, 192, 192, 128), (512, 256), "AlexNet for 32 pixels (ZSKD, STTS)"),
-    "alexnet-half": _alexnet(
-        (24, 64, 96, 96, 64), (512, 256), "AlexNet, half of the convolution filters (STTS)"
-    ),
+    "alexnet-half": _alexnet((24, 64, 96, 96, 64), (512, 256), "AlexNet, half of the convolution filters (STTS)"),
     "alexnet-half-zskd": _alexnet((24, 64, 96, 96, 64), (256, 128), "AlexNet, half of everything (ZSKD)"),
     "resnet18": _resnet((2, 2, 2, 2), False, "ResNet-18 with a stem for small images"),
     "resnet34": _resnet((3, 4, 6, 3), False, "ResNet-34 with a stem for small images"),
@@ -158,9 +156,7 @@ def _parsed_wrn(name: str, depth: int, width: int) -> Entry:
         raise UserError(f"{name} needs a width of at least 1, got {width}; write wrn{depth}-1")
     if depth < 10 or (depth - 4) % 6:
         legal = max(10, depth - (depth - 4) % 6)
-        raise UserError(
-            f"{name} needs a depth of 6n + 4 with n at least 1, got {depth}; write wrn{legal}-{width}"
-        )
+        raise UserError(f"{name} needs a depth of 6n + 4 with n at least 1, got {depth}; write wrn{legal}-{width}")
     return _wrn(depth, width)
 
 

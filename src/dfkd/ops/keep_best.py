@@ -23,6 +23,6 @@ def no_best(images: Tensor) -> Best:
 
 
 def keep_best(best: Best, loss: Scalar, images: Images) -> Best:
-    """``best``, or this step's loss and images if they are lower. Copies: the images may be overwritten in place later."""
+    """``best``, or this step's loss and images if lower. Copies: the images may be overwritten in place later."""
     better = loss.detach() < best.loss
     return Best(torch.where(better, loss.detach(), best.loss), torch.where(better, images.detach(), best.images))
