@@ -94,7 +94,8 @@ def test_the_caller_gets_back_what_was_lent(digits_teacher: nn.Module) -> None:
     modes = [m.training for m in digits_teacher.modules()]
     asks = [p.requires_grad for p in digits_teacher.parameters()]
     before, stream = weights_hash(digits_teacher), torch.get_rng_state()
-    for settings in ({}, {"observers": [StopAt(1)]}):
+    runs: list[dict[str, Any]] = [{}, {"observers": [StopAt(1)]}]
+    for settings in runs:
         with suppress(Stop):
             go(digits_teacher, **settings)
         assert weights_hash(digits_teacher) == before
@@ -276,7 +277,7 @@ BAD = {
 def test_bad_input_is_one_sentence_and_leaves_no_folder(bad: Any, digits_teacher: nn.Module, tmp_path: Path) -> None:
     settings = {"teacher": digits_teacher, **bad(digits_teacher)}
     teacher = settings.pop("teacher")
-    out = {} if bad is bad_resume else {"out": tmp_path / "run"}
+    out: dict[str, Any] = {} if bad is bad_resume else {"out": tmp_path / "run"}
     with pytest.raises(dfkd.UserError, match=BAD[bad]) as caught:
         go(teacher, **out, **settings)
     assert "\n" not in str(caught.value)

@@ -143,9 +143,8 @@ def test_the_student_takes_the_steps_plain_torch_takes(plan: Plan) -> None:
         optimizer.param_groups[0]["lr"] = plan.rate(round)
         for k in range(plan.steps):
             optimizer.zero_grad()
-            method.loss(
-                other, method.setup(other, plan), method.batch(other, State(), Clock(plan, round, k))
-            ).backward()  # type: ignore[arg-type]
+            state = method.setup(other, plan)
+            method.loss(other, state, method.batch(other, state, Clock(plan, round, k))).backward()
             if plan.clip is not None:
                 torch.nn.utils.clip_grad_norm_(net.net.parameters(), plan.clip)
             optimizer.step()
