@@ -71,6 +71,8 @@ class Toy(Method[ToyState]):
     def loss(self, task: Task, state: ToyState, batch: Batch) -> Scalar:
         state.diary.append(f"loss train={task.student.training} grad={torch.is_grad_enabled()}")
         logits = task.student(batch.images).logits
+        if batch.labels is None:
+            raise RuntimeError("the toy stores labels")
         if self.projector:
             logits = state.joint["projector"](logits)
         return torch.nn.functional.cross_entropy(logits, batch.labels)
