@@ -16,7 +16,6 @@ from dfkd.engine.driver import run
 from dfkd.engine.plan import Plan
 from dfkd.engine.probe import Probe
 from dfkd.errors import UserError
-from dfkd.methods import spaceship
 from dfkd.methods.spaceship import SpaceshipNet, SpaceshipState, Stored, keep_features, objective, pool_bytes
 from dfkd.report.cams import activation_regions, cam_report, save_cams
 from dfkd.types import Batch
@@ -81,10 +80,8 @@ def test_a_pool_above_the_limit_is_memory_mapped_and_trains_the_same_student() -
 
 
 def test_a_pool_that_fits_nowhere_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spaceship, "free_disk", lambda: 10)
-    with pytest.raises(
-        UserError, match=r"^SpaceshipNet needs .* GB for the features of 32 samples, got .*; set memory"
-    ):
+    monkeypatch.setattr("dfkd.data.pool.free_disk", lambda folder: 10)
+    with pytest.raises(UserError, match=r"^pool needs .* GB for 32 rows, got .*; set the method's memory"):
         tiny(limit_bytes=5).setup(tiny_task(ROW), ROW.plan)
 
 

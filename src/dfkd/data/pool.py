@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dfkd.data.space import free_disk, free_memory
 from dfkd.errors import UserError
 
 __all__ = ["Pool"]
@@ -29,7 +30,8 @@ class Pool:
         capacity: rows kept; adding more overwrites the oldest.
         columns: name -> (shape of one row, dtype).
         device: where rows live and where draws arrive.
-        limit_bytes: above this size the rows live in memory-mapped temporary files in ``spill``.
+        limit_bytes: above this size the rows live in memory-mapped temporary files in ``spill``; by default 60 % of
+            the memory that is free on the device when the pool is made.
         spill: folder of those files (default: the system's temporary folder).
 
     Raises:
@@ -48,7 +50,13 @@ class Pool:
             raise UserError(f"pool needs a capacity of at least 1 row, got {capacity}; raise the memory size")
         self.capacity, self.columns, self.device = capacity, dict(columns), torch.device(device)
         self.added = 0  # rows ever added; the next one goes to row `added % capacity`
-        self.spilled = limit_bytes is not None and self.nbytes > limit_bytes
+        limit = int(0.6 * free_memory(self.device)) if limit_bytes is None else limit_bytes
+        self.spilled = self.nbytes > limit
+        if self.spilled and self.nbytes > free_disk(spill):
+            raise UserError(
+                f"pool needs {self.nbytes / 1e9:.1f} GB for {capacity} rows, got {limit / 1e9:.1f} GB of memory and "
+                f"{free_disk(spill) / 1e9:.1f} GB of disk for temporary files; set the method's memory to fewer rows"
+            )
         self._folder = Path(tempfile.mkdtemp(prefix="dfkd-pool-", dir=spill)) if self.spilled else None
         if self._folder is not None:
             weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)

@@ -31,7 +31,6 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from dfkd.data.pool import Pool
-from dfkd.data.space import free_disk, free_memory
 from dfkd.engine.core import Clock, Method, Metrics, Need, State, Task, class_entropy
 from dfkd.engine.plan import Plan
 from dfkd.engine.probe import Probe
@@ -254,14 +253,7 @@ def _pool(method: SpaceshipNet, task: Task, plan: Plan) -> Pool:
     capacity = min(made, method.memory or made)
     shapes = _tap_shapes(method, task.image_shape)
     columns = {f"tap{i}": (shape, torch.float16) for i, shape in zip(method.taps, shapes, strict=True)}
-    needed, disk = pool_bytes(method, task.image_shape, plan), free_disk()
-    limit = int(0.6 * free_memory(task.runtime.device)) if method.limit_bytes is None else method.limit_bytes
-    if needed > max(limit, disk):
-        raise UserError(
-            f"SpaceshipNet needs {needed / 1e9:.1f} GB for the features of {capacity} samples, got {limit / 1e9:.1f} "
-            f"GB of memory and {disk / 1e9:.1f} GB of disk for temporary files; set memory to fewer samples"
-        )
-    return Pool(capacity, {**columns, "labels": ((), torch.int64)}, task.runtime.device, limit)
+    return Pool(capacity, {**columns, "labels": ((), torch.int64)}, task.runtime.device, method.limit_bytes)
 
 
 def _check_stages(method: SpaceshipNet, task: Task) -> nn.ModuleDict:
