@@ -100,7 +100,7 @@ def _mnist_nayer() -> list[Row]:
 
 def _mnist_lenet() -> list[Row]:
     """LeNet-5 to LeNet-5-half: no BatchNorm, so only the methods that do without it."""
-    adam = Plan(rounds=20, steps=200, batch_size=256, optimizer="adam", lr=1e-3, weight_decay=0.0, schedule="cosine")
+    adam = Plan(rounds=40, steps=200, batch_size=256, optimizer="adam", lr=2e-3, weight_decay=0.0, schedule="cosine")
     stts = STTS(sigma=1.5, steps=500, lr=3e-3, batches=10)
     kd3 = KD3(pad=0, flip=False)
     kd3_plan = Plan(
