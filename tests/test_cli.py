@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -329,3 +330,23 @@ def test_demo_on_a_small_budget(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     mine = [row["accuracy"] for row in told["students"] if row["method"] == "nayer"]
     assert told["rows"][1]["accuracy"] == pytest.approx(sum(mine) / 2)
     assert "fed noise" in Path("runs/demo/report.html").read_text()
+
+
+def test_kd3_gives_a_wider_student_a_projector_that_stays(
+    digits_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stream = np.random.default_rng(0)
+    np.save(tmp_path / "web.npy", stream.integers(0, 256, (60, 8, 8, 3), dtype=np.uint8))
+    line = f"""
+    distill --method KD3 --teacher wrn16-1 --teacher.weights {digits_weights} --student wrn10-2 --data digits
+    --data.test digits --data.web web.npy --method.v_th 0.05 --method.pad 1 --method.flip false --method.head_width 8
+    --plan.rounds 2 --plan.steps 2 --plan.batch_size 16 --watch.quiet --watch.export false --runtime.threads 1
+    --runtime.device cpu --out run
+    """
+    assert cli(line) == 0
+    projector = json.loads(Path("run/student.json").read_text())["network"]["projector"]
+    assert projector["features"] == 64
+    last = json.loads(Path("run/run.json").read_text())["result"]["final"]["accuracy"]
+    capsys.readouterr()
+    assert cli("evaluate run --json") == 0
+    assert json.loads(capsys.readouterr().out)["accuracy"] == pytest.approx(last)

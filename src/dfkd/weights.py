@@ -30,6 +30,7 @@ class Sidecar:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     seconds: float | None = None
+    projector: Mapping[str, Any] | None = None  # how the student was widened to its teacher's classifier
 
 
 def find_weights(path: Path, role: str = "network") -> Path:
@@ -117,6 +118,7 @@ def read_sidecar(path: Path) -> Sidecar:
             mean=None if row.get("mean") is None else tuple(float(value) for value in row["mean"]),
             std=None if row.get("std") is None else tuple(float(value) for value in row["std"]),
             seconds=None if row.get("seconds") is None else float(row["seconds"]),
+            projector=network.get("projector"),
         )
     except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
         raise UserError(

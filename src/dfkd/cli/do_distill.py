@@ -21,6 +21,7 @@ from dfkd.cli.setup import (
     seed_everything,
     settled,
     text_of,
+    widened,
     with_recipe,
 )
 from dfkd.cli.stop import Stopped
@@ -28,7 +29,9 @@ from dfkd.engine.core import Method
 from dfkd.engine.plan import Plan
 from dfkd.engine.records import Observer, RoundRecord, RunInfo, RunResult
 from dfkd.engine.runtime import Runtime
+from dfkd.engine.sharing import projection
 from dfkd.errors import UserError
+from dfkd.methods.kd3 import KD3
 from dfkd.recipes import yaml_of
 from dfkd.report.files import read_run, write_run, write_whole
 
@@ -81,7 +84,18 @@ def prepare(settings: Distill, method: Method[Any], plan: Plan) -> Job:
     teacher = load(settings.teacher, facts, "teacher", trained=True)
     known(settings.student, "student")
     seed_everything(settings.runtime.seed, settings.runtime.threads)
-    return Job(settings, method, plan, facts, teacher, load(settings.student, facts, "student"))
+    student = load(settings.student, facts, "student")
+    if isinstance(method, KD3) and method.share_head:
+        student = _with_projector(teacher, student, facts)
+    return Job(settings, method, plan, facts, teacher, student)
+
+
+def _with_projector(teacher: Loaded, student: Loaded, facts: Facts) -> Loaded:
+    """KD3's student reads the teacher's classifier: where the widths differ it gets a projector, and keeps it."""
+    projector = projection(teacher.built.net, student.built.net, facts.image_size)
+    if projector is None:
+        return student
+    return replace(student, built=widened(student.built, facts.image_size, projector), layers={})
 
 
 def runtime_of(machine: Machine) -> Runtime:

@@ -15,6 +15,7 @@ from dfkd.data.readers import STATISTICS
 from dfkd.data.text import TextEmbedding, class_list, embed
 from dfkd.engine.core import Method, Need
 from dfkd.engine.plan import Plan
+from dfkd.engine.sharing import widen
 from dfkd.errors import UserError
 from dfkd.methods import METHODS
 from dfkd.nets.zoo import ZOO, Built, build, check_image_shape
@@ -34,6 +35,7 @@ __all__ = [
     "settled",
     "text_of",
     "wide_console",
+    "widened",
     "with_recipe",
 ]
 
@@ -195,10 +197,18 @@ def load(network: Network, facts: Facts, role: str, trained: bool = False) -> Lo
         )
     check_image_shape(name, facts.image_size)
     built = build(name, facts.classes, facts.image_size[0])
+    if sidecar.projector is not None:
+        built = widened(built, facts.image_size, sidecar.projector)
     if network.weights is not None:
         load_weights(built.net, find_weights(Path(network.weights), role), role)
     layers: dict[str, Any] = {"head": network.head or built.head, "stages": network.stages or built.stages}
     return Loaded(built, name, {key: value for key, value in layers.items() if value is not None}, sidecar)
+
+
+def widened(built: Built, image_size: tuple[int, int, int], projector: Mapping[str, Any]) -> Built:
+    """The network with a projector to its teacher's classifier, as KD3 trains it; its layers are looked for anew."""
+    net = widen(built.net, image_size, **projector)
+    return Built(net, None, None, {**built.spec, "projector": dict(projector)})
 
 
 def located(network: Network) -> Network:

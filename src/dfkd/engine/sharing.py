@@ -1,6 +1,6 @@
 """A student that keeps the teacher's classifier (KD3, SimKD), also where the two networks' features differ in width."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from dfkd.errors import UserError
 from dfkd.nets.heads import map_projector, vector_projector
 from dfkd.nets.tail import last_map
 
-__all__ = ["share_head", "widen"]
+__all__ = ["projection", "share_head", "widen"]
 
 
 def share_head(teacher: nn.Module, student: nn.Module, image_size: tuple[int, int, int]) -> nn.Module:
@@ -31,18 +31,31 @@ def share_head(teacher: nn.Module, student: nn.Module, image_size: tuple[int, in
     Raises:
         UserError: a network without a linear classifier, or another number of classes.
     """
-    old = survey(teacher, image_size, None, "teacher")
-    new = survey(student, image_size, old.classes, "student")
-    given, own = _linear(teacher, old, "teacher"), _linear(student, new, "student")
-    if new.features != old.features or (given.bias is None) != (own.bias is None):
-        seen = _look(teacher, given, image_size)
-        widen(student, image_size, old.features, seen.side, given.bias is not None, seen.positive)
-        own = _linear(student, survey(student, image_size, old.classes, "student"), "student")
+    wider = projection(teacher, student, image_size)
+    if wider is not None:
+        widen(student, image_size, **wider)
+    given = _linear(teacher, survey(teacher, image_size, None, "teacher"), "teacher")
+    own = _linear(student, survey(student, image_size, None, "student"), "student")
     with torch.no_grad():
         own.weight.copy_(given.weight)
         if own.bias is not None and given.bias is not None:
             own.bias.copy_(given.bias)
     return student
+
+
+def projection(teacher: nn.Module, student: nn.Module, image_size: tuple[int, int, int]) -> dict[str, Any] | None:
+    """The arguments of :func:`widen` that fit ``student`` to the teacher's classifier; None where it fits already.
+
+    Raises:
+        UserError: as for :func:`share_head`.
+    """
+    old = survey(teacher, image_size, None, "teacher")
+    new = survey(student, image_size, old.classes, "student")
+    given, own = _linear(teacher, old, "teacher"), _linear(student, new, "student")
+    if new.features == old.features and (given.bias is None) == (own.bias is None):
+        return None
+    seen = _look(teacher, given, image_size)
+    return {"features": old.features, "side": seen.side, "bias": given.bias is not None, "relu": seen.positive}
 
 
 def widen(

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from torch import nn
 
@@ -51,7 +52,7 @@ class Built:
     net: nn.Module
     head: str | None
     stages: tuple[str, ...] | None
-    spec: dict[str, str | int]
+    spec: dict[str, Any]
 
 
 def _numbered(count: int) -> tuple[str, ...]:
@@ -177,7 +178,7 @@ def build(name: str, classes: int, channels: int = 3) -> Built:
     for what, value in {"classes": classes, "channels": channels}.items():
         if value < 1:
             raise UserError(f"build needs {what} of at least 1, got {value}; count them in the data")
-    spec: dict[str, str | int] = {"name": name, "classes": classes, "channels": channels}
+    spec: dict[str, Any] = {"name": name, "classes": classes, "channels": channels}
     entry = find(name)
     if entry is None:
         return Built(adapt(name, classes, channels), None, None, spec)
