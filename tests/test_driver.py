@@ -129,7 +129,7 @@ def test_the_rate_follows_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("plan", [tiny_plan(optimizer="adam", lr=0.01), tiny_plan(nesterov=True, clip=0.5)])
 def test_the_student_takes_the_steps_plain_torch_takes(plan: Plan) -> None:
-    task, other = tiny_task(ROW), tiny_task(ROW)
+    task = tiny_task(ROW)
     method = NoiseInput()
     run(task, method, plan)
     other = tiny_task(ROW)
