@@ -373,6 +373,33 @@ def test_what_cannot_be_saved_is_a_bug_and_says_so() -> None:
         pack({"x": object()})
 
 
+@dataclass
+class Nested(State):
+    """Pools in every place."""
+
+    inner: Everything
+    listed: list[Pool]
+    pool: Pool
+
+
+def nested(seed: int) -> Nested:
+    inner = a_state(seed)
+    return Nested(inner, [Pool(4, COLUMNS), Pool(5, COLUMNS)], inner.pool)
+
+
+def test_pools_are_found_wherever_they_are(tmp_path: Path) -> None:
+    saved, into = nested(1), nested(2)
+    assert pools_of(saved).keys() == {"pool", "listed.0", "listed.1"}  # the inner state's is the outer one
+    for n, pool in enumerate(pools_of(saved).values(), start=2):
+        add(pool, n)
+    Checkpoint(tmp_path).save(1, {"state": pack(saved)}, pools_of(saved))
+    payload = Checkpoint(tmp_path).load(pools_of(into))
+    unpack(payload["state"], into, CPU)
+    for a, b in zip(pools_of(saved).values(), pools_of(into).values(), strict=True):
+        assert contents(a) == contents(b)
+    assert into.inner.pool is into.pool
+
+
 def test_packing_copies() -> None:
     x = torch.zeros(2)
     packed = pack([x])

@@ -169,6 +169,7 @@ def test_held_parameters_stay() -> None:
     run(task, Toy(hold=("head.weight", "head.bias")), tiny_plan(rounds=2))
     moved = {name for name, p in named.items() if not torch.equal(p, before[name])}
     assert moved == set(named) - {"head.weight", "head.bias"}
+    assert all(p.requires_grad for p in named.values())  # afterwards the student is the user's again
 
 
 def test_a_student_with_nothing_to_learn_is_refused() -> None:

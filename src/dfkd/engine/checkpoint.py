@@ -7,7 +7,7 @@ save. Files are read with ``weights_only=True``: they cannot run code.
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -225,9 +225,29 @@ def _unpack_container(saved: dict[Any, Any], into: Any, device: torch.device) ->
 
 
 def pools_of(state: Any) -> dict[str, Pool]:
-    """Every pool among the fields of a state, by field name."""
-    found = {item.name: getattr(state, item.name) for item in fields(state)}
-    return {name: value for name, value in found.items() if isinstance(value, Pool)}
+    """Every pool of a state, wherever it is kept, by its dotted path; one that is kept twice counts once."""
+    found: dict[str, Pool] = {}
+    for path, pool in _walk(state, ""):
+        if not any(pool is other for other in found.values()):
+            found[path] = pool
+    return found
+
+
+def _walk(value: Any, path: str) -> Iterator[tuple[str, Pool]]:
+    """Pools in dataclasses, lists, tuples and dicts, those nearest to the top first."""
+    if isinstance(value, Pool):
+        yield path, value
+        return
+    if is_dataclass(value) and not isinstance(value, type):
+        parts = {item.name: getattr(value, item.name) for item in fields(value)}
+    elif isinstance(value, Mapping):
+        parts = {str(key): part for key, part in value.items()}
+    elif isinstance(value, list | tuple):
+        parts = {str(i): part for i, part in enumerate(value)}
+    else:
+        return
+    for key in sorted(parts, key=lambda key: not isinstance(parts[key], Pool)):
+        yield from _walk(parts[key], f"{path}.{key}" if path else key)
 
 
 def _flush_folder(folder: Path) -> None:

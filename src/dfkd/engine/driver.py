@@ -64,6 +64,7 @@ def run(task: Task, method: Method[Any], plan: Plan, watch: Watch | None = None,
     check(task, method)
     watch = watch or Watch()
     task.teacher.freeze()
+    asked = [p for p in task.student.net.parameters() if p.requires_grad]
     state = method.setup(task, plan)
     task.runtime.place(state.joint)
     task.runtime.share(task.student.net)
@@ -93,7 +94,7 @@ def run(task: Task, method: Method[Any], plan: Plan, watch: Watch | None = None,
                 _save(task, state, optimizer, watch.checkpoint, round + 1, spent)
                 saved_at = time.monotonic()
     finally:  # also after Ctrl-C: the same modules may be given to a run that resumes
-        for parameter in learnt:
+        for parameter in asked:
             parameter.requires_grad_(True)
     return state
 
