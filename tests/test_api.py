@@ -350,3 +350,15 @@ def test_a_task_for_the_lower_level(digits_teacher: nn.Module) -> None:
     assert task.text.shape[0] == task.classes == 10
     assert task.teacher.stage_names
     dfkd.run(task, NoiseInput(), tiny_plan())
+
+
+def test_a_run_refused_in_setup_leaves_no_run(digits_teacher: nn.Module, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with pytest.raises(dfkd.UserError, match="STTS needs warm-up rounds"):
+        go(digits_teacher, method=dfkd.STTS(), plan=dfkd.Plan(rounds=1, steps=1), out=tmp_path / "run")
+    assert list((tmp_path / "run").rglob("*")) == []
+
+
+def test_a_refusal_names_the_methods_that_fit(digits_teacher: nn.Module) -> None:
+    with pytest.raises(dfkd.UserError, match=r"^KD3 needs a pool of unlabelled images, got none; give web .*NAYER.*"):
+        go(digits_teacher, method=dfkd.KD3())

@@ -15,7 +15,7 @@ from dfkd.data.rows import Rows, open_rows
 from dfkd.data.text import TextEmbedding, embed
 from dfkd.engine.anatomy import Anatomy, survey
 from dfkd.engine.checkpoint import Checkpoint
-from dfkd.engine.core import Method, Need, Task
+from dfkd.engine.core import Method, Need, Task, unmet
 from dfkd.engine.driver import Watch, check, run
 from dfkd.engine.evaluate import evaluate, predictions
 from dfkd.engine.plan import Plan
@@ -23,13 +23,13 @@ from dfkd.engine.probe import Probe
 from dfkd.engine.records import Evaluation, Observer, RoundRecord, RunInfo, RunResult
 from dfkd.engine.runtime import Runtime
 from dfkd.errors import UserError
-from dfkd.methods import NAYER
+from dfkd.methods import METHODS, NAYER
 from dfkd.ops.pixels import as_bytes
 from dfkd.report.console import Progress
 from dfkd.report.files import METRICS_FILE, SAMPLES_FOLDER, read_run
 from dfkd.report.observers import JsonLines, RunFile, Samples
 from dfkd.report.page import write_page
-from dfkd.runs import network_bytes, open_run, provenance, save_student, settings_of, weights_hash
+from dfkd.runs import forget_run, network_bytes, open_run, provenance, save_student, settings_of, weights_hash
 
 __all__ = ["Distilled", "build_task", "distill"]
 
@@ -129,7 +129,7 @@ def distill(
         )
         stack.callback(task.teacher.release)
         stack.callback(task.student.release)
-        check(task, method)
+        check(task, method, _fitting(task))
         info = _info(method, plan, task, facts, embedding, names)
         exam = _labelled(test, task, "test")
         folder = None if out is None else Path(out)
@@ -151,7 +151,12 @@ def distill(
         )
         for observer in watchers:
             observer.started(info)
-        run(task, method, plan, watch, resume=again)
+        try:
+            run(task, method, plan, watch, resume=again)
+        except UserError:
+            if folder is not None and runtime.rank == 0 and not again and not keep.records:
+                forget_run(folder)  # refused in setup: leave nothing that looks like a run
+            raise
         result = _finish(task, info, folder, keep.records, first, watchers, spec, export)
     return Distilled(student.eval(), result)
 
@@ -179,6 +184,11 @@ def build_task(
     runtime = runtime or Runtime().launch()
     layers = (teacher_layers or {}, student_layers or {})
     return _prepare(teacher, student, runtime, image_size, mean, std, classes, text, prompt, web, real, layers)[0]
+
+
+def _fitting(task: Task) -> list[str]:
+    """The methods this pair would do for; text can always be had, if only as class indices."""
+    return [name for name, method in METHODS.items() if not {*unmet(task, method())} - {Need.TEXT}]
 
 
 def _seeded(runtime: Runtime) -> list[int]:

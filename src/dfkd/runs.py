@@ -24,7 +24,7 @@ from dfkd.engine.runtime import Runtime
 from dfkd.errors import UserError
 from dfkd.report.files import METRICS_FILE, RUN_FILE, plain, read_run
 
-__all__ = ["network_bytes", "open_run", "provenance", "save_student", "settings_of", "weights_hash"]
+__all__ = ["forget_run", "network_bytes", "open_run", "provenance", "save_student", "settings_of", "weights_hash"]
 
 VERSION = "0.1.0"
 
@@ -103,6 +103,15 @@ def open_run(folder: Path, info: RunInfo, resume: bool) -> bool:
             f"out needs a folder that can be written, got {folder} ({error.strerror}); choose another"
         ) from None
     return False
+
+
+def forget_run(folder: Path) -> None:
+    """Remove what a run wrote before its first round; other files, and a folder that holds any, stay."""
+    for name in (RUN_FILE, METRICS_FILE, "recipe.yaml"):
+        (folder / name).unlink(missing_ok=True)
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
 
 
 def save_student(

@@ -80,6 +80,8 @@ def read_images(source: str, split: str = "test", side: int | None = None, chann
         pixels, rows, classes = labelled_folder(path, split, side, channels)
         labels = torch.tensor(rows, dtype=torch.int64)
         return ImageSet(torch.from_numpy(pixels), labels, classes, f"{path.name} {split}")
+    if name == "folder" or (not path.exists() and path.suffix == ".npz"):
+        raise UserError(f"read_images needs an existing file or folder, got {str(path)!r}; check the path")
     if path.suffix == ".npz" and path.is_file():
         return _finish(_npz(path), side, channels)
     if path.suffix == ".npy":

@@ -174,6 +174,24 @@ def unmet(task: Task, method: Method[State]) -> list[Need]:
     return [need for need in Need if need in wanted and not has[need]]
 
 
+def offered(task: Task, need: Need) -> str:
+    """What ``task`` has instead of ``need``, and what can be done about it: "<got>; <what to do>"."""
+    teacher, student = type(task.teacher.net).__name__, type(task.student.net).__name__
+    _, h, w = task.image_shape
+    sizes = f"images of {h}x{w}; train a teacher on padded or resized images, or choose another method"
+    return {
+        Need.BN: f"{teacher} without; choose another method",
+        Need.HEAD: f"{teacher} without; name it in teacher_layers (teacher.head) or choose another method",
+        Need.SAME_HEAD: f"{student} without; name it in student_layers (student.head) or choose another student",
+        Need.STAGES: f"none in {teacher} and {student}; name matching stages in teacher_layers and student_layers",
+        Need.TEXT: "none; give text, or class names",
+        Need.WEB: "none; give web (a folder, a .npy file or .tar shards)",
+        Need.REAL: "none; give real (a labelled image set)",
+        Need.SIDE_4: sizes,
+        Need.SIDE_8: sizes,
+    }[need]
+
+
 def class_entropy(logits: Tensor) -> Scalar:
     """Entropy, in nats, of the mean predicted distribution: log K when classes are balanced, 0 after a collapse."""
     mean = torch.softmax(logits.detach().float(), dim=1).mean(dim=0)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
 from dfkd.engine.checkpoint import Checkpoint, pack, pools_of, unpack
-from dfkd.engine.core import Clock, Method, Metrics, State, Task, unmet
+from dfkd.engine.core import Clock, Method, Metrics, State, Task, offered, unmet
 from dfkd.engine.evaluate import evaluate, predictions
 from dfkd.engine.plan import Plan
 from dfkd.engine.records import Evaluation, Observer, RoundRecord
@@ -99,18 +99,20 @@ def run(task: Task, method: Method[Any], plan: Plan, watch: Watch | None = None,
     return state
 
 
-def check(task: Task, method: Method[Any]) -> None:
+def check(task: Task, method: Method[Any], fitting: Sequence[str] = ()) -> None:
     """Refuse, before any work, a pair that lacks what ``method`` needs.
+
+    Args:
+        task, method: the pair and the method.
+        fitting: names of methods that would fit, for the message.
 
     Raises:
         UserError: naming the first need that is not met.
     """
     missing = unmet(task, method)
     if missing:
-        raise UserError(
-            f"{type(method).__name__} needs {missing[0].value}, got a pair without; "
-            "`dfkd inspect` lists the methods that fit this pair"
-        )
+        fits = f" (these fit: {', '.join(fitting)})" if fitting else ""
+        raise UserError(f"{type(method).__name__} needs {missing[0].value}, got {offered(task, missing[0])}{fits}")
 
 
 def _learnt(task: Task, state: State) -> list[nn.Parameter]:
