@@ -38,11 +38,35 @@ def table(experiment: str) -> str:
     return "\n".join(lines)
 
 
+def page() -> str:
+    """Every experiment that has records, as one page."""
+    parts = [
+        "# Results",
+        "",
+        "Written by `python -m benchmarks.table --write` from the records in this folder. Accuracy is that of the",
+        "last round on the held-out images, in percent, mean and standard deviation over seeds; test images chose",
+        "nothing in these runs. `paper` is the figure of the method's paper for the corresponding row, on its own data,",
+        "networks and budget: it shows which order to expect, not what these small runs should reach. Machine, versions,",
+        "commit and load are in the records; unless they say otherwise: one thread of a 2-core AMD EPYC, shared with",
+        "other work, so that seconds are upper bounds.",
+    ]
+    for experiment in sorted(EXPERIMENTS):
+        if records(experiment):
+            about = (EXPERIMENTS[experiment][1].__doc__ or "").strip()
+            parts += ["", f"## {experiment}", "", *([about, ""] if about else []), table(experiment)]
+    return "\n".join(parts) + "\n"
+
+
 def main() -> None:
-    """Print the tables asked for."""
+    """Print the tables asked for, or write all of them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("experiments", nargs="*", default=sorted(EXPERIMENTS))
-    for experiment in parser.parse_args().experiments:
+    parser.add_argument("--write", action="store_true", help="write results/README.md")
+    options = parser.parse_args()
+    if options.write:
+        (RESULTS / "README.md").write_text(page())
+        return
+    for experiment in options.experiments:
         print(f"\n## {experiment}\n\n{table(experiment)}")
 
 
