@@ -536,7 +536,7 @@ def test_a_missing_import_inside_the_module_is_not_hidden(folder: str) -> None:
     [
         ("timm:resnet18", "timm", r'pip install "dfkd\[timm\]"'),
         ("torchvision:resnet18", "torchvision", r'pip install "dfkd\[torchvision\]"'),
-        ("hf:some/model", "transformers", "pip install transformers"),
+        ("hf:some/model", "transformers", r'pip install "dfkd\[hf\]"'),
     ],
 )
 def test_a_missing_package_is_named(name: str, package: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:

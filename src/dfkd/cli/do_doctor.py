@@ -21,6 +21,7 @@ EXTRAS = {
     "text": "sentence_transformers",
     "clip": "open_clip",
     "timm": "timm",
+    "hf": "transformers",
     "tensorboard": "tensorboard",
     "web": "webdataset",
     "e2e": "playwright",

@@ -69,7 +69,7 @@ def build_torchvision(name: str, classes: int, channels: int) -> nn.Module:
 
 def build_hf(name: str, classes: int, channels: int) -> nn.Module:
     """Load an image classifier of transformers with its trained weights, from a folder or a repository."""
-    transformers = _import("transformers", "hf", "transformers")
+    transformers = _import("transformers", "hf", '"dfkd[hf]"')
     try:
         model = transformers.AutoModelForImageClassification.from_pretrained(name)
     except OSError as error:
