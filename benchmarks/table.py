@@ -46,7 +46,7 @@ def page() -> str:
         "Written by `python -m benchmarks.table --write` from the records in this folder. Accuracy is that of the",
         "last round on the held-out images, in percent, mean and standard deviation over seeds; no round was chosen by",
         "it. The settings of the digits rows were found by trying a few on these same 359 images (four for NAYER,",
-        "eight for D3K), so they are a little optimistic; MNIST took NAYER's settings over unseen. `paper` is the figure",
+        "eight for D3K), so they flatter a little; MNIST took NAYER's settings over unseen. `paper` is the figure",
         "of the method's paper for that row, on its own data, networks and budget: it shows which order to expect, not",
         "what these small runs should reach. Machine, versions, commit and load are in the records; unless they say",
         "otherwise: one thread of a 2-core AMD EPYC, shared with other work, so that seconds are upper bounds.",
