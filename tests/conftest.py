@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,10 @@ from dfkd.nets.zoo import build
 from dfkd.ops.pixels import as_images
 
 torch.set_num_threads(1)
+
+# The same examples in every run, and no folder of failed ones: a suite that passed passes again.
+hypothesis.settings.register_profile("dfkd", derandomize=True, database=None, deadline=None)
+hypothesis.settings.load_profile("dfkd")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -56,7 +56,7 @@ _SMALL: Plain = {"synthesis_batch": 200, "width": 256, "channels": 32, "alpha_bn
 _DIGITS_NAYER: Plain = {**_SMALL, "steps": 20, "batches": 1, "warmup_batches": 2, "pad": 1}
 _COSINE: Plain = {"batch_size": 128, "lr": 0.1, "schedule": "cosine", "lr_min": 0.0, "milestones": []}
 _DIGITS_PLAN: Plain = {"rounds": 16, "warmup": 2, "steps": 50, **_COSINE}
-_MNIST_PLAN: Plain = {"rounds": 40, "warmup": 2, "steps": 60, **_COSINE}
+_MNIST_PLAN: Plain = {"rounds": 30, "warmup": 2, "steps": 60, **_COSINE}
 _MNIST: Plain = {"image_size": [1, 28, 28]}
 
 
