@@ -13,7 +13,7 @@ __all__ = ["moments"]
 def moments(x: Tensor) -> Moments:
     """Mean and biased variance per channel (dimension 1) of ``x`` (n, c, ...), in float32 at least.
 
-    On the CPU this asks the BatchNorm kernel, whose statistics of a channels-last map come ten to forty times quicker
+    On the CPU this asks the BatchNorm kernel, whose statistics of a channels-last map come many times quicker
     than ``torch.var_mean``'s, and in the same precision as the running statistics they are compared with.
     """
     x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
