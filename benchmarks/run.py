@@ -17,12 +17,50 @@ import torch
 import dfkd
 from benchmarks.experiments import EXPERIMENTS, Data, Row, statistics
 from benchmarks.records import RESULTS, write_record
+from dfkd.engine.records import RoundRecord, RunInfo, RunResult
+from dfkd.ops.hashing import dhash_codes
+from dfkd.ops.pixels import as_images
 from dfkd.report.files import plain
 from dfkd.runs import settings_of, weights_hash
 from dfkd.teach import teach
 from dfkd.teachplan import TeachPlan
 
 TEACHERS = Path("runs/teachers")
+SHOWN = 20  # images of each round among which the diversity is measured
+
+
+class Shown:
+    """An observer that keeps some of the newest images of every round."""
+
+    def __init__(self) -> None:
+        self.images: list[torch.Tensor] = []
+
+    def started(self, info: RunInfo) -> None:
+        """Nothing to do."""
+
+    def stepped(self, round: int, phase: str, done: int, total: int) -> None:
+        """Nothing to do."""
+
+    def rounded(self, record: RoundRecord) -> None:
+        """Keep a few."""
+        if record.samples is not None:
+            self.images.append(record.samples[0][:SHOWN])
+
+    def finished(self, result: RunResult) -> None:
+        """Nothing to do."""
+
+
+def diversity(images: torch.Tensor, hash_pool: int) -> dict[str, float]:
+    """How different images (uint8) are: mean over pairs of the RMS distance in [0, 1] and of the share of hash bits."""
+    x = as_images(images)
+    pairs = max(len(x) * (len(x) - 1), 1)
+    codes = dhash_codes(x, hash_pool)
+    flat = x.flatten(1)
+    return {
+        "images": len(x),
+        "pairwise_distance": float(torch.cdist(flat, flat).sum() / pairs / flat.shape[1] ** 0.5),
+        "hash_distance": float(torch.cdist(codes, codes, p=1).sum() / pairs / codes.shape[1]),
+    }
 
 
 def read(data: Data, split: str) -> dfkd.ImageSet:
@@ -76,7 +114,7 @@ def run_row(experiment: str, data: Data, row: Row, seed: int) -> dict[str, Any]:
     torch.manual_seed(seed)
     names = dfkd.class_list(data.name)
     student = dfkd.build(row.student, classes=len(names), channels=data.shape[0]).net
-    began = time.monotonic()
+    began, shown = time.monotonic(), Shown()
     done = dfkd.distill(
         teacher,
         student,
@@ -89,6 +127,8 @@ def run_row(experiment: str, data: Data, row: Row, seed: int) -> dict[str, Any]:
         test=read(data, "test"),
         runtime=dfkd.Runtime(device="cpu", seed=seed),
         evaluate_every=10,
+        samples_every=1,
+        observers=[shown],
         names=(row.teacher, row.student),
         **row.inputs,
     )
@@ -108,6 +148,7 @@ def run_row(experiment: str, data: Data, row: Row, seed: int) -> dict[str, Any]:
         "agreement": None if final is None else final.agreement,
         "seconds": time.monotonic() - began,
         "last_metrics": plain(last),
+        "diversity": diversity(torch.cat(shown.images), max(1, data.shape[1] // 8)) if shown.images else None,
         "paper": row.paper,
     }
 
