@@ -17,6 +17,7 @@ import torch
 import dfkd
 from benchmarks.experiments import EXPERIMENTS, Data, Row, statistics
 from benchmarks.records import RESULTS, write_record
+from dfkd.allocator import keep_freed_memory
 from dfkd.engine.records import RoundRecord, RunInfo, RunResult
 from dfkd.ops.hashing import dhash_codes
 from dfkd.ops.pixels import as_images
@@ -163,6 +164,7 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="repeat rows that have a record")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep_freed_memory()
     data, rows = EXPERIMENTS[options.experiment]
     for row in rows():
         if options.rows is not None and row.label not in options.rows:

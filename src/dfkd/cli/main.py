@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dfkd import __version__
+from dfkd.allocator import keep_freed_memory
 from dfkd.cli.commands import COMMANDS, Command
 from dfkd.cli.stop import Stopped, stoppable
 from dfkd.errors import UserError
@@ -69,6 +70,8 @@ def _run(command: Command, words: list[str]) -> int:
     # Threads that wait by spinning make small networks many times slower on a busy machine; read when torch loads.
     if "torch" not in sys.modules and "GOMP_SPINCOUNT" not in os.environ:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "torch" not in sys.modules:
+        keep_freed_memory()
     show = "--print_config" in words and bool(command.free)
     tree = flags(
         [word for word in words if not (show and word == "--print_config")],
