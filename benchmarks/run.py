@@ -108,7 +108,7 @@ def teacher_of(data: Data, name: str) -> tuple[torch.nn.Module, dict[str, Any]]:
     return net, facts
 
 
-def run_row(experiment: str, data: Data, row: Row, seed: int) -> dict[str, Any]:
+def run_row(experiment: str, data: Data, row: Row, seed: int, precision: str = "fp32") -> dict[str, Any]:
     """One run; returns the content of its record."""
     mean, std = statistics(data)
     teacher, facts = teacher_of(data, row.teacher)
@@ -126,7 +126,7 @@ def run_row(experiment: str, data: Data, row: Row, seed: int) -> dict[str, Any]:
         classes=names,
         plan=row.plan,
         test=read(data, "test"),
-        runtime=dfkd.Runtime(device="cpu", seed=seed),
+        runtime=dfkd.Runtime(device="cpu", seed=seed, precision=precision),
         evaluate_every=10,
         samples_every=1,
         observers=[shown],
@@ -139,6 +139,7 @@ def run_row(experiment: str, data: Data, row: Row, seed: int) -> dict[str, Any]:
         "experiment": experiment,
         "row": row.label,
         "seed": seed,
+        "precision": precision,
         "data": data.name,
         "teacher": facts,
         "student": row.student,
@@ -161,6 +162,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--rows", nargs="+", default=None, help="labels of the rows to run (default: all)")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the networks")
     parser.add_argument("--again", action="store_true", help="repeat rows that have a record")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -173,7 +175,7 @@ def main() -> None:
             name = f"{options.experiment}/{slug(row.label)}-seed{seed}"
             if (RESULTS / f"{name}.json").exists() and not options.again:
                 continue
-            content = run_row(options.experiment, data, row, seed)
+            content = run_row(options.experiment, data, row, seed, options.precision)
             write_record(name, content)
             print(f"{row.label}, seed {seed}: {content['accuracy']:.2%} in {content['seconds']:.0f} s", flush=True)
 
