@@ -328,7 +328,7 @@ def test_features_of_the_groups_can_be_drawn(digits_teacher: nn.Module) -> None:
     assert task.web is not None
     groups = selection_features(task.teacher, task.web, state.chosen, read_images("digits").images, stream(), most=12)
     assert {name: tuple(value.shape) for name, value in groups.items()}["original"] == (12, 64)
-    text = tsne_figure(groups)
+    text = tsne_figure(groups).decode()
     assert text.startswith("<?xml")
     assert "not selected (12)" in text
 

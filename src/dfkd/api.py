@@ -1,6 +1,7 @@
 """The front door: plain modules in, a trained student and a record out."""
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -26,7 +27,9 @@ from dfkd.errors import UserError
 from dfkd.methods import METHODS, NAYER
 from dfkd.ops.pixels import as_bytes
 from dfkd.report.console import Progress
+from dfkd.report.figures import figures_of
 from dfkd.report.files import METRICS_FILE, SAMPLES_FOLDER, read_run
+from dfkd.report.gallery import FIGURES_FOLDER, Gallery, write_gallery
 from dfkd.report.observers import JsonLines, RunFile, Samples
 from dfkd.report.page import write_page
 from dfkd.runs import forget_run, network_bytes, open_run, provenance, save_student, settings_of, weights_hash
@@ -78,6 +81,7 @@ def distill(
     names: tuple[str, str] | None = None,
     spec: Mapping[str, object] | None = None,
     export: bool = True,
+    figures: bool = True,
 ) -> Distilled:
     """Distil ``teacher`` into ``student`` without the teacher's training data.
 
@@ -109,6 +113,7 @@ def distill(
         names: what teacher and student are called in the record.
         spec: how to rebuild the student, kept beside its weights.
         export: also write the student as a ``torch.export`` program.
+        figures: draw figures into the run folder at the end (images by class, activation maps, t-SNE and so on).
 
     Raises:
         UserError: anything that does not fit together, in one sentence, before any work.
@@ -152,11 +157,13 @@ def distill(
         for observer in watchers:
             observer.started(info)
         try:
-            run(task, method, plan, watch, resume=again)
+            state = run(task, method, plan, watch, resume=again)
         except UserError:
             if folder is not None and runtime.rank == 0 and not again and not keep.records:
                 forget_run(folder)  # refused in setup: leave nothing that looks like a run
             raise
+        if figures and folder is not None and runtime.rank == 0:  # before the export takes the student's hooks off
+            _draw(folder, figures_of(task, method, plan, state, exam))
         result = _finish(task, info, folder, keep.records, first, watchers, spec, export)
     return Distilled(student.eval(), result)
 
@@ -438,6 +445,14 @@ def _finish(
     if folder is not None and task.runtime.rank == 0:
         write_page(folder)
     return result
+
+
+def _draw(folder: Path, gallery: Gallery) -> None:
+    """Write the figures; a run that has come this far does not fail because of them."""
+    try:
+        write_gallery(folder / FIGURES_FOLDER, gallery)
+    except UserError as error:
+        warnings.warn(f"the figures were not written: {error}", stacklevel=3)
 
 
 def _cache() -> Path:

@@ -148,6 +148,21 @@ _ALL = (
         (("of a run that goes on", "dfkd report runs/x"),),
     ),
     Command(
+        "plot",
+        "draw the figures and curves of a run, or several runs beside each other",
+        config.Plot,
+        "RUN [options]    or    --compare RUN,RUN",
+        "run",
+        (
+            ("figures for a paper", "dfkd plot runs/x --out paper --format png"),
+            ("two methods", "dfkd plot --compare runs/x,runs/y --out paper"),
+        ),
+        (
+            "Curves need only the run's metrics. The other figures need its last checkpoint, its teacher and whatever "
+            "images it used; --teacher.weights and --data.test say where these are now. What cannot be drawn is named.",
+        ),
+    ),
+    Command(
         "methods",
         "the methods, or one with its hyper-parameters",
         config.Methods,
@@ -171,6 +186,6 @@ COMMANDS: Mapping[str, Command] = {command.name: command for command in _ALL}
 GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Start here", ("demo", "doctor")),
     ("The way from a network to a student", ("teach", "inspect", "embed", "distill", "evaluate")),
-    ("What comes of a run", ("synthesize", "report")),
+    ("What comes of a run", ("synthesize", "report", "plot")),
     ("What there is", ("methods", "recipes")),
 )

@@ -18,6 +18,7 @@ __all__ = [
     "Evaluate",
     "Inspect",
     "Methods",
+    "Plot",
     "Recipes",
     "Report",
     "Synthesize",
@@ -110,6 +111,7 @@ class Watching:
     tensorboard: bool = False  # also write TensorBoard events
     quiet: bool = False  # no progress display
     export: bool = True  # also write the student as a torch.export program
+    figures: bool = True  # draw figures at the end: images by class, activation maps, t-SNE; `dfkd plot` draws them too
 
 
 @dataclass
@@ -206,6 +208,18 @@ class Report:
 
     run: str | None = None  # run folder
     out: str | None = None  # file; default report.html in the run folder
+
+
+@dataclass
+class Plot:
+    """`dfkd plot`."""
+
+    run: str | None = None  # run folder
+    compare: list[str] | None = None  # run folders whose accuracies are drawn beside each other
+    out: str | None = None  # folder; default figures in the run folder, or figures here for --compare alone
+    format: Literal["svg", "png"] = "svg"  # of figures made of lines; images are always PNG
+    teacher: Network = field(default_factory=Network)
+    data: Images = field(default_factory=Images)
 
 
 @dataclass

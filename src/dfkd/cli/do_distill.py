@@ -179,6 +179,7 @@ def _distill(job: Job, out: Path, machine: Runtime, resume: bool) -> Distilled:
         names=(job.teacher.name, job.student.name),
         spec=job.student.built.spec,
         export=watch.export,
+        figures=watch.figures,
     )
 
 

@@ -1,7 +1,8 @@
 """The one loop. It alone switches modes, takes student steps, watches, and saves."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,7 @@ from dfkd.errors import UserError
 from dfkd.ops.pixels import as_bytes, as_images
 from dfkd.types import Batch
 
-__all__ = ["Watch", "run"]
+__all__ = ["Watch", "revisit", "run"]
 
 
 @dataclass
@@ -266,16 +267,47 @@ def _restore(task: Task, state: State, optimizer: Optimizer, watch: Watch) -> tu
     """Continue from the last save: its round, and the seconds spent before it."""
     if watch.checkpoint is None or not watch.checkpoint.exists():
         return 0, 0.0
-    payload = watch.checkpoint.load(pools_of(state))
-    try:
-        task.student.net.load_state_dict(payload["student"])
-        unpack(payload["state"], state, task.runtime.device)
+    with _fitting(watch.checkpoint):
+        payload = _reload(task, state, watch.checkpoint)
         optimizer.load_state_dict(payload["optimizer"])
         task.runtime.restore_streams(payload["streams"])
         return int(payload["rounds"]), float(payload["seconds"])
+
+
+def revisit(task: Task, method: Method[Any], plan: Plan, checkpoint: Checkpoint) -> State:
+    """What a run remembered at its last save, to look at; ``task.student`` gets the weights of that save.
+
+    Raises:
+        UserError: the checkpoint cannot be read or is that of another pair or method.
+    """
+    check(task, method)
+    task.teacher.freeze()
+    state: State = method.setup(task, plan)
+    task.runtime.place(state.joint)
+    with _fitting(checkpoint):
+        _reload(task, state, checkpoint)
+    task.student.eval()
+    return state
+
+
+def _reload(task: Task, state: State, checkpoint: Checkpoint) -> dict[str, Any]:
+    """The payload of the last save; student, state and pools are filled from it."""
+    payload = checkpoint.load(pools_of(state))
+    task.student.net.load_state_dict(payload["student"])
+    unpack(payload["state"], state, task.runtime.device)
+    return payload
+
+
+@contextmanager
+def _fitting(checkpoint: Checkpoint) -> Iterator[None]:
+    """Whatever a checkpoint of something else makes fail, as one sentence."""
+    try:
+        yield
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+        if isinstance(error, UserError):
+            raise
         why = str(error).strip().splitlines()
         raise UserError(
-            f"resume needs a checkpoint of this pair and method, got {watch.checkpoint.folder} "
+            f"resume needs a checkpoint of this pair and method, got {checkpoint.folder} "
             f"({why[0] if why else type(error).__name__}); start again in a new folder"
         ) from error

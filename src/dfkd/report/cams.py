@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -15,7 +14,7 @@ from dfkd.ops.pixels import as_images
 from dfkd.report.grid import magnification
 from dfkd.types import Bytes, Labels
 
-__all__ = ["activation_regions", "cam_report", "save_cams"]
+__all__ = ["activation_regions", "cam_picture", "cam_report", "save_cams"]
 
 
 def activation_regions(probe: Probe, images: Tensor, classes: Labels) -> Regions:
@@ -68,24 +67,26 @@ def cam_report(task: Task, images: Bytes, batch_size: int = 256) -> dict[str, fl
 
 
 def save_cams(task: Task, images: Bytes, path: Path, tile: int = 48) -> None:
-    """Write a picture of three rows: images, the teacher's CAM, the student's CAM, red where a network looks.
+    """Write :func:`cam_picture` to ``path``, a PNG file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cam_picture(task, images, tile).save(path)
+
+
+def cam_picture(task: Task, images: Bytes, tile: int = 48) -> Image.Image:
+    """A picture of three rows: images, the teacher's CAM, the student's CAM, red where a network looks.
 
     Args:
         task: teacher and student.
         images: uint8 (n, c, h, w), one column each.
-        path: a PNG file.
         tile: images are enlarged by a whole factor to at least so many pixels.
     """
     theirs, ours = _both(task, as_images(images.to(task.runtime.device)))
-    _, _, h, w = images.shape
-    factor = magnification(h, w, tile)
-    gray = images.float().mean(dim=1).cpu()
+    factor = magnification(images.shape[2], images.shape[3], tile)
     rgb = images if images.shape[1] == 3 else images[:, :1].expand(-1, 3, -1, -1)
-    rows = [rgb.permute(0, 2, 3, 1).cpu().to(torch.uint8)]
-    rows += [_heat(cam.cpu(), gray) for cam in (theirs.classes, ours.classes)]
-    sheet = torch.cat([torch.cat(list(row), dim=1) for row in rows]).numpy().astype(np.uint8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(sheet.repeat(factor, axis=0).repeat(factor, axis=1)).save(path)
+    large = rgb.cpu().repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
+    gray = large.float().mean(dim=1)
+    rows = [large.permute(0, 2, 3, 1), *(_heat(cam.cpu(), gray) for cam in (theirs.classes, ours.classes))]
+    return Image.fromarray(torch.cat([torch.cat(list(row), dim=1) for row in rows]).numpy())
 
 
 def _both(task: Task, x: Tensor) -> tuple[Regions, Regions]:

@@ -5,10 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from dfkd.errors import UserError
+from dfkd.report.canvas import INK, font
 from dfkd.types import Bytes
 
 BORDER = 1  # transparent pixels around every tile; rows and columns are then exact fractions of the sheet
@@ -99,6 +100,41 @@ def image_grid(
             place[..., :3] = pixels[index]
             place[..., 3] = 255
     return Image.fromarray(sheet)
+
+
+def labelled(
+    picture: Image.Image, rows: Sequence[str] = (), columns: Sequence[str] = (), most: int = 120, size: int = 13
+) -> Image.Image:
+    """``picture`` with names to the left of its rows and above its columns, on no background.
+
+    Args:
+        picture: rows and columns of equal size.
+        rows, columns: names, each for an equal part of the height or width; too long ones are cut.
+        most: pixels for the names of rows.
+        size: of the letters, in pixels.
+    """
+    gap, letters = size // 2, font(size)
+    left = min(most, max((int(letters.getlength(name)) + 1 for name in rows), default=-gap)) + gap
+    top = size + gap if columns else 0
+    sheet = Image.new("RGBA", (left + picture.width, top + picture.height))
+    sheet.paste(picture.convert("RGBA"), (left, top))
+    pen = ImageDraw.Draw(sheet)
+    for i, name in enumerate(rows):
+        middle = top + round((i + 0.5) * picture.height / len(rows))
+        pen.text((left - gap, middle), _cut(name, left - gap, size), fill=INK, font=letters, anchor="rm")
+    for i, name in enumerate(columns):
+        middle, width = left + round((i + 0.5) * picture.width / len(columns)), picture.width // len(columns)
+        pen.text((middle, 0), _cut(name, width - 2, size), fill=INK, font=letters, anchor="mt")
+    return sheet
+
+
+def _cut(name: str, width: int, size: int) -> str:
+    """As much of ``name`` as fits into ``width`` pixels."""
+    if font(size).getlength(name) <= width:
+        return name
+    while name and font(size).getlength(name + "…") > width:
+        name = name[:-1]
+    return f"{name.rstrip()}…"
 
 
 def _rgb(images: Bytes) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:

@@ -15,6 +15,7 @@ from dfkd.report.charts import loss_names, metric_chart, quality_chart
 from dfkd.report.collapse import Concern, warnings_of
 from dfkd.report.console import cells
 from dfkd.report.files import StoredRun, plain, read_run, write_whole
+from dfkd.report.gallery import CURVES, FIGURES_FOLDER, Gallery, read_gallery
 from dfkd.report.sheets import fitting, named, sheets_in, sheets_of
 from dfkd.report.summary import (
     Number,
@@ -53,7 +54,8 @@ def write_page(source: Path | RunResult, out: Path | None = None, others: Sequen
     """Write the report of a run as one HTML file.
 
     Args:
-        source: a run folder (``run.json``, ``metrics.jsonl``, ``samples/round_*.png``; of a finished, interrupted
+        source: a run folder (``run.json``, ``metrics.jsonl``, ``samples/round_*.png``, ``figures/index.json``; of a
+            finished, interrupted
             or running run), or a result, whose rounds may hold samples.
         out: the file to write; default ``report.html`` in the run folder.
         others: more lines for the comparison table, for instance a student that was fed noise.
@@ -67,25 +69,32 @@ def write_page(source: Path | RunResult, out: Path | None = None, others: Sequen
     if isinstance(source, RunResult):
         if out is None:
             raise UserError("the report of a result needs a file to write to, got None; give out='report.html'")
-        run, sheets = StoredRun(source.info, source.rounds, source, "finished"), sheets_of(source)
+        run, sheets, gallery = StoredRun(source.info, source.rounds, source, "finished"), sheets_of(source), Gallery()
     else:
-        run, sheets = read_run(source), sheets_in(source)
+        run, sheets, gallery = read_run(source), sheets_in(source), read_gallery(source / FIGURES_FOLDER)
         out = source / PAGE_FILE if out is None else out
-    write_whole(out, render(run, sheets, others).encode())
+    write_whole(out, render(run, sheets, others, gallery).encode())
     return out
 
 
-def render(run: StoredRun, sheets: Sequence[tuple[int, bytes]] = (), others: Sequence[Row] = ()) -> str:
+def render(
+    run: StoredRun,
+    sheets: Sequence[tuple[int, bytes]] = (),
+    others: Sequence[Row] = (),
+    gallery: Gallery | None = None,
+) -> str:
     """The page as text; ``sheets`` are (rounds done, PNG file), oldest first. All text from the run is escaped."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode("ascii")
     template = environment.from_string(files("dfkd.report").joinpath("page.html.j2").read_text("utf-8"))
-    return template.render(_context(run, sheets, others))
+    return template.render(_context(run, sheets, others, gallery or Gallery()))
 
 
-def _context(run: StoredRun, sheets: Sequence[tuple[int, bytes]], others: Sequence[Row]) -> dict[str, Any]:
+def _context(
+    run: StoredRun, sheets: Sequence[tuple[int, bytes]], others: Sequence[Row], gallery: Gallery
+) -> dict[str, Any]:
     info, rounds, result = run.info, run.rounds, run.result
     rows = [*rows_of(info, rounds, result), *others]
     return {
@@ -104,6 +113,8 @@ def _context(run: StoredRun, sheets: Sequence[tuple[int, bytes]], others: Sequen
         "losses": _loss_charts(rounds),
         "health": _health_charts(rounds, info.classes),
         "sheets": [named(info, *sheet) for sheet in fitting(sheets)],
+        "figures": [figure for figure in gallery.figures if figure.name not in CURVES],
+        "skipped": gallery.skipped,
         "classes": _class_bars(run),
         "class_limit": MOST_CLASSES,
         "sections": _sections(info),
@@ -160,6 +171,11 @@ def _health_charts(rounds: Sequence[RoundRecord], classes: int) -> list[Chart]:
             "root mean square of pixels; dashed: all images equal",
         ),
         _chart("Images stored", metric_chart(rounds, "pool")),
+        _chart("Web images selected", metric_chart(rounds, "selected_share"), "share of the pool"),
+        _chart("Classes among them", metric_chart(rounds, "selected_classes", classes), f"dashed: all {classes}"),
+        _chart("Threshold of the rarest class selected", metric_chart(rounds, "threshold/low")),
+        _chart("Student's share in the selection", metric_chart(rounds, "student_share")),
+        _chart("Largest probability of a target", metric_chart(rounds, "target_maximum"), "mean over targets"),
         _chart("Learning rate of the student", metric_chart(rounds, "lr")),
     ]
     return [chart for chart in charts if chart is not None]

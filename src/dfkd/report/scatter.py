@@ -1,12 +1,16 @@
-"""Points in many dimensions drawn in two: t-SNE as an SVG, one colour per group."""
+"""Points in many dimensions drawn in two: t-SNE, one colour per group."""
 
-import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from dfkd.errors import UserError
+from dfkd.report.canvas import TONES, Format, drawn
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["tsne", "tsne_figure"]
 
@@ -26,29 +30,33 @@ def tsne(points: Tensor, seed: int = 0, perplexity: float = 30.0) -> Tensor:
     return torch.from_numpy(made)
 
 
-def tsne_figure(groups: Mapping[str, Tensor], seed: int = 0, perplexity: float = 30.0) -> str:
-    """One t-SNE of all groups together, as SVG text with a legend; later groups are drawn on top.
+def tsne_figure(
+    groups: Mapping[str, Tensor],
+    seed: int = 0,
+    perplexity: float = 30.0,
+    *,
+    tones: Sequence[str] = TONES,
+    form: Format = "svg",
+) -> bytes:
+    """One t-SNE of all groups together, as a file with a legend; later groups are drawn on top.
 
     Args:
         groups: name -> (n, d), such as features of selected and of other images.
         seed: of the embedding.
         perplexity: see :func:`tsne`.
+        tones: one colour a group.
+        form: SVG or PNG.
     """
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
     places = tsne(torch.cat([value.flatten(1).cpu() for value in groups.values()]), seed, perplexity)
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "dfkd", "text.parse_math": False, "font.size": 8.0}):
-        figure = Figure(figsize=(4.2, 4.2), layout="constrained")
+    parts = dict(zip(groups, places.split([len(value) for value in groups.values()]), strict=True))
+
+    def draw(figure: "Figure") -> None:
         axes = figure.add_subplot()
-        for (name, value), part in zip(groups.items(), places.split([len(v) for v in groups.values()]), strict=True):
-            axes.scatter(part[:, 0], part[:, 1], s=7, alpha=0.7, linewidths=0, label=f"{name} ({len(value)})")
-        axes.set_xticks([])
-        axes.set_yticks([])
+        for (name, part), tone in zip(parts.items(), tones, strict=False):
+            label = f"{name} ({len(part)})"
+            axes.scatter(part[:, 0], part[:, 1], s=9, alpha=0.75, linewidths=0, color=tone, label=label)
+        axes.set_axis_off()
         axes.set_aspect("equal", "datalim")
-        for spine in axes.spines.values():
-            spine.set_visible(False)
-        figure.legend(loc="outside lower center", ncols=len(groups), frameon=False)
-        text = io.StringIO()
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    return text.getvalue()
+        figure.legend(loc="outside lower center", ncols=len(parts), frameon=False, handletextpad=0.1, markerscale=2)
+
+    return drawn((4.2, 4.2), draw, form)

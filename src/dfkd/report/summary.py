@@ -9,7 +9,9 @@ from dfkd.engine.records import Evaluation, RoundRecord, RunInfo, RunResult
 Number = int | float | None
 
 # Everything else in ``RoundRecord.metrics`` is a loss.
-_NOT_LOSSES = frozenset({"pool", "images", "images_per_second", "lr", "class_entropy", "pairwise_distance"})
+_COUNTS = frozenset({"pool", "images", "images_per_second", "lr"})
+_SELECTION = frozenset({"selected", "selected_share", "selected_classes", "student_share", "target_maximum"})
+_NOT_LOSSES = _COUNTS | _SELECTION | {"class_entropy", "pairwise_distance"}
 
 
 @dataclass(frozen=True)
@@ -105,8 +107,14 @@ def losses_of(record: RoundRecord) -> dict[str, float]:
     return {
         name: value
         for name, value in record.metrics.items()
-        if name not in _NOT_LOSSES and not name.startswith("seconds/")
+        if name not in _NOT_LOSSES and not name.startswith(("seconds/", "threshold/"))
     }
+
+
+def measure_names(records: Sequence[RoundRecord]) -> list[str]:
+    """What else a run measured, in the order in which it first occurs; times are left out."""
+    found = dict.fromkeys(name for record in records for name in record.metrics if name not in losses_of(record))
+    return [name for name in found if not name.startswith("seconds/")]
 
 
 def images_per_second(records: Sequence[RoundRecord]) -> float | None:

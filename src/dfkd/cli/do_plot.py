@@ -1,0 +1,137 @@
+"""`dfkd plot`: figures and curves of a run, drawn from its folder."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dfkd.api import build_task
+from dfkd.cli.config import Distill, Plot
+from dfkd.cli.do_distill import RECIPE_FILE, Job, prepare, runtime_of
+from dfkd.cli.do_synthesize import stored
+from dfkd.cli.parse import Tree, merge, read_yaml
+from dfkd.cli.setup import plain_settings, settled, text_of
+from dfkd.data.readers import read_images
+from dfkd.engine.checkpoint import Checkpoint
+from dfkd.engine.core import State, Task
+from dfkd.engine.driver import revisit
+from dfkd.errors import UserError
+from dfkd.report.curves import comparison
+from dfkd.report.drawers import class_sheet
+from dfkd.report.figures import curves_of, figures_of
+from dfkd.report.files import StoredRun, read_run
+from dfkd.report.gallery import FIGURES_FOLDER, Figure, Gallery, write_gallery
+from dfkd.report.summary import class_names
+
+__all__ = ["run"]
+
+
+def run(settings: Plot) -> int:
+    """Draw what can be drawn, and say what cannot."""
+    if settings.run is None and not settings.compare:
+        raise UserError("plot needs a run folder, got none; for example `dfkd plot runs/x`")
+    gallery = Gallery() if settings.run is None else _of_run(Path(settings.run), settings)
+    if settings.compare:
+        folders = ([settings.run] if settings.run else []) + settings.compare
+        gallery = replace(gallery, figures=[*gallery.figures, _compared(folders, settings)])
+    default = Path(settings.run or "") / FIGURES_FOLDER
+    out = Path(settings.out) if settings.out else default
+    write_gallery(out, gallery)
+    for figure in gallery.figures:
+        print(f"{figure.name:<20}{out / figure.file}")
+    for name, why in gallery.skipped.items():
+        print(f"{name:<20}not drawn: {why}")
+    return 0
+
+
+def _of_run(folder: Path, settings: Plot) -> Gallery:
+    """Curves from the metrics; the other figures from the checkpoint, or as many as go without."""
+    stored_run = read_run(folder)
+    curves = curves_of(stored_run.rounds, stored_run.result, settings.format)
+    try:
+        job, task = _rebuilt(folder, settings)
+    except UserError as error:
+        return _without_teacher(folder, stored_run, curves, str(error))
+    skipped = {}
+    state: State | None = None
+    try:
+        state = _state(folder, stored_run, job, task)
+    except UserError as error:
+        skipped["checkpoint"] = str(error)
+    test = job.settings.data.test
+    exam = None
+    if test is not None:
+        try:
+            read = read_images(test, "test", side=task.image_shape[1], channels=task.image_shape[0])
+            exam = read.images, read.labels
+        except UserError as error:
+            skipped["test images"] = str(error)
+    rest = figures_of(task, job.method, job.plan, state, exam, settings.format)
+    return Gallery([*curves, *rest.figures], {**skipped, **rest.skipped})
+
+
+def _rebuilt(folder: Path, settings: Plot) -> tuple[Job, Task]:
+    """The pair as the run began, on whatever device there is, with what the flags say put over it."""
+    file = folder / RECIPE_FILE
+    if not file.is_file():
+        raise UserError(
+            f"plot needs {RECIPE_FILE} to build the networks of the run again, got {folder} without; runs from Python "
+            "draw these figures when they end"
+        )
+    flags: Tree = {"teacher": plain_settings(settings.teacher), "data": plain_settings(settings.data)}
+    here: Tree = {"runtime": {"device": "auto", "devices": 1, "compile": False}}
+    job = prepare(*settled(Distill, merge(merge(read_yaml(file), here), flags)))
+    task = build_task(
+        job.teacher.built.net,
+        job.student.built.net,
+        image_size=job.facts.image_size,
+        mean=job.facts.mean,
+        std=job.facts.std,
+        classes=job.facts.named,
+        text=text_of(job.settings.text, job.facts, job.method),
+        web=job.settings.data.web,
+        real=job.settings.data.real,
+        runtime=runtime_of(job.settings.runtime).launch(),
+        teacher_layers=job.teacher.layers,
+        student_layers=job.student.layers,
+    )
+    return job, task
+
+
+def _state(folder: Path, stored_run: StoredRun, job: Job, task: Task) -> State:
+    """What the run's first process remembered at its last save."""
+    world: Any = stored_run.info.provenance.get("processes", 1)
+    checkpoint = Checkpoint(folder / "checkpoint", 0, int(world))
+    if not checkpoint.exists():
+        raise UserError(f"plot needs the checkpoint of the run, got {folder} without; images of the run are lost")
+    return revisit(task, job.method, job.plan, checkpoint)
+
+
+def _without_teacher(folder: Path, stored_run: StoredRun, curves: Sequence[Figure], why: str) -> Gallery:
+    """Curves, and the images that lie in the checkpoint."""
+    skipped = {"networks": why}
+    try:
+        images, labels = stored(folder, 2000)
+        sheet = class_sheet((images.flip(0), labels.flip(0)), class_names(stored_run.info))
+        return Gallery([*curves, sheet], skipped)
+    except UserError as error:
+        return Gallery(curves, {**skipped, "classes": str(error)})
+
+
+def _compared(folders: Sequence[str], settings: Plot) -> Figure:
+    """One chart of the accuracies of several runs."""
+    runs = {folder: read_run(Path(folder)).rounds for folder in folders}
+    blank = [name for name, records in runs.items() if all(record.evaluation is None for record in records)]
+    if blank:
+        raise UserError(
+            f"plot --compare needs runs that were evaluated on test images, got {blank[0]} without; leave it out"
+        )
+    shown = {_short(name, folders): records for name, records in runs.items()}
+    told = f"Accuracy of {len(shown)} students over rounds and over seconds of distillation."
+    return Figure("comparison", told, comparison(shown, settings.format), "Two charts with one curve per run")
+
+
+def _short(folder: str, folders: Sequence[str]) -> str:
+    """The last part of a path, if that tells it from the others."""
+    name = Path(folder).name
+    return name if sum(Path(other).name == name for other in folders) == 1 else folder

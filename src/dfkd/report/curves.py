@@ -1,0 +1,158 @@
+"""Charts that become files: curves of a run, several runs beside each other, bars of classes."""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dfkd.engine.records import Evaluation, RoundRecord
+from dfkd.report.canvas import INK, TONES, Format, drawn, plain_axes
+from dfkd.report.charts import loss_names
+from dfkd.report.summary import finished_rounds, measure_names, number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["Panel", "accuracy_panel", "bars", "chart", "comparison", "loss_panels", "measure_panels"]
+
+Points = Sequence[tuple[float, float]]
+
+MOST_NAMES = 40  # bars with names; more bars are sorted and have none
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes.
+
+    Attributes:
+        title: above it, may be empty.
+        lines: name -> points; values that are not finite leave a gap.
+        across: what runs from left to right.
+        levels: name -> height of a dashed line.
+        percent: values are fractions, shown as percentages.
+        whole: there is nothing between two numbers of ``across``.
+    """
+
+    title: str
+    lines: Mapping[str, Points]
+    across: str = "round"
+    levels: Mapping[str, float] | None = None
+    percent: bool = False
+    whole: bool = True
+
+    @property
+    def empty(self) -> bool:
+        """Nothing finite to draw?"""
+        return not any(math.isfinite(y) for points in self.lines.values() for _, y in points)
+
+
+def chart(panels: Sequence[Panel], form: Format = "svg", columns: int = 3) -> bytes:
+    """All panels as one file; those with several lines or levels get a legend."""
+    wide = min(columns, len(panels))
+    tall = math.ceil(len(panels) / wide)
+    size = (6.4, 3.4) if len(panels) == 1 else (3.2 * wide if wide > 1 else 6.4, 2.3 * tall)
+
+    def draw(figure: "Figure") -> None:
+        for i, panel in enumerate(panels):
+            _draw(figure.add_subplot(tall, wide, i + 1), panel)
+
+    return drawn(size, draw, form)
+
+
+def accuracy_panel(records: Sequence[RoundRecord], teacher: Evaluation | None) -> Panel:
+    """Accuracy and agreement of the student over rounds; dashed, the teacher's accuracy."""
+    seen = [(finished_rounds(record), record.evaluation) for record in records if record.evaluation is not None]
+    lines = {
+        "accuracy of the student": [(float(step), look.accuracy) for step, look in seen],
+        "agreement with the teacher": [(float(step), look.agreement) for step, look in seen],
+    }
+    level = None if teacher is None else number(teacher.accuracy)
+    return Panel("", lines, levels=None if level is None else {"accuracy of the teacher": level}, percent=True)
+
+
+def loss_panels(records: Sequence[RoundRecord]) -> list[Panel]:
+    """One panel for each loss."""
+    return _panels(records, loss_names(records))
+
+
+def measure_panels(records: Sequence[RoundRecord]) -> list[Panel]:
+    """One panel for each other measure: class entropy, distance between images, the selection, the learning rate."""
+    return _panels(records, measure_names(records))
+
+
+def comparison(runs: Mapping[str, Sequence[RoundRecord]], form: Format = "svg") -> bytes:
+    """Accuracy of several runs over rounds and over seconds, in two panels."""
+    rounds: dict[str, Points] = {}
+    seconds: dict[str, Points] = {}
+    for name, records in runs.items():
+        spent = list(itertools.accumulate(record.seconds for record in records))
+        seen = [(i, look.evaluation.accuracy) for i, look in enumerate(records) if look.evaluation is not None]
+        rounds[name] = [(float(finished_rounds(records[i])), value) for i, value in seen]
+        seconds[name] = [(spent[i], value) for i, value in seen]
+    panels = (
+        Panel("Accuracy over rounds", rounds, percent=True),
+        Panel("Accuracy over time", seconds, "seconds", percent=True, whole=False),
+    )
+
+    def draw(figure: "Figure") -> None:
+        for i, panel in enumerate(panels):
+            axes = figure.add_subplot(1, 2, i + 1)
+            _draw(axes, panel, legend=False)
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+
+    return drawn((7.4, 3.1 + 0.2 * math.ceil(len(runs) / 2)), draw, form)
+
+
+def bars(counts: Mapping[str, float], across: str, form: Format = "svg") -> bytes:
+    """One bar for each name; dashed, their mean. Of many, the bars are sorted and have no names."""
+    names, values = list(counts), list(counts.values())
+    many = len(names) > MOST_NAMES
+    if many:
+        values = sorted(values, reverse=True)
+
+    def draw(figure: "Figure") -> None:
+        axes = figure.add_subplot()
+        plain_axes(axes)
+        axes.bar(range(len(values)), values, color=TONES[0], width=1.0 if many else 0.7)
+        axes.axhline(sum(values) / len(values), color=TONES[1], linewidth=1.0, linestyle=(0, (4, 3)), label="mean")
+        axes.set_ylabel(across)
+        axes.set_xticks([] if many else range(len(names)), [] if many else names)
+        axes.tick_params(axis="x", labelrotation=90 if max(map(len, names)) > 3 else 0)
+        axes.set_xlabel(f"{len(names)} classes, sorted" if many else "")
+        axes.margins(x=0.01)
+        axes.legend(frameon=False)
+
+    return drawn((6.4, 3.0), draw, form)
+
+
+def _panels(records: Sequence[RoundRecord], names: Sequence[str]) -> list[Panel]:
+    found = []
+    for name in names:
+        points = [(float(finished_rounds(r)), r.metrics[name]) for r in records if name in r.metrics]
+        found.append(Panel(name.removeprefix("loss/").replace("_", " "), {name: points}))
+    return [panel for panel in found if not panel.empty]
+
+
+def _draw(axes: "Axes", panel: Panel, legend: bool = True) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    plain_axes(axes)
+    for (name, points), tone in zip(panel.lines.items(), itertools.cycle(TONES)):
+        across = [x for x, _ in points]
+        values = [y if math.isfinite(y) else math.nan for _, y in points]
+        marker = "o" if len(points) <= 25 else ""
+        axes.plot(across, values, color=tone, linewidth=1.4, marker=marker, markersize=2.6, label=name)
+    for name, level in (panel.levels or {}).items():
+        axes.axhline(level, color=INK, linewidth=1.0, linestyle=(0, (4, 3)), label=name)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=panel.whole))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.margins(x=0.02, y=0.1)
+    axes.set_xlabel(panel.across)
+    if panel.title:
+        axes.set_title(panel.title)
+    if panel.percent:
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
+    if legend and len(panel.lines) + len(panel.levels or {}) > 1:
+        axes.legend(frameon=False)

@@ -1,0 +1,106 @@
+"""The figures of a run, drawn from what it left behind.
+
+Nothing here changes what was trained: random numbers come from streams of its own, modes are put back, and a figure
+that cannot be drawn is left out with one line that says why.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from dfkd.engine.core import Method, State, Task
+from dfkd.engine.plan import Plan
+from dfkd.engine.records import RoundRecord, RunResult
+from dfkd.errors import UserError
+from dfkd.report.canvas import Format
+from dfkd.report.curves import Panel, accuracy_panel, chart, loss_panels, measure_panels
+from dfkd.report.drawers import DRAWERS
+from dfkd.report.gallery import CURVES, Figure, Gallery
+from dfkd.report.scene import Examples, Scene, shown
+
+__all__ = ["curves_of", "figures_of"]
+
+T = TypeVar("T")
+
+SEED = 0
+
+
+def figures_of(
+    task: Task,
+    method: Method[Any],
+    plan: Plan,
+    state: State | None,
+    test: Examples | None = None,
+    form: Format = "svg",
+) -> Gallery:
+    """Draw every figure of :data:`~dfkd.report.drawers.DRAWERS` that this run has something for. Never fails.
+
+    Args:
+        task, method, plan: what ran.
+        state: what :func:`dfkd.engine.driver.run` returned, or None.
+        test: labelled real images (uint8, int64).
+        form: of figures made of lines; images are always PNG.
+    """
+    runtime = copy.copy(task.runtime)
+    runtime.generator = torch.Generator(runtime.device).manual_seed(SEED)
+    task = replace(task, runtime=runtime)
+    figures: list[Figure] = []
+    skipped: dict[str, str] = {}
+    with _kept(task, state):
+        examples = _try("images", skipped, lambda: shown(task, method, plan, state))
+        examples = shown(task, method, plan, None) if examples is None else examples
+        scene = Scene(task, method, state, examples, test, form, SEED)
+        for name, draw in DRAWERS.items():
+            runtime.generator.manual_seed(SEED)  # no figure depends on which others are drawn
+            made = _try(name, skipped, lambda draw=draw: draw(scene))  # type: ignore[misc]
+            if made is not None:
+                figures.append(made)
+    return Gallery(figures, skipped)
+
+
+def curves_of(records: Sequence[RoundRecord], result: RunResult | None, form: Format = "svg") -> list[Figure]:
+    """Accuracy, losses and other measures over rounds, as far as there are any."""
+    teacher = None if result is None else result.teacher_evaluation
+    told: tuple[tuple[Sequence[Panel], str], ...] = (
+        ((accuracy_panel(records, teacher),), "Accuracy of the student and agreement with the teacher over rounds."),
+        (loss_panels(records), "Losses over rounds, each on its own scale."),
+        (measure_panels(records), "What else was measured, over rounds, each on its own scale."),
+    )
+    return [
+        Figure(name, caption, chart(panels, form), caption)
+        for name, (panels, caption) in zip(CURVES, told, strict=True)
+        if panels and not panels[0].empty
+    ]
+
+
+def _try(name: str, skipped: dict[str, str], draw: Callable[[], T]) -> T | None:
+    """What ``draw`` returns; where it fails, None, and the reason in ``skipped``."""
+    try:
+        return draw()
+    except UserError as error:
+        skipped[name] = str(error)
+    except Exception as error:  # a finished run is not to fail because of a picture, whatever the reason
+        said = str(error).strip().splitlines()
+        skipped[name] = f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
+    return None
+
+
+@contextmanager
+def _kept(task: Task, state: State | None) -> Iterator[None]:
+    """Everything in eval mode for a while; then modes and torch's default streams are as before."""
+    whole: list[nn.Module] = [task.teacher, task.student, *([] if state is None else [state.joint])]
+    modes = [(module, module.training) for part in whole for module in part.modules()]
+    device = task.runtime.device
+    with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
+        for part in whole:
+            part.eval()
+        try:
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
