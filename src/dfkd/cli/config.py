@@ -216,7 +216,7 @@ class Plot:
 
     run: str | None = None  # run folder
     compare: list[str] | None = None  # run folders whose accuracies are drawn beside each other
-    out: str | None = None  # folder; default figures in the run folder, or figures here for --compare alone
+    out: str | None = None  # folder; default figures in the run folder, or this one for --compare alone
     format: Literal["svg", "png"] = "svg"  # of figures made of lines; images are always PNG
     teacher: Network = field(default_factory=Network)
     data: Images = field(default_factory=Images)

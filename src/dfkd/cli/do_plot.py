@@ -19,7 +19,7 @@ from dfkd.errors import UserError
 from dfkd.report.curves import comparison
 from dfkd.report.drawers import class_sheet
 from dfkd.report.figures import curves_of, figures_of
-from dfkd.report.files import StoredRun, read_run
+from dfkd.report.files import StoredRun, read_run, write_whole
 from dfkd.report.gallery import FIGURES_FOLDER, Figure, Gallery, write_gallery
 from dfkd.report.summary import class_names
 
@@ -30,17 +30,26 @@ def run(settings: Plot) -> int:
     """Draw what can be drawn, and say what cannot."""
     if settings.run is None and not settings.compare:
         raise UserError("plot needs a run folder, got none; for example `dfkd plot runs/x`")
-    gallery = Gallery() if settings.run is None else _of_run(Path(settings.run), settings)
+    if settings.run is None:
+        return _compare(Path(settings.out or "."), settings)
+    folder = Path(settings.run)
+    gallery = _of_run(folder, settings)
     if settings.compare:
-        folders = ([settings.run] if settings.run else []) + settings.compare
-        gallery = replace(gallery, figures=[*gallery.figures, _compared(folders, settings)])
-    default = Path(settings.run or "") / FIGURES_FOLDER
-    out = Path(settings.out) if settings.out else default
+        gallery = replace(gallery, figures=[*gallery.figures, _compared([settings.run, *settings.compare], settings)])
+    out = Path(settings.out) if settings.out else folder / FIGURES_FOLDER
     write_gallery(out, gallery)
     for figure in gallery.figures:
         print(f"{figure.name:<20}{out / figure.file}")
     for name, why in gallery.skipped.items():
         print(f"{name:<20}not drawn: {why}")
+    return 0
+
+
+def _compare(out: Path, settings: Plot) -> int:
+    """One file, beside whatever else is there."""
+    figure = _compared(settings.compare or [], settings)
+    write_whole(out / figure.file, figure.data)
+    print(f"{figure.name:<20}{out / figure.file}")
     return 0
 
 

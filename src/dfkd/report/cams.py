@@ -72,13 +72,14 @@ def save_cams(task: Task, images: Bytes, path: Path, tile: int = 48) -> None:
     cam_picture(task, images, tile).save(path)
 
 
-def cam_picture(task: Task, images: Bytes, tile: int = 48) -> Image.Image:
+def cam_picture(task: Task, images: Bytes, tile: int = 48, gap: int = 0) -> Image.Image:
     """A picture of three rows: images, the teacher's CAM, the student's CAM, red where a network looks.
 
     Args:
         task: teacher and student.
         images: uint8 (n, c, h, w), one column each.
         tile: images are enlarged by a whole factor to at least so many pixels.
+        gap: transparent pixels to the right of every image and below it.
     """
     theirs, ours = _both(task, as_images(images.to(task.runtime.device)))
     factor = magnification(images.shape[2], images.shape[3], tile)
@@ -86,7 +87,11 @@ def cam_picture(task: Task, images: Bytes, tile: int = 48) -> Image.Image:
     large = rgb.cpu().repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
     gray = large.float().mean(dim=1)
     rows = [large.permute(0, 2, 3, 1), *(_heat(cam.cpu(), gray) for cam in (theirs.classes, ours.classes))]
-    return Image.fromarray(torch.cat([torch.cat(list(row), dim=1) for row in rows]).numpy())
+    tiles = torch.stack(rows)  # (row, image, height, width, colour)
+    solid = torch.cat([tiles, torch.full_like(tiles[..., :1], 255)], dim=-1)
+    spaced = torch.nn.functional.pad(solid, (0, 0, 0, gap, 0, gap))
+    sheet = torch.cat([torch.cat(list(row), dim=1) for row in spaced])
+    return Image.fromarray(sheet.numpy())
 
 
 def _both(task: Task, x: Tensor) -> tuple[Regions, Regions]:
@@ -104,4 +109,4 @@ def _heat(cam: Tensor, gray: Tensor) -> Tensor:
     share = (cam - low) / (high - low).clamp(min=1e-12)
     share = torch.nn.functional.interpolate(share[:, None], gray.shape[1:], mode="bilinear", align_corners=False)[:, 0]
     colour = torch.stack([share, 1 - (2 * share - 1).abs(), 1 - share], dim=-1) * 255
-    return (0.5 * gray[..., None] + 0.5 * colour).round().to(torch.uint8)
+    return (0.4 * gray[..., None] + 0.6 * colour).round().to(torch.uint8)

@@ -19,6 +19,14 @@ __all__ = ["Panel", "accuracy_panel", "bars", "chart", "comparison", "loss_panel
 
 Points = Sequence[tuple[float, float]]
 
+_TITLES = {
+    "class_entropy": "class entropy (nats)",
+    "images": "images made",
+    "lr": "learning rate of the student",
+    "pairwise_distance": "distance between two images",
+    "pool": "images stored",
+    "target_maximum": "largest probability of a target",
+}
 MOST_NAMES = 40  # bars with names; more bars are sorted and have none
 
 
@@ -48,17 +56,16 @@ class Panel:
         return not any(math.isfinite(y) for points in self.lines.values() for _, y in points)
 
 
-def chart(panels: Sequence[Panel], form: Format = "svg", columns: int = 3) -> bytes:
-    """All panels as one file; those with several lines or levels get a legend."""
-    wide = min(columns, len(panels))
+def chart(panels: Sequence[Panel], form: Format = "svg", size: tuple[float, float] = (3.0, 2.2)) -> bytes:
+    """All panels as one file, up to three in a row, each of ``size`` inches; legends where there are several lines."""
+    wide = min(3, len(panels))
     tall = math.ceil(len(panels) / wide)
-    size = (6.4, 3.4) if len(panels) == 1 else (3.2 * wide if wide > 1 else 6.4, 2.3 * tall)
 
     def draw(figure: "Figure") -> None:
         for i, panel in enumerate(panels):
             _draw(figure.add_subplot(tall, wide, i + 1), panel)
 
-    return drawn(size, draw, form)
+    return drawn((size[0] * wide, size[1] * tall), draw, form)
 
 
 def accuracy_panel(records: Sequence[RoundRecord], teacher: Evaluation | None) -> Panel:
@@ -100,9 +107,9 @@ def comparison(runs: Mapping[str, Sequence[RoundRecord]], form: Format = "svg") 
         for i, panel in enumerate(panels):
             axes = figure.add_subplot(1, 2, i + 1)
             _draw(axes, panel, legend=False)
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
 
-    return drawn((7.4, 3.1 + 0.2 * math.ceil(len(runs) / 2)), draw, form)
+    return drawn((7.4, 3.1 + 0.2 * math.ceil(len(runs) / 3)), draw, form)
 
 
 def bars(counts: Mapping[str, float], across: str, form: Format = "svg") -> bytes:
@@ -124,14 +131,14 @@ def bars(counts: Mapping[str, float], across: str, form: Format = "svg") -> byte
         axes.margins(x=0.01)
         axes.legend(frameon=False)
 
-    return drawn((6.4, 3.0), draw, form)
+    return drawn((4.4 if len(names) <= 15 else 9.0, 3.0), draw, form)
 
 
 def _panels(records: Sequence[RoundRecord], names: Sequence[str]) -> list[Panel]:
     found = []
     for name in names:
         points = [(float(finished_rounds(r)), r.metrics[name]) for r in records if name in r.metrics]
-        found.append(Panel(name.removeprefix("loss/").replace("_", " "), {name: points}))
+        found.append(Panel(_TITLES.get(name, name.removeprefix("loss/").replace("_", " ")), {name: points}))
     return [panel for panel in found if not panel.empty]
 
 

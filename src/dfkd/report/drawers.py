@@ -60,23 +60,23 @@ def _attention(scene: Scene) -> Figure | None:
         return None
     columns = one_of_each(labels, 10)
     chosen = images[columns]
-    picture = cam_picture(scene.task, chosen, tile=64)
+    picture = cam_picture(scene.task, chosen, tile=64, gap=2)
     most, part = scene.most(12_000_000, 32, 256), scene.most(1_000_000, 4, 128)
-    numbers = cam_report(scene.task, images[:most], part)
-    told = f"MAE {numbers['mae']:.1f}, MSE {numbers['mse']:.0f} on {len(images[:most])} images the student learnt from"
+    seen = {"": images[:most]}
+    told = f"on {len(images[:most])} images that the student learnt from"
     if scene.test is not None:
-        real = {f"test/{name}": value for name, value in cam_report(scene.task, scene.test[0][:most], part).items()}
-        told += f"; MAE {real['test/mae']:.1f}, MSE {real['test/mse']:.0f} on {len(scene.test[0][:most])} test images"
-        numbers |= real
+        seen["test/"] = scene.test[0][:most]
+        told += f" and on {len(seen['test/'])} test images"
+    found = {role + name: value for role, x in seen.items() for name, value in cam_report(scene.task, x, part).items()}
     guess = scene.task.teacher.eval()(as_images(chosen.to(scene.task.runtime.device))).logits.argmax(dim=1).tolist()
     named = labelled(picture, ["image", "teacher", "student"], [scene.names[k] for k in guess])
     return Figure(
         "attention",
         "Where teacher and student look: activation maps of the class that the teacher chooses, red where they are "
-        f"high. Difference in grey levels of 255: {told}.",
+        f"high. Mean absolute and squared differences, of 255 grey levels, {told}.",
         png(named),
         f"{len(chosen)} images, below each the teacher's and the student's activation map as a heat map",
-        numbers,
+        dict(sorted(found.items(), key=lambda row: "stage" in row[0])),  # those of the last map first
     )
 
 
@@ -121,28 +121,25 @@ def _features(scene: Scene) -> Figure | None:
     """The teacher's features of what the student learnt from, beside those of real images where there are any."""
     task, most = scene.task, scene.most(6_000_000, 60, 300)
     state = part_of(scene.state, KD3State)
-    tones: tuple[str, ...] = (TONES[1], TONES[0])
+    real = None if scene.test is None else scene.test[0]
     if state is not None and task.web is not None:
-        real = None if scene.test is None else scene.test[0]
         groups = selection_features(task.teacher, task.web, state.chosen, real, task.runtime.generator, most)
-        tones = (TONES[2], TONES[0], TONES[1])
+        tones, whose = (TONES[2], TONES[0], TONES[1]), "web images, selected or not"
     elif not len(scene.shown[0]):
         return None
-    elif scene.test is None:
+    elif real is None:
         raise UserError("the picture of features needs real images, got no test images; give test (--data.test)")
     else:
-        pick = torch.randperm(len(scene.test[0]), generator=torch.Generator().manual_seed(scene.seed))[:most]
+        pick = torch.randperm(len(real), generator=torch.Generator().manual_seed(scene.seed))[:most]
         groups = {
-            "learnt from": features(task, scene.shown[0][:most]),
-            "real": features(task, scene.test[0][pick]),
+            "the student's images": features(task, scene.shown[0][:most]),
+            "real images": features(task, real[pick]),
         }
-    return Figure(
-        "features",
-        f"The teacher's features of {_listed(list(groups))} images, by t-SNE.",
-        tsne_figure(groups, tones=tones, form=scene.form),
-        f"Points in two dimensions, one colour each for {_listed(list(groups))} images",
-        {name: float(len(rows)) for name, rows in groups.items()},
-    )
+        tones, whose = (TONES[1], TONES[0], TONES[2]), "images that the student learnt from"
+    beside = "" if real is None else ", beside those of real test images"
+    caption = f"The teacher's features of {whose}{beside}, by t-SNE."
+    alt = f"Points in two dimensions, one colour each: {', '.join(groups)}"
+    return Figure("features", caption, tsne_figure(groups, tones=tones, form=scene.form), alt)
 
 
 def _target_maximum(scene: Scene) -> Figure | None:
@@ -167,7 +164,7 @@ def _target_maximum(scene: Scene) -> Figure | None:
         "target-maximum",
         f"Mean largest class probability of the targets over their variance σ; this run used σ = {method.sigma:g} and "
         f"temperature {method.temperature:g}.",
-        chart([panel], scene.form),
+        chart([panel], scene.form, (4.4, 3.2)),
         "Curves that show how the largest class probability depends on the variance",
         {f"σ = {sigma:g}": value for sigma, value in own.items()},
     )
@@ -185,7 +182,7 @@ def _soft_labels(scene: Scene) -> Figure | None:
         "Soft labels drawn from STTS's multivariate normal and from ZSKD's Dirichlet distributions, by t-SNE.",
         tsne_figure(groups, tones=(TONES[1], TONES[0]), form=scene.form),
         "Points in two dimensions, one colour for each kind of soft label",
-        {name: float(rows.amax(dim=1).mean()) for name, rows in groups.items()},
+        {f"largest probability, {name}": float(rows.amax(dim=1).mean()) for name, rows in groups.items()},
     )
 
 
@@ -203,10 +200,6 @@ def one_of_each(labels: Labels, most: int) -> Tensor:
     places = [places[i * len(places) // most] for i in range(most)] if len(places) > most else places
     others = [i for i in range(len(labels)) if i not in places]
     return torch.tensor((places + others)[:most])
-
-
-def _listed(words: Sequence[str]) -> str:
-    return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else words[0]
 
 
 DRAWERS: Mapping[str, Callable[[Scene], Figure | None]] = {

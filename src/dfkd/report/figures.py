@@ -66,14 +66,15 @@ def figures_of(
 def curves_of(records: Sequence[RoundRecord], result: RunResult | None, form: Format = "svg") -> list[Figure]:
     """Accuracy, losses and other measures over rounds, as far as there are any."""
     teacher = None if result is None else result.teacher_evaluation
-    told: tuple[tuple[Sequence[Panel], str], ...] = (
-        ((accuracy_panel(records, teacher),), "Accuracy of the student and agreement with the teacher over rounds."),
-        (loss_panels(records), "Losses over rounds, each on its own scale."),
-        (measure_panels(records), "What else was measured, over rounds, each on its own scale."),
-    )
+    quality, losses, others = [accuracy_panel(records, teacher)], loss_panels(records), measure_panels(records)
+    made: list[tuple[Sequence[Panel], str, tuple[float, float]]] = [
+        (quality, "Accuracy of the student and agreement with the teacher over rounds.", (6.4, 3.4)),
+        (losses, "Losses over rounds, each on its own scale.", (3.0, 2.2)),
+        (others, "What else was measured, over rounds, each on its own scale.", (3.0, 2.2)),
+    ]
     return [
-        Figure(name, caption, chart(panels, form), caption)
-        for name, (panels, caption) in zip(CURVES, told, strict=True)
+        Figure(name, caption, chart(panels, form, size), caption)
+        for name, (panels, caption, size) in zip(CURVES, made, strict=True)
         if panels and not panels[0].empty
     ]
 

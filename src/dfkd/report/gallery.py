@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,9 +54,11 @@ class Figure:
 
     @property
     def wide(self) -> bool:
-        """Much wider than high? Known of PNG files."""
-        width, height = (int.from_bytes(self.data[start : start + 4], "big") for start in (16, 20))
-        return self.png and width > 1.6 * height
+        """Is it too wide for half a page?"""
+        if self.png:
+            return int.from_bytes(self.data[16:20], "big") > 560
+        width = re.search(rb'<svg[^>]*? width="([\d.]+)pt"', self.data)
+        return width is not None and float(width[1]) > 400
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ def labelled(
         size: of the letters, in pixels.
     """
     gap, letters = size // 2, font(size)
-    left = min(most, max((int(letters.getlength(name)) + 1 for name in rows), default=-gap)) + gap
+    left = min(most, max((int(letters.getlength(name)) + 3 for name in rows), default=-gap)) + gap
     top = size + gap if columns else 0
     sheet = Image.new("RGBA", (left + picture.width, top + picture.height))
     sheet.paste(picture.convert("RGBA"), (left, top))

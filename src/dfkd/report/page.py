@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["Concern", "Verdict", "warnings_of", "write_page"]
 
 PAGE_FILE = "report.html"
+MOST_NUMBERS = 6  # below a figure; its index has all
 MOST_CLASSES = 40  # bars; of more classes, those with the lowest agreement are shown
 
 
@@ -113,7 +114,12 @@ def _context(
         "losses": _loss_charts(rounds),
         "health": _health_charts(rounds, info.classes),
         "sheets": [named(info, *sheet) for sheet in fitting(sheets)],
-        "figures": [figure for figure in gallery.figures if figure.name not in CURVES],
+        "figures": [
+            (figure, [f"{name}: {value:.4g}" if value < 1000 else f"{name}: {value:,.0f}" for name, value in numbers])
+            for figure in gallery.figures
+            if figure.name not in CURVES and not (figure.name == "classes" and sheets)  # the last sheet shows that
+            for numbers in [list(figure.numbers.items())[:MOST_NUMBERS]]
+        ],
         "skipped": gallery.skipped,
         "classes": _class_bars(run),
         "class_limit": MOST_CLASSES,
