@@ -59,6 +59,7 @@ def go(teacher: nn.Module, student: nn.Module | None = None, **changes: Any) -> 
         "plan": tiny_plan(rounds=3, warmup=1),
         "progress": False,
         "export": False,
+        "figures": False,
         "save_every": 0,
         "samples_every": 2,
         **changes,

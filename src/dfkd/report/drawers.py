@@ -147,7 +147,7 @@ def _target_maximum(scene: Scene) -> Figure | None:
     method = part_of(scene.method, STTS)
     if method is None:
         return None
-    net, shape, draws = scene.task.teacher.net, scene.task.image_shape, scene.most(4_000_000, 100, 2000)
+    net, shape, draws = scene.task.teacher.net, scene.task.image_shape, scene.most(2_000_000, 50, 500)
     lines = {}
     for tau in (1.0, method.temperature):
         rng = scene.task.runtime.generator.manual_seed(scene.seed)
