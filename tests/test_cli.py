@@ -32,7 +32,8 @@ TINY = shlex.split(
     --method.steps 2 --method.synthesis_batch 20 --method.batches 1 --method.warmup_batches 1 --method.width 8
     --method.channels 4 --method.pad 1 --method.flip false
     --plan.rounds 3 --plan.warmup 1 --plan.steps 2 --plan.batch_size 16
-    --watch.quiet --watch.export false --watch.figures false --watch.samples_every 2 --runtime.device cpu --runtime.threads 1
+    --watch.quiet --watch.export false --watch.figures false --watch.samples_every 2
+    --runtime.device cpu --runtime.threads 1
     """
 )
 
