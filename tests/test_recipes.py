@@ -15,6 +15,7 @@ from dfkd.methods import METHODS
 from dfkd.nets.zoo import check_image_shape, find
 from dfkd.recipes import Row, names, reached, recipe, rows, yaml_of
 from dfkd.recipes import find as find_row
+from dfkd.recipes.ablations import ABLATIONS
 from dfkd.recipes.table import ROWS
 
 
@@ -83,3 +84,31 @@ def test_only_records_with_the_same_settings_count(tmp_path: Path) -> None:
     assert had.seconds == 60
     (tmp_path / "empty").mkdir()
     assert reached(row, tmp_path / "empty") is None
+
+
+def test_ablations_change_their_base_and_nothing_else() -> None:
+    plain = {row.name: row for row in ROWS}
+    seen = set()
+    for row in ABLATIONS:
+        told = row.name.split("+")
+        assert told[1:] == [row.variant]
+        if row.variant == "self":  # another pair
+            continue
+        base = plain[told[0]]
+        assert (row.settings, row.plan, row.text) != (base.settings, base.plan, base.text), row.name
+        assert row.inputs == base.inputs
+        assert row.paper is not None or row.note
+        key = repr((told[0], sorted(row.settings.items()), sorted(row.plan.items()), dict(row.text)))
+        assert key not in seen, f"{row.name} is there twice"
+        seen.add(key)
+
+
+def test_ablations_of_the_papers_tables() -> None:
+    tree = recipe("nayer/cifar10-wrn40-2-wrn16-2+text-plus-0.1-noise")
+    assert tree["method"] == {"name": "NAYER", "code": "sum", "beta": 0.1}
+    assert tree["plan"] == {"rounds": 100}
+    assert find_row("spaceshipnet/cifar100-resnet34-resnet18+cfe").paper == 48.18
+    assert find_row("kd3/cifar100-vgg16-vgg13+pool5").settings == {"pool_share": 0.05}
+    assert find_row("stts/mnist-lenet5-lenet5-half+targets").settings["sigma"] == 1.5
+    assert recipe("nayer/cifar100-wrn40-2-wrn16-2+p3")["text"] == {"prompt": "P3"}
+    assert len(ABLATIONS) > 80

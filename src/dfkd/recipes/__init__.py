@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dfkd.errors import UserError
+from dfkd.recipes.ablations import ABLATIONS
 from dfkd.recipes.table import ROWS, Row
 
 __all__ = ["Reached", "Row", "find", "names", "reached", "recipe", "rows", "yaml_of"]
@@ -28,10 +29,10 @@ class Reached:
 
 
 def rows() -> tuple[Row, ...]:
-    """The rows whose method exists."""
+    """The rows whose method exists: the papers' main results, then their ablations."""
     from dfkd.methods import METHODS
 
-    return tuple(row for row in ROWS if row.method in METHODS)
+    return tuple(row for row in (*ROWS, *ABLATIONS) if row.method in METHODS)
 
 
 def names() -> tuple[str, ...]:
@@ -66,6 +67,7 @@ def recipe(name: str) -> dict[str, Any]:
         "teacher": {"name": row.teacher},
         "student": {"name": row.student},
         "data": {key: value for key, value in data.items() if value is not None},
+        **({"text": dict(row.text)} if row.text else {}),
         "method": {"name": row.method, **row.settings},
         "plan": dict(row.plan),
     }
@@ -119,6 +121,8 @@ def _same(record: Mapping[str, Any], row: Row) -> bool:
     """Is this a record of exactly this recipe? Unnamed settings are the method's defaults in both."""
     teacher = record.get("teacher")
     teacher = teacher.get("name", teacher.get("network")) if isinstance(teacher, dict) else teacher
+    if row.text:
+        return False  # records do not say which embeddings were used
     who = (record.get("method"), record.get("data"), teacher, record.get("student"))
     if who != (row.method, row.data, row.teacher, row.student) or record.get("accuracy") is None:
         return False

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["ROWS", "Row"]
+__all__ = ["PAIRS", "ROWS", "Plain", "Row"]
 
 Plain = Mapping[str, Any]
 
@@ -24,6 +24,8 @@ class Row:
         paper: the paper's accuracy in percent, or None where it has no such row.
         note: what else to know.
         inputs: further settings of the section ``data``.
+        text: settings of the section ``text``.
+        variant: what differs from the recipe of the same name without it, or "".
     """
 
     method: str
@@ -35,16 +37,19 @@ class Row:
     paper: float | None = None
     note: str = ""
     inputs: Plain = field(default_factory=dict)
+    text: Plain = field(default_factory=dict)
+    variant: str = ""
 
     @property
     def name(self) -> str:
-        """<method>/<data>-<teacher>-<student>."""
+        """<method>/<data>-<teacher>-<student>, and +<variant> where there is one."""
         short = (net.replace("torchvision:", "") for net in (self.teacher, self.student))
-        return "-".join([f"{self.method.lower()}/{self.data}", *short])
+        pair = "-".join([f"{self.method.lower()}/{self.data}", *short])
+        return f"{pair}+{self.variant}" if self.variant else pair
 
 
 # The pairs that the papers share.
-_PAIRS = (
+PAIRS = (
     ("resnet34", "resnet18"),
     ("vgg11", "resnet18"),
     ("wrn40-2", "wrn16-1"),
@@ -61,7 +66,7 @@ _MNIST: Plain = {"image_size": [1, 28, 28]}
 
 
 def _pairs(method: str, data: str, papers: tuple[float, ...], settings: Plain | None = None) -> Iterator[Row]:
-    for (teacher, student), paper in zip(_PAIRS, papers, strict=True):
+    for (teacher, student), paper in zip(PAIRS, papers, strict=True):
         yield Row(method, data, teacher, student, settings or {}, {}, paper)
 
 
@@ -163,7 +168,7 @@ def _yardsticks() -> Iterator[Row]:
     note = "not data-free: the upper bound; give --data.real"
     digits = {"pad": 1, "flip": False}
     yield Row("VanillaKD", "digits", "wrn16-2", "wrn16-1", digits, _DIGITS_PLAN, note=note, inputs={"real": "digits"})
-    for (teacher, student), paper in zip(_PAIRS, (77.87, 75.07, 64.06, 68.58, 70.79), strict=True):
+    for (teacher, student), paper in zip(PAIRS, (77.87, 75.07, 64.06, 68.58, 70.79), strict=True):
         yield Row("VanillaKD", "cifar100", teacher, student, {}, {}, paper, note, {"real": "cifar100"})
 
 

@@ -1,0 +1,161 @@
+"""The ablation tables of the papers: recipes of ``table.py`` with a few changes each, made from lists of changes."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from dfkd.recipes.table import PAIRS, ROWS, Plain, Row
+
+__all__ = ["ABLATIONS"]
+
+# What is varied: name -> (the paper's accuracy in percent or None, changed settings).
+Variants = Mapping[str, tuple[float | None, Plain]]
+
+_FIGURE = "the paper shows this as a curve only"
+
+
+def _base(name: str) -> Row:
+    return next(row for row in ROWS if row.name == name)
+
+
+def _vary(base: Row, variants: Variants, plan: Plain | None = None, note: str | None = None) -> Iterator[Row]:
+    """``base`` once for each variant, with its settings and, for all of them, ``plan`` changed."""
+    for variant, (paper, settings) in variants.items():
+        yield replace(
+            base,
+            settings={**base.settings, **settings},
+            plan={**base.plan, **(plan or {})},
+            paper=paper,
+            note=base.note if note is None else note,
+            variant=variant,
+        )
+
+
+def _nayer() -> Iterator[Row]:
+    """Shorter budgets (its Tables 1 and 2), what feeds the generator (its Table 4), memory, prompts."""
+    shorter = {
+        ("cifar10", 100): (94.03, 91.34, 91.12, 93.57, 93.48),
+        ("cifar10", 200): (94.89, 91.93, 91.60, 94.03, 93.84),
+        ("cifar100", 100): (76.29, 71.10, 59.26, 69.89, 70.20),
+        ("cifar100", 200): (77.07, 71.53, 61.90, 70.68, 71.22),
+    }
+    for (data, rounds), papers in shorter.items():
+        for (teacher, student), paper in zip(PAIRS, papers, strict=True):
+            base = _base(f"nayer/{data}-{teacher}-{student}")
+            yield from _vary(base, {f"rounds{rounds}": (paper, {})}, {"rounds": rounds})
+    tiny = _base("nayer/tiny-imagenet-resnet34-resnet18")
+    for rounds, paper in ((100, 61.71), (200, 63.12)):
+        yield from _vary(tiny, {f"rounds{rounds}": (paper, {})}, {"rounds": rounds})
+    inputs: Variants = {
+        "onehot": (12.35, {"code": "onehot"}),
+        "noise": (90.14, {"code": "z"}),
+        "text": (13.52, {"code": "lte"}),
+        "text-concat-noise": (13.29, {"code": "concat"}),
+        "text-plus-0.1-noise": (18.92, {"code": "sum", "beta": 0.1}),
+        "text-plus-0.5-noise": (85.72, {"code": "sum", "beta": 0.5}),
+        "text-plus-noise": (90.15, {"code": "sum"}),
+        "no-redraw": (14.82, {"redraw": False}),
+        "1-to-1": (93.42, {"group": "one"}),
+        "no-norm": (91.15, {"norm": False}),
+    }
+    yield from _vary(_base("nayer/cifar10-wrn40-2-wrn16-2"), inputs, {"rounds": 100})
+    rows = {5: 90.41, 10: 90.76, 20: 90.98, 40: 91.21, 100: 91.64, 200: 91.86}
+    memory = {f"memory{k}k": (paper, {"memory": 1000 * k}) for k, paper in rows.items()}
+    yield from _vary(_base("nayer/cifar10-wrn40-2-wrn16-1"), memory)
+    prompts = {"cifar10": {"P1": 93.96, "P3": 93.28}, "cifar100": {"P1": 71.68, "P3": 71.12}}
+    for data, told in prompts.items():
+        for prompt, paper in told.items():
+            for row in _vary(_base(f"nayer/{data}-wrn40-2-wrn16-2"), {prompt.lower(): (paper, {})}):
+                yield replace(row, text={"prompt": prompt})
+
+
+def _spaceship() -> Iterator[Row]:
+    """How images are varied and what constrains the student (its Table 3), and how much is exchanged."""
+    parts: Variants = {
+        "neither": (60.17, {"diversity": "none", "constraint": "none"}),
+        "msarc": (62.05, {"diversity": "none"}),
+        "cfe": (48.18, {"constraint": "none"}),
+        "cutmix": (65.24, {"diversity": "cutmix", "constraint": "none"}),
+        "mixup": (61.40, {"diversity": "mixup", "constraint": "none"}),
+        "cutmix-msarc": (76.47, {"diversity": "cutmix"}),
+        "mixup-msarc": (75.72, {"diversity": "mixup"}),
+        "cfe-at": (36.09, {"constraint": "at"}),
+        "cfe-fitnets": (25.81, {"constraint": "fitnets"}),
+        "exchange10": (77.04, {"fraction": 0.1}),
+        "exchange30": (77.11, {"fraction": 0.3}),
+    }
+    yield from _vary(_base("spaceshipnet/cifar100-resnet34-resnet18"), parts)
+
+
+def _d3k() -> Iterator[Row]:
+    """Self-distillation, and its parts, which the paper shows as curves."""
+    own = {
+        "wrn40-2": {"svhn": 96.73, "cifar10": 94.72, "cifar100": 75.43},
+        "wrn16-1": {"svhn": 96.29, "cifar10": 90.64, "cifar100": 60.06},
+    }
+    for net, papers in own.items():
+        for data, paper in papers.items():
+            base = _base(f"d3k/{data}-wrn40-2-wrn16-1")
+            yield replace(base, teacher=net, student=net, paper=paper, variant="self")
+    parts: Variants = {
+        "fixed-generator": (None, {"theta": 0.0, "widths": [64, 64], "kernels": [3]}),
+        "no-hash": (None, {"theta": 0.0}),
+        "theta0.5": (None, {"theta": 0.5}),
+        "theta2": (None, {"theta": 2.0}),
+    }
+    for data in ("cifar10", "cifar100"):
+        yield from _vary(_base(f"d3k/{data}-resnet34-resnet18"), parts, note=_FIGURE)
+
+
+def _kd3() -> Iterator[Row]:
+    """Its parts (its Table 2) and the share of the web images that may be selected (its Table 4)."""
+    parts: dict[str, tuple[float, float, Plain]] = {
+        "onehot": (93.42, 74.54, {"share_head": False, "labels": "onehot"}),
+        "soft": (93.98, 76.92, {"share_head": False, "labels": "soft"}),
+        "random": (90.22, 73.60, {"select": "random"}),
+        "student": (91.99, 75.30, {"select": "student"}),
+        "teacher": (94.01, 76.76, {"select": "teacher"}),
+        "no-contrast": (94.48, 77.35, {"mdcl": "none"}),
+        "ordinary": (94.61, 77.43, {"perturb": "ordinary"}),
+    }
+    ten: Variants = {name: (paper, settings) for name, (paper, _, settings) in parts.items()}
+    hundred: Variants = {name: (paper, settings) for name, (_, paper, settings) in parts.items()}
+    yield from _vary(_base("kd3/cifar10-resnet34-resnet18"), ten)
+    yield from _vary(_base("kd3/cifar100-resnet34-resnet18"), hundred)
+    shares = {
+        "cifar10-resnet34-resnet18": (84.35, 92.83, 94.11, 94.97),
+        "cifar100-resnet34-resnet18": (61.17, 75.57, 77.02, 77.85),
+        "tiny-imagenet-resnet34-resnet18": (52.28, 63.87, 65.86, 66.15),
+        "cifar10-vgg16-vgg13": (82.90, 92.66, 93.76, 94.18),
+        "cifar100-vgg16-vgg13": (53.41, 73.99, 76.06, 76.18),
+    }
+    for pair, papers in shares.items():
+        pools = zip((5, 25, 50, 75), papers, strict=True)
+        variants: Variants = {f"pool{percent}": (paper, {"pool_share": percent / 100}) for percent, paper in pools}
+        yield from _vary(_base(f"kd3/{pair}"), variants)
+
+
+def _stts() -> Iterator[Row]:
+    """The layer and the terms (its Tables 4 and 5), the sweeps of σ and λ_a, the targets of ZSKD."""
+    for name, papers in (
+        ("stts/mnist-lenet5-lenet5-half", (98.92, 99.04, 98.96)),
+        ("stts/cifar10-alexnet-alexnet-half", (71.95, 73.54, 72.46)),
+    ):
+        base = _base(name)
+        terms: Variants = {
+            "softmax": (papers[0], {"space": "logits", "lambda_a": 0.0}),
+            "targets": (papers[1], {"lambda_a": 0.0}),
+            "activation": (papers[2], {"lambda_d": 0.0}),
+        }
+        yield from _vary(base, terms)
+        own = {"sigma": 2.0, "lambda_a": 0.05, **base.settings}
+        sweep = {
+            **{f"sigma{value}": (None, {"sigma": value}) for value in (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)},
+            **{f"lambda{value}": (None, {"lambda_a": value}) for value in (0.01, 0.05, 0.1, 0.5)},
+        }
+        changed = {key: row for key, row in sweep.items() if any(own[k] != value for k, value in row[1].items())}
+        yield from _vary(base, changed, note=_FIGURE)
+        yield from _vary(base, {"dirichlet": (None, {"targets": "dirichlet"})}, note="ZSKD's targets in STTS's place")
+
+
+ABLATIONS: tuple[Row, ...] = (*_nayer(), *_spaceship(), *_d3k(), *_kd3(), *_stts())
+"""Every row; names end in a plus sign and what differs."""
