@@ -124,7 +124,7 @@ def labelled(
         pen.text((left - gap, middle), _cut(name, left - gap, size), fill=INK, font=letters, anchor="rm")
     for i, name in enumerate(columns):
         middle, width = left + round((i + 0.5) * picture.width / len(columns)), picture.width // len(columns)
-        pen.text((middle, 0), _cut(name, width - 2, size), fill=INK, font=letters, anchor="mt")
+        pen.text((middle, 2), _cut(name, width - 2, size), fill=INK, font=letters, anchor="mt")
     return sheet
 
 
