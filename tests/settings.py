@@ -92,7 +92,7 @@ SETTINGS: dict[str, Setting] = {
         page="spaceship",
     ),
     "STTS": Setting(
-        STTS(steps=3, synthesis_batch=10, batches=2, lr=0.05, pad=2),
+        STTS(steps=3, synthesis_batch=10, batches=2, lr=0.05, pad=2, init_std=0.5),
         tiny_plan(warmup=2),
         page="stts",
         teacher="lenet5",

@@ -150,17 +150,18 @@ def test_activation_alone_raises_the_activations(digits_teacher: nn.Module) -> N
     assert many["loss/activation"] < few["loss/activation"]
 
 
-def test_the_set_holds_the_last_steps_images_as_bytes(digits_teacher: nn.Module) -> None:
+@pytest.mark.parametrize("std", [1.0, 0.1])
+def test_the_set_holds_the_last_steps_images_as_bytes(digits_teacher: nn.Module, std: float) -> None:
     task = make(digits_teacher)
-    method = replace(SMALL, steps=1, lr=1e-9)  # so that the noise itself is stored
+    method = replace(SMALL, steps=1, lr=1e-9, init_std=std)  # so that the noise itself is stored
     before = task.runtime.generator.get_state()
     state, _ = synthesized(method, task)
     again = stream()
     again.set_state(before)
     torch.randn(6, 64, generator=again)  # the targets' draw
-    x = torch.randn(6, 1, 8, 8, generator=again)
-    mean, std = STATISTICS["digits"]
-    assert torch.equal(state.pool.newest(6)["images"], as_bytes(x * std[0] + mean[0]))
+    x = std * torch.randn(6, 1, 8, 8, generator=again)
+    (mean,), (deviation,) = STATISTICS["digits"]
+    assert torch.equal(state.pool.newest(6)["images"], as_bytes(x * deviation + mean))
 
 
 @pytest.mark.parametrize("bound", ["step", "rescale"])

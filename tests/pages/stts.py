@@ -25,7 +25,7 @@ def train(task: Task, method: STTS, plan: Plan) -> None:
         # √σ w e, with e ~ N(0, 1), has the covariance σ R
         s = torch.randn(method.synthesis_batch, w.shape[1], generator=rng) @ w.T * method.sigma**0.5
         y = net.head(torch.relu(s)).detach()
-        x = torch.randn(method.synthesis_batch, *task.image_shape, generator=rng)
+        x = method.init_std * torch.randn(method.synthesis_batch, *task.image_shape, generator=rng)
         x = x.contiguous(memory_format=torch.channels_last).requires_grad_(True)
         pixels = Adam([x], lr=method.lr, fused=True)
         for _ in range(method.steps):

@@ -12,7 +12,7 @@ The paper's algorithm box and this file:
     2  repeat N times:                                   the driver's warm-up rounds
     3      draw n vectors s ~ N(0, Σ)                    ``synthesize``, once per batch
     4      y = softmax(rest(s) / τ)
-    5      x̂ ~ N(0, 1), in normalised space
+    5      x̂ ~ N(0, init_std²), in normalised space
     6      1500 steps of Adam on L_d + λ_a L_a
     7      add x̂ to the transfer set
     8  train S on augmented images of the set            the driver's student steps: ``batch``
@@ -75,7 +75,8 @@ class STTS(Method[STTSState]):
     dirichlet: Literal["fixed", "coded"] = "fixed"  # "coded": the authors' order, in which β cancels
     act_reduction: Literal["mean", "sum"] = "mean"  # L_a over a map's units (paper: sum)
     kl_tau2: bool = True  # L_d times τ² (paper: without)
-    init: Literal["normal", "uniform"] = "normal"  # N(0, 1) in normalised space, or U(0, 1) in pixels (ZSKD)
+    init: Literal["normal", "uniform"] = "normal"  # normal noise in normalised space, or U(0, 1) in pixels (ZSKD)
+    init_std: float = 1.0  # standard deviation of the normal noise (the paper gives none): less leaves less of it
     bound: Literal["end", "step", "rescale"] = "step"  # clip when stored or every step; rescale by min and max (ZSKD)
     keep: Literal["last", "best"] = "last"  # which step's image enters the set
     memory: int | None = None  # the newest images kept; None: all
@@ -220,7 +221,7 @@ def _start(method: STTS, task: Task) -> Tensor:
     size, rng = (method.synthesis_batch, *task.image_shape), task.runtime.generator
     if method.init == "uniform":
         return task.teacher.normalise(torch.rand(size, generator=rng, device=task.runtime.device))
-    noise = torch.randn(size, generator=rng, device=task.runtime.device)
+    noise = method.init_std * torch.randn(size, generator=rng, device=task.runtime.device)
     return noise.contiguous(memory_format=torch.channels_last) if task.teacher.channels_last else noise
 
 
