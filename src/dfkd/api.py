@@ -200,7 +200,7 @@ def _fitting(task: Task) -> list[str]:
 
 def _seeded(runtime: Runtime) -> list[int]:
     """CUDA devices whose default streams a run touches: seeding touches all, once CUDA is in use."""
-    in_use = torch.cuda.is_initialized() or runtime.fabric.device.type == "cuda"
+    in_use = torch.cuda.is_initialized() or runtime.device.type == "cuda"
     return list(range(torch.cuda.device_count())) if in_use else []
 
 
@@ -267,6 +267,7 @@ def _prepare(
             stages=facts.stages,
             precision=runtime.precision,
             channels_last=runtime.channels_last,
+            joint=runtime.joint,
         ).to(runtime.device)
         for net, facts in ((teacher, old), (student, new))
     ]

@@ -107,6 +107,8 @@ def runtime_of(machine: Machine) -> Runtime:
         devices=machine.devices,
         precision=machine.precision,
         compile=machine.compile,
+        compile_mode=machine.compile_mode,
+        sync_bn=machine.sync_bn,
         channels_last=machine.channels_last,
         seed=machine.seed,
     )

@@ -81,6 +81,7 @@ def run(task: Task, method: Method[Any], plan: Plan, watch: Watch | None = None,
             task.student.freeze()
             state.joint.eval()
             made = method.synthesize(task, state, Clock(plan, round))
+            task.runtime.wait()
             between = time.monotonic()
             _wake(task, state, learnt)
             loss, batch = _student_steps(task, method, state, plan, round, objective, optimizer, watch)
@@ -151,6 +152,7 @@ def _student_steps(
         if (k + 1) % tick == 0:
             for observer in watch.observers:
                 observer.stepped(round, "student", k + 1, steps)
+    task.runtime.wait()
     return total, batch
 
 
@@ -205,6 +207,8 @@ def _look(
     metrics["lr"] = plan.rate(round)
     if loss is not None:
         metrics["loss/student"] = float(loss) / plan.steps
+    if task.runtime.compiled:
+        metrics["graphs"] = float(task.runtime.graphs)
     metrics["seconds/synthesis"], metrics["seconds/student"] = between - began, ended - between
     last = round + 1 == plan.total
     shown = _samples(state, batch, watch.samples)
