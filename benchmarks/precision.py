@@ -34,7 +34,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     }
 )
 # Largest relative difference of a loss, and of a whole gradient in the Euclidean norm, from eager fp32. Gradients are
-# given more: at a ReLU's kink a rounding error switches a unit, and the softened KL is a difference of near-equal numbers.
+# given more: at a ReLU's kink a rounding error switches a unit, and the softened KL compares near-equal numbers.
 TOLERANCES: Mapping[str, tuple[float, float]] = MappingProxyType(
     {"fp32": (0.0, 0.0), "compiled": (1e-4, 0.03), "bf16": (0.03, 0.3), "compiled-bf16": (0.03, 0.3)}
 )

@@ -77,7 +77,7 @@ class Runtime:
             )
         accelerator = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self.fabric = _fabric(accelerator, devices) if _many(devices) else None
-        self.device = torch.device(accelerator, 0 if accelerator == "cuda" else None)
+        self.device = torch.device("cuda", 0) if accelerator == "cuda" else torch.device("cpu")
         if self.fabric is not None:
             self.device = self.fabric.device
         self.precision, self.compiled, self.channels_last = precision, compile, channels_last
@@ -132,12 +132,12 @@ class Runtime:
             return function
         if function in self._compiled:
             return self._compiled[function]
-        mode = {} if self.compile_mode == "default" else {"mode": self.compile_mode}
-        compiled: Any = torch.compile(function, fullgraph=True, dynamic=False, backend=self.backend, **mode)
+        mode = None if self.compile_mode == "default" else self.compile_mode
+        compiled: Any = torch.compile(function, fullgraph=True, dynamic=False, backend=self.backend, mode=mode)
         if hasattr(torch._dynamo.config, "trace_autograd_ops"):
             # Grad-CAM differentiates inside an objective: without this it would end the graph there.
             compiled = torch._dynamo.config.patch(trace_autograd_ops=True)(compiled)
-        if mode and self.device.type == "cuda":
+        if mode is not None and self.device.type == "cuda":
             compiled = _kept(compiled)
         if getattr(function, "__closure__", None) is None:  # a closure would keep a finished run's pool alive
             self._compiled[function] = compiled
