@@ -53,8 +53,9 @@ class _Joint(torch.autograd.Function):
         own = moments(x)
         count = own.mean.new_full((1,), x.numel() // x.shape[1])
         mine = torch.cat([own.mean, own.var, count])
-        parts = mine.new_empty(torch.distributed.get_world_size(), len(mine))
-        torch.distributed.all_gather_into_tensor(parts, mine)
+        gathered = [torch.empty_like(mine) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(gathered, mine)
+        parts = torch.stack(gathered)
         c = x.shape[1]
         n, means, variances = parts[:, -1:], parts[:, :c], parts[:, c : 2 * c]
         total = n.sum()

@@ -29,7 +29,8 @@ class Runtime:
 
     Args:
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
-        devices: processes to run; more than one needs a launcher (``torchrun``) or :meth:`launch`.
+        devices: processes on this machine; more than one needs a launcher (``torchrun``) or :meth:`launch`. Under a
+            launcher, 1 stands for as many as it started.
         precision: ``"fp32"`` or ``"bf16"`` (networks under autocast; statistics, losses and weights stay float32).
         compile: compile objectives and losses with ``torch.compile``.
         channels_last: channels-last convolutions.
@@ -231,7 +232,7 @@ def _many(devices: int) -> bool:
 
 
 def _fabric(accelerator: str, devices: int) -> Any:
-    """Lightning Fabric, which only several processes need."""
+    """Lightning Fabric, which only several processes need. A launcher knows best how many there are, and where."""
     try:
         from lightning_fabric import Fabric
     except ImportError as error:
@@ -239,7 +240,14 @@ def _fabric(accelerator: str, devices: int) -> Any:
             "runtime needs Lightning Fabric for several processes, got a Python without it; run `pip install "
             "lightning-fabric`, or use one process"
         ) from error
-    return Fabric(accelerator=accelerator, devices=devices, strategy="ddp")
+    world = int(os.environ.get("WORLD_SIZE", devices))
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", devices))
+    if devices not in (1, here):
+        raise UserError(
+            f"runtime needs as many processes as the launcher started on this machine ({here}), got devices={devices}; "
+            "give both the same number"
+        )
+    return Fabric(accelerator=accelerator, devices=here, num_nodes=max(1, world // here), strategy="ddp")
 
 
 def _graphs() -> int:
