@@ -31,12 +31,21 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "bf16": {"precision": "bf16"},
         "compiled": {"compile": True},
         "compiled-bf16": {"compile": True, "precision": "bf16"},
+        "graphed": {"compile": True, "compile_mode": "reduce-overhead"},
+        "graphed-bf16": {"compile": True, "compile_mode": "reduce-overhead", "precision": "bf16"},
     }
 )
 # Largest relative difference of a loss, and of a whole gradient in the Euclidean norm, from eager fp32. Gradients are
 # given more: at a ReLU's kink a rounding error switches a unit, and the softened KL compares near-equal numbers.
 TOLERANCES: Mapping[str, tuple[float, float]] = MappingProxyType(
-    {"fp32": (0.0, 0.0), "compiled": (1e-4, 0.03), "bf16": (0.03, 0.3), "compiled-bf16": (0.03, 0.3)}
+    {
+        "fp32": (0.0, 0.0),
+        "compiled": (1e-4, 0.03),
+        "graphed": (1e-4, 0.03),
+        "bf16": (0.03, 0.3),
+        "compiled-bf16": (0.03, 0.3),
+        "graphed-bf16": (0.03, 0.3),
+    }
 )
 
 

@@ -202,6 +202,18 @@ def test_compiled_graphs_are_counted() -> None:
     assert (runtime.graphs, plain.graphs) == (3, 0)
 
 
+def scaled(x: Tensor, factor: list[float]) -> Tensor:
+    return x * factor[0]
+
+
+def test_many_runs_in_one_program_may_compile_the_same_function() -> None:
+    torch._dynamo.reset()
+    for run in range(12):
+        runtime = a_runtime(compile=True, backend="eager")
+        assert runtime.compile(scaled)(torch.ones(2), [float(run)]).tolist() == [run, run]
+        assert runtime.graphs == 1
+
+
 def test_kept_outputs_survive_the_next_replay() -> None:
     held = torch.zeros(2)
 

@@ -194,13 +194,18 @@ class _Rehearsal(Method[Any]):
         return state
 
     def synthesize(self, task: Task, state: State, clock: Clock) -> Metrics:
-        return self.method.synthesize(task, state, clock)
+        return self.method.synthesize(task, state, self._whole(clock))
 
     def batch(self, task: Task, state: State, clock: Clock) -> Batch:
-        return self.method.batch(task, state, clock)
+        return self.method.batch(task, state, self._whole(clock))
 
     def loss(self, task: Task, state: State, batch: Batch) -> Scalar:
         return self.method.loss(task, state, batch)
+
+    def _whole(self, clock: Clock) -> Clock:
+        """This moment in the whole plan, of which the last warm-up rounds are left out."""
+        left_out = 0 if clock.warmup else self.whole.warmup - clock.plan.warmup
+        return Clock(replace(self.whole, steps=clock.plan.steps), clock.round + left_out, clock.step)
 
 
 class _Stopwatch:

@@ -135,9 +135,12 @@ class Runtime:
             return self._compiled[function]
         mode = None if self.compile_mode == "default" else self.compile_mode
         compiled: Any = torch.compile(function, fullgraph=True, dynamic=False, backend=self.backend, mode=mode)
+        # Every run in a program adds its graphs to those of the same function: without room the eighth would be an error.
+        changes: dict[str, Any] = {"recompile_limit": 64}
         if hasattr(torch._dynamo.config, "trace_autograd_ops"):
             # Grad-CAM differentiates inside an objective: without this it would end the graph there.
-            compiled = torch._dynamo.config.patch(trace_autograd_ops=True)(compiled)
+            changes["trace_autograd_ops"] = True
+        compiled = torch._dynamo.config.patch(**changes)(compiled)
         if mode is not None and self.device.type == "cuda":
             compiled = _kept(compiled)
         if getattr(function, "__closure__", None) is None:  # a closure would keep a finished run's pool alive
