@@ -72,8 +72,8 @@ def hand(monkeypatch: pytest.MonkeyPatch) -> Hand:
     return clock
 
 
-@pytest.mark.parametrize("warmup", [0, 1, 2, 5])
-@pytest.mark.parametrize("steps", [3, 25, 90])
+@pytest.mark.parametrize("warmup", [0, 1, 5])
+@pytest.mark.parametrize("steps", [3, 60])
 def test_a_paced_run_takes_what_was_said(hand: Hand, warmup: int, steps: int) -> None:
     task, plan = tiny_task(SETTINGS["NoiseInput"]), tiny_plan(rounds=4, warmup=warmup, steps=steps)
     found = estimate(task, Paced(hand), plan)

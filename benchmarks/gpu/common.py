@@ -43,7 +43,7 @@ class Job:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Of the images."""
-        return (3, 16, 16) if self.miniature else (3, 32, 32)
+        return (3, 8, 8) if self.miniature else (3, 32, 32)
 
     @property
     def pair(self) -> tuple[str, str]:

@@ -135,7 +135,7 @@ class Runtime:
             return self._compiled[function]
         mode = None if self.compile_mode == "default" else self.compile_mode
         compiled: Any = torch.compile(function, fullgraph=True, dynamic=False, backend=self.backend, mode=mode)
-        # Every run in a program adds its graphs to those of the same function: without room the eighth would be an error.
+        # Every run in a program adds its graphs to those of the same function; the usual limit is 8, then an error.
         changes: dict[str, Any] = {"recompile_limit": 64}
         if hasattr(torch._dynamo.config, "trace_autograd_ops"):
             # Grad-CAM differentiates inside an objective: without this it would end the graph there.
