@@ -1,8 +1,8 @@
 """What working together costs: ``python -m benchmarks.ranks``.
 
 Two processes that share their gradients over gloo, against two that know nothing of each other; one thread each, on the
-digits pair with NAYER's digits settings. Joint throughput is the sum over processes of images a second, for the images a
-generator step sees and for those a student step sees; the first round is not counted. The goal is a ratio of 0.9.
+digits pair with NAYER's digits settings. Joint throughput is the sum over processes of images a second, for the images
+a generator step sees and for those a student step sees; the first round is not counted. The goal is a ratio of 0.9.
 """
 
 import argparse
@@ -78,9 +78,10 @@ def work(rank: int, together: bool, rounds: int, port: int, barrier: Barrier, fo
     torch.manual_seed(0)
     student = dfkd.build("wrn16-1", classes=10, channels=1).net
     mean, std = normalisation(DIGITS)
+    names = dfkd.class_list("digits")
     task = dfkd.build_task(
-        teacher, student, image_size=DIGITS.shape, mean=mean, std=std, classes=dfkd.class_list("digits"), runtime=runtime
-    )  # fmt: skip
+        teacher, student, image_size=DIGITS.shape, mean=mean, std=std, classes=names, runtime=runtime
+    )
     keep, watch = Keep(), Stopwatch()
     torch.distributed.all_reduce = watch
     barrier.wait()
