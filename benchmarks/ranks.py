@@ -24,7 +24,7 @@ from torch.multiprocessing.spawn import spawn
 import dfkd
 from benchmarks.experiments import DIGITS, DIGITS_NAYER, DIGITS_PLAN
 from benchmarks.experiments import statistics as normalisation
-from benchmarks.records import write_record
+from benchmarks.records import scheduler, write_record
 from benchmarks.run import teacher_of
 from dfkd.engine.driver import Watch, run
 from dfkd.engine.records import RoundRecord, RunInfo, RunResult
@@ -145,6 +145,7 @@ def main() -> None:
         "ratio": {phase: statistics.median(r[phase] for r in ratios) for phase in ratios[0]},
         "ranks": found[True],
         "goal": 0.9,
+        "scheduler": scheduler(),
     }
     write_record(options.name, content)
     print(content["ratio"])
