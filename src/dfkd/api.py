@@ -82,6 +82,7 @@ def distill(
     spec: Mapping[str, object] | None = None,
     export: bool = True,
     figures: bool = True,
+    metrics_every: int = 1,
 ) -> Distilled:
     """Distil ``teacher`` into ``student`` without the teacher's training data.
 
@@ -114,6 +115,7 @@ def distill(
         spec: how to rebuild the student, kept beside its weights.
         export: also write the student as a ``torch.export`` program.
         figures: draw figures into the run folder at the end (images by class, activation maps, t-SNE and so on).
+        metrics_every: rounds between readings of the losses from the device.
 
     Raises:
         UserError: anything that does not fit together, in one sentence, before any work.
@@ -153,6 +155,7 @@ def distill(
             samples_every if folder or observers else 0,
             checkpoint=saves,
             save_every=save_every,
+            metrics_every=max(1, metrics_every),
         )
         for observer in watchers:
             observer.started(info)

@@ -108,6 +108,7 @@ class Watching:
     """How a run is looked at and saved; nothing here changes the student."""
 
     evaluate_every: int = 1  # rounds between looks at the test images
+    metrics_every: int = 1  # rounds between readings of the losses from the device
     samples_every: int = 10  # rounds between sheets of synthetic images; 0: none
     save_every: float = 0.0  # least seconds between checkpoints; 0: after every round
     tensorboard: bool = False  # also write TensorBoard events
