@@ -16,6 +16,7 @@ from dataclasses import replace
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -83,9 +84,9 @@ def work(rank: int, together: bool, rounds: int, port: int, barrier: Barrier, fo
         teacher, student, image_size=DIGITS.shape, mean=mean, std=std, classes=names, runtime=runtime
     )
     keep, watch = Keep(), Stopwatch()
-    torch.distributed.all_reduce = watch
     barrier.wait()
-    run(task, DIGITS_NAYER, replace(DIGITS_PLAN, warmup=0, rounds=rounds), Watch([keep]))
+    with patch.object(torch.distributed, "all_reduce", watch):
+        run(task, DIGITS_NAYER, replace(DIGITS_PLAN, warmup=0, rounds=rounds), Watch([keep]))
     content = {"rates": rates(keep.records), "collectives": watch.calls, "collective_bytes": watch.bytes}
     content |= {"collective_seconds": watch.seconds, "seconds": sum(r.seconds for r in keep.records)}
     (folder / f"{rank}.json").write_text(json.dumps(content))

@@ -38,7 +38,7 @@ def held(out: Path, name: str) -> dict[str, Any]:
 
 
 def test_teach_writes_a_teacher_that_nayer_takes(tmp_path: Path) -> None:
-    teach.main(words(tmp_path, "--epochs", "4"))
+    teach.main(words(tmp_path, "--epochs", "4", "--compile", "default"))
     taught = held(tmp_path, "teach")
     assert taught["accuracy"] > 0.9
     assert taught["images"] == 256
