@@ -40,6 +40,11 @@ def provenance() -> dict[str, Any]:
     }
 
 
+def scheduler() -> str:
+    """How this process gets its processor time: under "real-time", other load waits and slows nothing down."""
+    return "normal" if os.sched_getscheduler(0) == os.SCHED_OTHER else "real-time"
+
+
 def _git(*words: str) -> str:
     done = subprocess.run(["git", "-C", str(RESULTS.parent), *words], capture_output=True, text=True, check=False)
     return done.stdout.strip()

@@ -9,7 +9,9 @@ import argparse
 import dataclasses
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -108,8 +110,10 @@ def teacher_of(data: Data, name: str) -> tuple[torch.nn.Module, dict[str, Any]]:
     return net, facts
 
 
-def run_row(experiment: str, data: Data, row: Row, seed: int, precision: str = "fp32") -> dict[str, Any]:
-    """One run; returns the content of its record."""
+def run_row(
+    experiment: str, data: Data, row: Row, seed: int, machine: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
+    """One run, on a runtime with the settings ``machine``; returns the content of its record."""
     mean, std = statistics(data)
     teacher, facts = teacher_of(data, row.teacher)
     torch.manual_seed(seed)
@@ -126,7 +130,7 @@ def run_row(experiment: str, data: Data, row: Row, seed: int, precision: str = "
         classes=names,
         plan=row.plan,
         test=read(data, "test"),
-        runtime=dfkd.Runtime(device="cpu", seed=seed, precision=precision),
+        runtime=dfkd.Runtime(device="cpu", seed=seed, **machine),
         evaluate_every=10,
         samples_every=1,
         observers=[shown],
@@ -139,7 +143,7 @@ def run_row(experiment: str, data: Data, row: Row, seed: int, precision: str = "
         "experiment": experiment,
         "row": row.label,
         "seed": seed,
-        "precision": precision,
+        "precision": machine.get("precision", "fp32"),
         "data": data.name,
         "teacher": facts,
         "student": row.student,
@@ -175,7 +179,7 @@ def main() -> None:
             name = f"{options.experiment}/{slug(row.label)}-seed{seed}"
             if (RESULTS / f"{name}.json").exists() and not options.again:
                 continue
-            content = run_row(options.experiment, data, row, seed, options.precision)
+            content = run_row(options.experiment, data, row, seed, {"precision": options.precision})
             write_record(name, content)
             print(f"{row.label}, seed {seed}: {content['accuracy']:.2%} in {content['seconds']:.0f} s", flush=True)
 

@@ -11,15 +11,19 @@ from unittest.mock import patch
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
 from dfkd.engine.checkpoint import Checkpoint, pools_of
 from dfkd.engine.driver import Watch, run
 from dfkd.engine.evaluate import evaluate
+from dfkd.engine.probe import Probe
 from dfkd.engine.runtime import Runtime
 from dfkd.errors import UserError
 from dfkd.losses.divergence import knowledge_distillation
+from dfkd.losses.statistics import moment_distance
+from dfkd.nets.zoo import build
 from settings import SETTINGS, tiny_plan, tiny_task
 
 Job = Callable[[Runtime, Path], Any]
@@ -31,21 +35,22 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def work(rank: int, world: int, port: int, job: Job, folder: Path) -> None:
-    """One process, started as ``torchrun`` would start it."""
+def work(rank: int, world: int, port: int, job: Job, folder: Path, machines: int = 1) -> None:
+    """One process, started as ``torchrun`` would start it; ``machines`` are acted, with equally many processes."""
+    local = world // machines
     torch.set_num_threads(1)
     os.environ.update(
         RANK=str(rank),
-        LOCAL_RANK=str(rank),
+        LOCAL_RANK=str(rank % local),
         WORLD_SIZE=str(world),
-        LOCAL_WORLD_SIZE=str(world),
-        GROUP_RANK="0",
+        LOCAL_WORLD_SIZE=str(local),
+        GROUP_RANK=str(rank // local),
         TORCHELASTIC_RUN_ID="test",
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
         GLOO_SOCKET_IFNAME="lo",
     )
-    runtime = Runtime(device="cpu", devices=world).launch()
+    runtime = Runtime(device="cpu", devices=local).launch()
     try:
         result = job(runtime, folder)
         torch.save(result, folder / f"result-{rank}.pt")
@@ -54,10 +59,10 @@ def work(rank: int, world: int, port: int, job: Job, folder: Path) -> None:
         torch.distributed.destroy_process_group()
 
 
-def together(job: Job, folder: Path, world: int = 2) -> list[Any]:
+def together(job: Job, folder: Path, world: int = 2, machines: int = 1) -> list[Any]:
     """What every process returned."""
     folder.mkdir(exist_ok=True, parents=True)
-    spawn(work, (world, free_port(), job, folder), nprocs=world)
+    spawn(work, (world, free_port(), job, folder, machines), nprocs=world)
     return [torch.load(folder / f"result-{rank}.pt", weights_only=True) for rank in range(world)]
 
 
@@ -82,6 +87,37 @@ def take_steps(runtime: Runtime, folder: Path) -> Any:
         runtime.step(loss + own * (runtime.rank + 1), optimizer, private=[private], clip=0.5 if step == 1 else None)
     joint = runtime.total(torch.stack(losses)) / runtime.world
     return {"student": student.state_dict(), "losses": joint, "own": own.detach(), "rank": runtime.rank}
+
+
+def take_joint_steps(runtime: Runtime, folder: Path) -> Any:
+    """A generator by the statistics of a teacher, then a student with BatchNorm layers, each on a share of a batch."""
+    torch.manual_seed(5)
+    big, small = (build("resnet8", 3, 2).net for _ in range(2))
+    generator = nn.Sequential(nn.Conv2d(2, 6, 3, padding=1), nn.BatchNorm2d(6, momentum=None), nn.Conv2d(6, 2, 1))
+    held = torch.randn(12, 2, 8, 8), torch.arange(12) % 3
+    x, y = (part.chunk(runtime.world)[runtime.rank] for part in held)
+    nets = [runtime.place(net) for net in (big, small, generator)]
+    T, S = (Probe(net, mean=[0.4] * 2, std=[0.3] * 2, joint=runtime.joint) for net in nets[:2])
+    T.freeze()
+    steps = [torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9) for net in (nets[2], S)]
+    losses = []
+    for _ in range(3):
+        images = torch.sigmoid(nets[2](x))
+        out = T(images, stats=True)
+        loss = F.cross_entropy(out.logits, y) + 0.1 * moment_distance(out.stats, T.stored)
+        runtime.step(loss, steps[0])
+        learnt = F.cross_entropy(S(images.detach()).logits, y)
+        runtime.step(learnt, steps[1], clip=1.0)
+        losses += [loss.detach(), learnt.detach()]
+    joined = ["forward" in m.__dict__ for m in small.modules() if isinstance(m, nn.BatchNorm2d)]
+    S.release()
+    left = ["forward" in m.__dict__ for m in small.modules() if isinstance(m, nn.BatchNorm2d)]
+    return {
+        "student": small.state_dict(),
+        "generator": generator.state_dict(),
+        "losses": runtime.total(torch.stack(losses)) / runtime.world,
+        "joined": (all(joined), any(left)),
+    }
 
 
 def check_runtime(runtime: Runtime, folder: Path) -> Any:
@@ -162,6 +198,8 @@ def everything(runtime: Runtime, folder: Path) -> Any:
     return {
         "steps": take_steps(runtime, folder),
         "runtime": check_runtime(runtime, folder),
+        "joint": take_joint_steps(Runtime(device="cpu", devices=runtime.world, sync_bn=True).launch(), folder),
+        "apart": take_joint_steps(runtime, folder),
         "whole": distil(Runtime(device="cpu", devices=runtime.world).launch(), folder / "whole"),
         "parts": distil_in_two_parts(Runtime(device="cpu", devices=runtime.world).launch(), folder / "parts"),
     }
@@ -186,6 +224,24 @@ def test_two_shares_of_a_batch_step_like_the_whole(both: Both, tmp_path: Path) -
     for key, value in results[0]["student"].items():
         assert torch.equal(value, results[1]["student"][key])
     assert [float(result["own"]) for result in results] == [-3.0, -6.0]
+
+
+def test_joint_statistics_are_those_of_the_whole_batch(both: Both, tmp_path: Path) -> None:
+    alone = take_joint_steps(Runtime(device="cpu", sync_bn=True).launch(), tmp_path)
+    assert alone["joined"] == (False, False)
+    for result in both[0]:
+        assert result["joint"]["joined"] == (True, False)
+        for part in ("student", "generator", "losses"):
+            torch.testing.assert_close(result["joint"][part], alone[part], rtol=1e-4, atol=1e-5)
+        apart = result["apart"]["losses"] - alone["losses"]
+        assert apart.abs().max() > 1e-3  # each its own statistics: another run
+
+
+def test_joint_statistics_and_compilation_exclude_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    Runtime(device="cpu", sync_bn=True, compile=True)  # one process: nothing is joined
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="needs sync_bn or compile, got both"):
+        Runtime(device="cpu", sync_bn=True, compile=True)
 
 
 def test_averages_sums_and_shared_weights(both: Both) -> None:
@@ -224,6 +280,22 @@ def test_students_stay_equal_over_rounds_and_a_resume_is_exact(both: Both) -> No
         for key, value in result["whole"]["student"].items():
             assert torch.equal(value, result["parts"]["student"][key]), key
         assert torch.equal(result["whole"]["images"], result["parts"]["images"])
+
+
+def places(runtime: Runtime, folder: Path) -> Any:
+    """Who am I, and is everybody there?"""
+    return [runtime.rank, runtime.world, float(runtime.total(torch.ones(())))]
+
+
+def test_two_machines_are_one_group(tmp_path: Path) -> None:
+    assert together(places, tmp_path, world=2, machines=2) == [[0, 2, 2.0], [1, 2, 2.0]]
+
+
+def test_devices_and_the_launcher_must_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"started on this machine \(2\), got devices=4"):
+        Runtime(device="cpu", devices=4)
 
 
 def test_another_number_of_processes_cannot_resume(both: Both) -> None:

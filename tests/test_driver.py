@@ -269,6 +269,19 @@ def test_metrics_of_a_round() -> None:
     assert recorder.records[-1].metrics["pairwise_distance"] == pytest.approx(float(np.mean(pairs)), rel=1e-4)
 
 
+@pytest.mark.parametrize(("every", "rounds"), [(1, {0, 1, 2, 3, 4}), (2, {1, 3, 4}), (9, {4})])
+def test_losses_are_read_when_due_and_at_the_end(every: int, rounds: set[int]) -> None:
+    students = []
+    for watch in (Watch([recorder := Recorder()], metrics_every=every), Watch()):
+        task = tiny_task(ROW)
+        run(task, Toy(), tiny_plan(rounds=5), watch)
+        students.append(task.student.net.state_dict())
+    read = {r.round for r in recorder.records if "loss/student" in r.metrics}
+    assert read == rounds == {r.round for r in recorder.records if "toy" in r.metrics}
+    assert all({"lr", "seconds/student", "pool"} <= r.metrics.keys() for r in recorder.records)
+    assert all(torch.equal(value, students[1][key]) for key, value in students[0].items())
+
+
 def test_the_student_loss_is_the_mean_over_steps() -> None:
     task = tiny_task(ROW)
     losses: list[float] = []

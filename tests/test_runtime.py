@@ -1,6 +1,7 @@
 """The optimiser step against plain torch, the random streams, and what is refused."""
 
 import gc
+import sys
 import weakref
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
-from dfkd.engine.runtime import Runtime
+from dfkd.engine.runtime import Runtime, _kept
 from dfkd.errors import UserError
 
 
@@ -173,8 +174,57 @@ def test_one_process_averages_nothing() -> None:
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(UserError, match="precision fp32 or bf16, got 'fp16'"):
         Runtime(device="cpu", precision="fp16")
+    with pytest.raises(UserError, match="compile_mode to be one of default, reduce-overhead, max-autotune, got 'fast'"):
+        Runtime(device="cpu", compile_mode="fast")
     with pytest.raises(UserError, match="needs device to be one of"):
         Runtime(device="gpu0")
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="needs a CUDA device"):
             Runtime(device="cuda")
+
+
+def test_one_process_does_without_fabric(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lightning_fabric", None)
+    assert a_runtime().device == torch.device("cpu")
+    with pytest.raises(UserError, match="needs Lightning Fabric for several processes, got a Python without it"):
+        Runtime(device="cpu", devices=2)
+
+
+def test_compiled_graphs_are_counted() -> None:
+    torch._dynamo.reset()
+    runtime, plain = a_runtime(compile=True, backend="eager"), a_runtime()
+    double, half = runtime.compile(lambda x: x * 2), runtime.compile(lambda x: x / 2)
+    for _ in range(3):
+        double(torch.ones(3))
+        assert runtime.graphs == 1
+    half(torch.ones(3))
+    double(torch.ones(4))  # another shape, another graph
+    assert (runtime.graphs, plain.graphs) == (3, 0)
+
+
+def scaled(x: Tensor, factor: list[float]) -> Tensor:
+    return x * factor[0]
+
+
+def test_many_runs_in_one_program_may_compile_the_same_function() -> None:
+    torch._dynamo.reset()
+    for run in range(12):
+        runtime = a_runtime(compile=True, backend="eager")
+        assert runtime.compile(scaled)(torch.ones(2), [float(run)]).tolist() == [run, run]
+        assert runtime.graphs == 1
+
+
+def test_kept_outputs_survive_the_next_replay() -> None:
+    held = torch.zeros(2)
+
+    def replay(x: Tensor) -> tuple[Tensor, str, list[Tensor]]:
+        held.copy_(x)
+        return held, "name", [held]
+
+    function = _kept(replay)
+    first = function(torch.ones(2))
+    function(torch.zeros(2))
+    assert (first[0].tolist(), first[1], first[2][0].tolist()) == ([1.0, 1.0], "name", [1.0, 1.0])
+    x = torch.ones(2, requires_grad=True)
+    (slope,) = torch.autograd.grad(_kept(torch.exp)(x).sum(), x)
+    torch.testing.assert_close(slope, x.detach().exp())

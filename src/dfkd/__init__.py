@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from dfkd.engine.anatomy import Anatomy, survey
     from dfkd.engine.core import Clock, Method, Need, State, Task
     from dfkd.engine.driver import Watch, run
+    from dfkd.engine.estimate import Estimate, estimate
     from dfkd.engine.evaluate import evaluate
     from dfkd.engine.plan import Plan
     from dfkd.engine.probe import Probe
@@ -48,6 +49,7 @@ _WHERE = {
     "Batch": "dfkd.types",
     "Clock": "dfkd.engine.core",
     "Distilled": "dfkd.api",
+    "Estimate": "dfkd.engine.estimate",
     "Evaluation": "dfkd.engine.records",
     "ImageSet": "dfkd.data.readers",
     "Method": "dfkd.engine.core",
@@ -77,6 +79,7 @@ _WHERE = {
     "class_list": "dfkd.data.text",
     "distill": "dfkd.api",
     "embed": "dfkd.data.text",
+    "estimate": "dfkd.engine.estimate",
     "evaluate": "dfkd.engine.evaluate",
     "open_rows": "dfkd.data.rows",
     "read_images": "dfkd.data.readers",
@@ -97,6 +100,7 @@ __all__ = [
     "Batch",
     "Clock",
     "Distilled",
+    "Estimate",
     "Evaluation",
     "ImageSet",
     "Method",
@@ -127,6 +131,7 @@ __all__ = [
     "class_list",
     "distill",
     "embed",
+    "estimate",
     "evaluate",
     "open_rows",
     "read_images",

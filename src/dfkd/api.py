@@ -82,6 +82,7 @@ def distill(
     spec: Mapping[str, object] | None = None,
     export: bool = True,
     figures: bool = True,
+    metrics_every: int = 1,
 ) -> Distilled:
     """Distil ``teacher`` into ``student`` without the teacher's training data.
 
@@ -114,6 +115,7 @@ def distill(
         spec: how to rebuild the student, kept beside its weights.
         export: also write the student as a ``torch.export`` program.
         figures: draw figures into the run folder at the end (images by class, activation maps, t-SNE and so on).
+        metrics_every: rounds between readings of the losses from the device.
 
     Raises:
         UserError: anything that does not fit together, in one sentence, before any work.
@@ -153,6 +155,7 @@ def distill(
             samples_every if folder or observers else 0,
             checkpoint=saves,
             save_every=save_every,
+            metrics_every=max(1, metrics_every),
         )
         for observer in watchers:
             observer.started(info)
@@ -200,7 +203,7 @@ def _fitting(task: Task) -> list[str]:
 
 def _seeded(runtime: Runtime) -> list[int]:
     """CUDA devices whose default streams a run touches: seeding touches all, once CUDA is in use."""
-    in_use = torch.cuda.is_initialized() or runtime.fabric.device.type == "cuda"
+    in_use = torch.cuda.is_initialized() or runtime.device.type == "cuda"
     return list(range(torch.cuda.device_count())) if in_use else []
 
 
@@ -267,6 +270,7 @@ def _prepare(
             stages=facts.stages,
             precision=runtime.precision,
             channels_last=runtime.channels_last,
+            joint=runtime.joint,
         ).to(runtime.device)
         for net, facts in ((teacher, old), (student, new))
     ]

@@ -67,6 +67,8 @@ def provenance(runtime: Runtime) -> dict[str, object]:
         "processes": runtime.world,
         "precision": runtime.precision,
         "compile": runtime.compiled,
+        "compile_mode": runtime.compile_mode,
+        "sync_bn": runtime.sync_bn,
         "channels_last": runtime.channels_last,
         "seed": runtime.seed,
         "commit": _commit(),
@@ -215,6 +217,8 @@ def _settings(old: RunInfo, new: RunInfo) -> Sequence[tuple[str, object, object]
             pairs.append((f"{who}.{key}", plain(getattr(old, who).get(key)), plain(getattr(new, who).get(key))))
     for key in ("seed", "precision", "processes", "compile", "channels_last"):
         pairs.append((key, old.provenance.get(key), new.provenance.get(key)))
+    for key, before in (("compile_mode", "default"), ("sync_bn", False)):  # newer than the first run folders
+        pairs.append((key, old.provenance.get(key, before), new.provenance.get(key, before)))
     shape = ("image_shape", tuple(old.image_shape), tuple(new.image_shape))
     return [*pairs, shape, ("classes", old.classes, new.classes), ("text", old.text, new.text)]
 

@@ -23,7 +23,7 @@ from dfkd.losses.divergence import cross_entropy
 from dfkd.ops.augment import crop_flip
 from dfkd.ops.pixels import as_images
 from dfkd.teachplan import TeachPlan
-from dfkd.types import Bytes, Labels
+from dfkd.types import Bytes, Labels, Scalar
 
 __all__ = ["Epoch", "TeachPlan", "TeachResult", "save_teacher", "teach"]
 
@@ -160,7 +160,7 @@ def _train(
     size = min(plan.batch_size, len(images))
     steps = len(images) // size
     pad = min(images.shape[2:]) // 8 if plan.pad is None else plan.pad
-    optimizer, done = _optimizer(probe, plan), []
+    optimizer, done, objective = _optimizer(probe, plan), [], runtime.compile(_objective)
     for epoch in range(plan.epochs):
         probe.train()
         order = torch.randperm(len(images), generator=runtime.generator, device=images.device)
@@ -170,10 +170,11 @@ def _train(
                 group["lr"] = plan.rate(epoch + k / steps)
             rows = order[k * size : (k + 1) * size]
             y = labels[rows]
-            logits = probe(as_images(crop_flip(images[rows], runtime.generator, pad, plan.flip))).logits
-            loss = cross_entropy(logits, y)
+            loss, right_here = objective(
+                probe, as_images(crop_flip(images[rows], runtime.generator, pad, plan.flip)), y
+            )
             runtime.step(loss, optimizer)
-            seen += torch.stack([loss.detach(), (logits.detach().argmax(dim=1) == y).sum()])
+            seen += torch.stack([loss.detach(), right_here])
         total, right = seen.tolist()
         done.append(Epoch(epoch + 1, plan.epochs, total / steps, right / (steps * size), plan.rate(epoch)))
         if not math.isfinite(total):
@@ -181,6 +182,12 @@ def _train(
         if watch is not None:
             watch(done[-1])
     return done
+
+
+def _objective(probe: Probe, x: Tensor, y: Labels) -> tuple[Scalar, Tensor]:
+    """Cross-entropy, and how many answers are right."""
+    logits = probe(x).logits
+    return cross_entropy(logits, y), (logits.detach().argmax(dim=1) == y).sum()
 
 
 def _optimizer(probe: Probe, plan: TeachPlan) -> Optimizer:

@@ -102,6 +102,7 @@ _ALL = (
                 "dfkd distill nayer/digits-wrn16-2-wrn16-1 --teacher.weights T --plan.rounds 5",
             ),
             ("your own teacher", "dfkd distill --teacher.weights teachers/r34 --student resnet18 --out runs/x"),
+            ("hours, memory and disk first", "dfkd distill my.yaml --dry-run"),
             ("go on after a stop", "dfkd distill --resume runs/x"),
             (
                 "save the settings",

@@ -96,6 +96,8 @@ class Machine:
     devices: int = 1  # processes, one for each GPU
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False  # torch.compile: pays off in long runs
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = "default"  # reduce-overhead: CUDA graphs
+    sync_bn: bool = False  # with several processes: BatchNorm statistics over the joint batch
     channels_last: bool = True
     seed: int = 0
     threads: int | None = None  # of the CPU; a resume is bit-identical with the same number
@@ -106,6 +108,7 @@ class Watching:
     """How a run is looked at and saved; nothing here changes the student."""
 
     evaluate_every: int = 1  # rounds between looks at the test images
+    metrics_every: int = 1  # rounds between readings of the losses from the device
     samples_every: int = 10  # rounds between sheets of synthetic images; 0: none
     save_every: float = 0.0  # least seconds between checkpoints; 0: after every round
     tensorboard: bool = False  # also write TensorBoard events
@@ -136,6 +139,8 @@ class Distill:
     watch: Watching = field(default_factory=Watching)
     out: str | None = None  # run folder, new or empty; default runs/<method>-<student>-<time>
     resume: str | None = None  # continue the run in this folder; needs nothing else
+    dry_run: bool = False  # only estimate time, memory and disk, from two rounds of each kind
+    json: bool = False  # with --dry-run: machine-readable
 
 
 @dataclass

@@ -55,6 +55,10 @@ class Job:
 def run(tree: Tree, show: bool = False) -> int:
     """Distil, or print the resolved recipe and stop."""
     folder = tree.get("resume")
+    if folder is not None and tree.get("dry_run", "false") != "false":
+        raise UserError(
+            f"dry-run needs a run that has not begun, got --resume {folder}; leave --resume out, or see `dfkd report`"
+        )
     if folder is not None:
         tree = _resumed(tree, Path(folder))
     job = prepare(*settled(Distill, with_recipe(tree)))
@@ -63,6 +67,10 @@ def run(tree: Tree, show: bool = False) -> int:
         return 0
     out = Path(folder) if folder is not None else _out(job)
     machine = runtime_of(job.settings.runtime)
+    if job.settings.dry_run:
+        from dfkd.cli.rehearse import rehearse
+
+        return rehearse(job, out, machine)
     try:
         result = _distill(job, out, machine, resume=folder is not None)
     except (KeyboardInterrupt, Stopped) as stop:
@@ -107,6 +115,8 @@ def runtime_of(machine: Machine) -> Runtime:
         devices=machine.devices,
         precision=machine.precision,
         compile=machine.compile,
+        compile_mode=machine.compile_mode,
+        sync_bn=machine.sync_bn,
         channels_last=machine.channels_last,
         seed=machine.seed,
     )
@@ -172,6 +182,7 @@ def _distill(job: Job, out: Path, machine: Runtime, resume: bool) -> Distilled:
         observers=extra,
         progress=not watch.quiet,
         evaluate_every=max(1, watch.evaluate_every),
+        metrics_every=watch.metrics_every,
         samples_every=watch.samples_every,
         save_every=watch.save_every,
         teacher_layers=job.teacher.layers,

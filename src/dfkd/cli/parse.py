@@ -47,6 +47,7 @@ def flags(argv: Sequence[str], cls: type, positional: str | None, free: Iterable
         name, equals, value = word[2:].partition("=")
         if name in sections and name not in known:
             name = f"{name}.{SHORT[name]}"
+        name = name.replace("-", "_") if name.replace("-", "_") in known else name
         option = known.get(name)
         if option is None and name.partition(".")[0] not in free:
             raise unknown(f"--{name}", [f"--{other}" for other in known], "dfkd", "option")

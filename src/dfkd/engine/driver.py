@@ -30,6 +30,7 @@ class Watch:
         observers: told about every round.
         test: labelled test images (uint8, int64), used only to report.
         evaluate_every: rounds between evaluations (the last round always counts).
+        metrics_every: rounds between readings of losses and other device scalars (the last round is always read).
         samples_every: rounds between sample grids; 0 for none.
         samples: images per grid.
         checkpoint: where to save, or None.
@@ -43,6 +44,7 @@ class Watch:
     samples: int = 100
     checkpoint: Checkpoint | None = None
     save_every: float = 30.0
+    metrics_every: int = 1
     teacher_guess: Tensor | None = field(default=None, init=False)
 
 
@@ -81,6 +83,7 @@ def run(task: Task, method: Method[Any], plan: Plan, watch: Watch | None = None,
             task.student.freeze()
             state.joint.eval()
             made = method.synthesize(task, state, Clock(plan, round))
+            task.runtime.wait()
             between = time.monotonic()
             _wake(task, state, learnt)
             loss, batch = _student_steps(task, method, state, plan, round, objective, optimizer, watch)
@@ -151,6 +154,7 @@ def _student_steps(
         if (k + 1) % tick == 0:
             for observer in watch.observers:
                 observer.stepped(round, "student", k + 1, steps)
+    task.runtime.wait()
     return total, batch
 
 
@@ -201,19 +205,22 @@ def _look(
 ) -> RoundRecord:
     """Read this round's device scalars once, and evaluate when it is time."""
     began, between, ended = times
-    metrics = {name: float(value) for name, value in made.items()}
-    metrics["lr"] = plan.rate(round)
-    if loss is not None:
-        metrics["loss/student"] = float(loss) / plan.steps
-    metrics["seconds/synthesis"], metrics["seconds/student"] = between - began, ended - between
     last = round + 1 == plan.total
-    shown = _samples(state, batch, watch.samples)
+    read = last or (round + 1) % watch.metrics_every == 0
+    due = watch.samples_every > 0 and ((round + 1) % watch.samples_every == 0 or last)
+    metrics = {name: float(value) for name, value in made.items()} if read else {}
+    metrics["lr"] = plan.rate(round)
+    if loss is not None and read:
+        metrics["loss/student"] = float(loss) / plan.steps
+    if task.runtime.compiled:
+        metrics["graphs"] = float(task.runtime.graphs)
+    metrics["seconds/synthesis"], metrics["seconds/student"] = between - began, ended - between
+    shown = _samples(state, batch, watch.samples) if read or due else None
     pool = pools_of(state).get("pool")
     if pool is not None:
         metrics["pool"], metrics["images"] = float(len(pool)), float(pool.added)
-    if shown is not None:
+    if shown is not None and read:
         metrics["pairwise_distance"] = _pairwise_distance(shown[0])
-    due = watch.samples_every > 0 and ((round + 1) % watch.samples_every == 0 or last)
     evaluation = None
     if watch.test is not None and plan.steps_in(round) and ((round + 1) % watch.evaluate_every == 0 or last):
         evaluation = _evaluate(task, watch)

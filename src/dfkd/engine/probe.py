@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from dfkd.engine.joint import apart, joint_moments
 from dfkd.errors import UserError
 from dfkd.ops.moments import moments
 from dfkd.types import Images, Moments, Readout
@@ -28,6 +29,7 @@ class Probe(nn.Module):
         stages: dotted names of the modules whose outputs are stage maps, shallow to deep.
         precision: ``"fp32"`` or ``"bf16"`` (autocast; statistics, logits and features stay float32).
         channels_last: run convolutions in the channels-last memory format.
+        joint: BatchNorm statistics are those of all processes' batches together (``Runtime.joint``).
 
     Raises:
         UserError: a std that is not positive, mean and std of different lengths, or a name ``net`` does not have.
@@ -46,6 +48,7 @@ class Probe(nn.Module):
         stages: Sequence[str] = (),
         precision: str = "fp32",
         channels_last: bool = True,
+        joint: bool = False,
     ) -> None:
         super().__init__()
         _check_normalisation(mean, std)
@@ -53,6 +56,7 @@ class Probe(nn.Module):
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("scale", 1 / torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
         self.precision, self.channels_last = precision, channels_last
+        self._moments = joint_moments if joint else moments
         self.head_name, self.stage_names = head, tuple(stages)
         self.norms = [m for m in net.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
         self._reading = self._want_stats = self._want_maps = False
@@ -113,7 +117,7 @@ class Probe(nn.Module):
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        return self.net
+        return apart(self.net)
 
     def _hook(self) -> list[Any]:
         def read_features(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -122,7 +126,7 @@ class Probe(nn.Module):
 
         def read_stats(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             if self._want_stats:
-                self._stats.append(moments(inputs[0]))
+                self._stats.append(self._moments(inputs[0]))
 
         def read_map(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             if self._want_maps:

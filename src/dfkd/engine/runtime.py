@@ -1,12 +1,15 @@
 """Device, precision, processes, compilation, random streams, and the one way to take an optimiser step."""
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import torch
+import torch.utils._pytree as trees
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dfkd.engine.joint import join
 from dfkd.errors import UserError
 from dfkd.types import Scalar
 
@@ -15,20 +18,30 @@ __all__ = ["Runtime"]
 P = ParamSpec("P")
 R = TypeVar("R")
 
+MODES = ("default", "reduce-overhead", "max-autotune")
+
 
 class Runtime:
-    """Where and how a run computes: a thin layer on Lightning Fabric.
+    """Where and how a run computes: plain torch in one process, Lightning Fabric for several.
 
     Two random streams, both checkpointed. ``generator`` is this process's own (noise, labels, augmentation, draws from
     the pool). Torch's default stream is the same in every process: modules initialised from it are equal everywhere.
 
     Args:
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
-        devices: processes to run; more than one needs a launcher (``torchrun``) or :meth:`launch`.
+        devices: processes on this machine; more than one needs a launcher (``torchrun``) or :meth:`launch`. Under a
+            launcher, 1 stands for as many as it started.
         precision: ``"fp32"`` or ``"bf16"`` (networks under autocast; statistics, losses and weights stay float32).
         compile: compile objectives and losses with ``torch.compile``.
         channels_last: channels-last convolutions.
         seed: of both streams.
+        backend: of ``torch.compile``.
+        compile_mode: of ``torch.compile``; ``"reduce-overhead"`` replays CUDA graphs.
+        sync_bn: BatchNorm layers in train mode, and the losses on BatchNorm statistics, see the joint batch of all
+            processes instead of each its own.
+
+    Raises:
+        UserError: a value that cannot be, a device that is not there, several processes without Lightning Fabric.
     """
 
     def __init__(
@@ -40,9 +53,9 @@ class Runtime:
         channels_last: bool = True,
         seed: int = 0,
         backend: str = "inductor",
+        compile_mode: str = "default",
+        sync_bn: bool = False,
     ) -> None:
-        from lightning_fabric import Fabric
-
         if precision not in ("fp32", "bf16"):
             raise UserError(f"runtime needs precision fp32 or bf16, got {precision!r}; choose one of them")
         if device not in ("auto", "cpu", "cuda"):
@@ -54,19 +67,31 @@ class Runtime:
                 "runtime needs a CUDA device, got a machine (or a torch build) without one; use device=cpu or run "
                 "`dfkd doctor`"
             )
+        if compile_mode not in MODES:
+            raise UserError(
+                f"runtime needs compile_mode to be one of {', '.join(MODES)}, got {compile_mode!r}; choose one of them"
+            )
+        if sync_bn and compile and _many(devices):
+            raise UserError(
+                "runtime needs sync_bn or compile, got both with several processes; switch one of them off (a "
+                "compiled objective cannot wait for other processes)"
+            )
         accelerator = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        self.fabric = Fabric(accelerator=accelerator, devices=devices, strategy="ddp" if _many(devices) else "auto")
+        self.fabric = _fabric(accelerator, devices) if _many(devices) else None
+        self.device = torch.device("cuda", 0) if accelerator == "cuda" else torch.device("cpu")
+        if self.fabric is not None:
+            self.device = self.fabric.device
         self.precision, self.compiled, self.channels_last = precision, compile, channels_last
-        self.backend, self.seed = backend, seed
+        self.backend, self.compile_mode, self.seed, self.sync_bn = backend, compile_mode, seed, sync_bn
         self._compiled: dict[Any, Any] = {}
         self._joined = False
+        self._graphs_before = _graphs() if compile else 0
 
     def launch(self) -> "Runtime":
         """Start or join the other processes, if any, and seed both streams. Call once, before anything is drawn."""
-        if self.fabric.world_size > 1 and not self._joined:
+        if self.fabric is not None and not self._joined:
             self.fabric.launch()
-            self._joined = True
-        self.device: torch.device = self.fabric.device
+            self._joined, self.device = True, self.fabric.device
         self.generator = torch.Generator(self.device).manual_seed(
             (self.seed * 1_000_003 + 7919 * self.rank + 1) % 2**63
         )
@@ -76,16 +101,26 @@ class Runtime:
     @property
     def rank(self) -> int:
         """This process's number."""
-        return self.fabric.global_rank
+        return 0 if self.fabric is None else self.fabric.global_rank
 
     @property
     def world(self) -> int:
         """How many processes work together."""
-        return self.fabric.world_size
+        return 1 if self.fabric is None else self.fabric.world_size
+
+    @property
+    def joint(self) -> bool:
+        """BatchNorm statistics are those of all processes' batches together."""
+        return self.sync_bn and self.world > 1
+
+    @property
+    def graphs(self) -> int:
+        """Graphs compiled in this program since this runtime was made: it should not grow after the first rounds."""
+        return _graphs() - self._graphs_before if self.compiled else 0
 
     def place(self, module: nn.Module) -> nn.Module:
         """``module`` on the device, convolutions in the chosen memory format."""
-        module = module.to(self.device)
+        module = join(module.to(self.device)) if self.joint else module.to(self.device)
         return module.to(memory_format=torch.channels_last) if self.channels_last else module  # type: ignore[call-overload]
 
     def autocast(self) -> torch.autocast:
@@ -98,10 +133,16 @@ class Runtime:
             return function
         if function in self._compiled:
             return self._compiled[function]
-        compiled = torch.compile(function, fullgraph=True, dynamic=False, backend=self.backend)
+        mode = None if self.compile_mode == "default" else self.compile_mode
+        compiled: Any = torch.compile(function, fullgraph=True, dynamic=False, backend=self.backend, mode=mode)
+        # Every run in a program adds its graphs to those of the same function; the usual limit is 8, then an error.
+        changes: dict[str, Any] = {"recompile_limit": 64}
         if hasattr(torch._dynamo.config, "trace_autograd_ops"):
             # Grad-CAM differentiates inside an objective: without this it would end the graph there.
-            compiled = torch._dynamo.config.patch(trace_autograd_ops=True)(compiled)
+            changes["trace_autograd_ops"] = True
+        compiled = torch._dynamo.config.patch(**changes)(compiled)
+        if mode is not None and self.device.type == "cuda":
+            compiled = _kept(compiled)
         if getattr(function, "__closure__", None) is None:  # a closure would keep a finished run's pool alive
             self._compiled[function] = compiled
         return compiled
@@ -166,8 +207,13 @@ class Runtime:
 
     def barrier(self) -> None:
         """Wait for the other processes."""
-        if self.world > 1:
+        if self.fabric is not None and self.world > 1:
             self.fabric.barrier()
+
+    def wait(self) -> None:
+        """Wait until the device has done all it was asked to: before a clock is read, never in an inner loop."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def streams(self) -> dict[str, Any]:
         """The state of every random stream, for a checkpoint."""
@@ -185,9 +231,43 @@ class Runtime:
 
 
 def _many(devices: int) -> bool:
-    import os
-
     return devices > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def _fabric(accelerator: str, devices: int) -> Any:
+    """Lightning Fabric, which only several processes need. A launcher knows best how many there are, and where."""
+    try:
+        from lightning_fabric import Fabric
+    except ImportError as error:
+        raise UserError(
+            "runtime needs Lightning Fabric for several processes, got a Python without it; run `pip install "
+            "lightning-fabric`, or use one process"
+        ) from error
+    world = int(os.environ.get("WORLD_SIZE", devices))
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", devices))
+    if devices not in (1, here):
+        raise UserError(
+            f"runtime needs as many processes as the launcher started on this machine ({here}), got devices={devices}; "
+            "give both the same number"
+        )
+    return Fabric(accelerator=accelerator, devices=here, num_nodes=max(1, world // here), strategy="ddp")
+
+
+def _graphs() -> int:
+    """Graphs that torch.compile has made in this program. Loads the compiler."""
+    from torch._dynamo.utils import counters
+
+    return int(counters["stats"]["unique_graphs"])
+
+
+def _kept(function: Callable[P, R]) -> Callable[P, R]:
+    """Outputs of a CUDA graph are overwritten by its next replay: return copies, which stay what they are."""
+
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        held: R = trees.tree_map_only(Tensor, torch.clone, function(*args, **kwargs))
+        return held
+
+    return call
 
 
 def _parameters(optimizer: Optimizer) -> list[Tensor]:

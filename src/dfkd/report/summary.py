@@ -9,7 +9,7 @@ from dfkd.engine.records import Evaluation, RoundRecord, RunInfo, RunResult
 Number = int | float | None
 
 # Everything else in ``RoundRecord.metrics`` is a loss.
-_COUNTS = frozenset({"pool", "images", "images_per_second", "lr"})
+_COUNTS = frozenset({"pool", "images", "images_per_second", "lr", "graphs"})
 _SELECTION = frozenset({"selected", "selected_share", "selected_classes", "student_share", "target_maximum"})
 _NOT_LOSSES = _COUNTS | _SELECTION | {"class_entropy", "pairwise_distance"}
 

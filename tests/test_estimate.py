@@ -1,0 +1,197 @@
+"""The estimate against hand arithmetic, a clock that only moves when told to, and real small runs."""
+
+import json
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar, final
+
+import pytest
+import torch
+from torch import Tensor
+
+from dfkd.cli.main import main
+from dfkd.cli.rehearse import duration, warnings_of
+from dfkd.engine import driver
+from dfkd.engine import estimate as module
+from dfkd.engine.checkpoint import Checkpoint, pools_of
+from dfkd.engine.core import Clock, Method, Metrics, Need, State, Task
+from dfkd.engine.driver import Watch, run
+from dfkd.engine.estimate import Estimate, Measured, Pools, Timing, estimate, extrapolate
+from dfkd.engine.plan import Plan
+from dfkd.methods.nayer import NAYER
+from dfkd.types import Batch
+from settings import SETTINGS, tiny_plan, tiny_task
+
+
+class Hand:
+    """A clock moved by hand."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@final
+@dataclass(frozen=True)
+class Paced(Method[State]):
+    """Each phase takes a known time; what the first warm-up round and the first student step take is more."""
+
+    clock: Hand
+    default_plan: ClassVar[Plan] = Plan()
+
+    def needs(self) -> frozenset[Need]:
+        return frozenset()
+
+    def setup(self, task: Task, plan: Plan) -> State:
+        return State()
+
+    def synthesize(self, task: Task, state: State, clock: Clock) -> Metrics:
+        self.clock.now += 7.0 if clock.warmup else 3.0
+        self.clock.now += 20.0 if clock.round == 0 else 0.0
+        return {}
+
+    def batch(self, task: Task, state: State, clock: Clock) -> Batch:
+        self.clock.now += 0.125
+        self.clock.now += 50.0 if clock.step == 0 and clock.round == clock.plan.warmup else 0.0
+        return Batch(torch.rand(4, *task.image_shape, generator=task.runtime.generator))
+
+    def loss(self, task: Task, state: State, batch: Batch) -> Tensor:
+        return task.student(batch.images).logits.square().mean()
+
+
+@pytest.fixture
+def hand(monkeypatch: pytest.MonkeyPatch) -> Hand:
+    clock = Hand()
+    for place in (driver, module):
+        monkeypatch.setattr(place, "time", SimpleNamespace(monotonic=clock.monotonic))
+    return clock
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 5])
+@pytest.mark.parametrize("steps", [3, 60])
+def test_a_paced_run_takes_what_was_said(hand: Hand, warmup: int, steps: int) -> None:
+    task, plan = tiny_task(SETTINGS["NoiseInput"]), tiny_plan(rounds=4, warmup=warmup, steps=steps)
+    found = estimate(task, Paced(hand), plan)
+    before = hand.now
+    run(task, Paced(hand), plan)
+    assert found.total == pytest.approx(hand.now - before)
+    assert found.seconds["warm-up"] == pytest.approx(7.0 * warmup + (20.0 if warmup == 1 else 0.0))
+    assert found.seconds["student"] == pytest.approx(0.125 * steps * 4)
+
+
+def test_arithmetic() -> None:
+    timings = (
+        Timing(True, 9.0, 0.0, 0.5, 40),
+        Timing(True, 4.0, 0.0, 0.5, 40),
+        Timing(False, 3.0, 8.0, 0.5, 10),
+        Timing(False, 2.0, 5.0, 0.25, 10),
+    )
+    pools = Pools(capacity=1000, rows=100, row_bytes=20.0)
+    measured = Measured(timings, 10, (6.0, 1.5), pools, peak=5000, state=300, student=70, image=3)
+    plan = tiny_plan(rounds=20, warmup=4, steps=50)
+    test = (torch.zeros(1, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64))
+    watch = Watch(test=test, evaluate_every=6, samples_every=10, samples=100, save_every=0.0)
+    found = extrapolate(measured, plan, watch, free=9000, disk_free=10**6)
+    assert found.seconds == {
+        "start": (9 - 4) + (3 - 2) + (8 - 5),
+        "warm-up": 4 * 4,
+        "synthesis": 20 * 2,
+        "student": 20 * 50 / 10 * 5,
+        "evaluation": 6 + 4 * 1.5,  # rounds 5, 11, 17, 23 (the last)
+        "saving": 24 * 0.25,
+    }
+    assert found.images == 4 * 40 + 20 * 10
+    assert found.pool == 360 * 20
+    assert found.memory == 5000 + (360 - 100) * 20
+    assert found.disk == 2 * 300 + 360 * 20 + 2 * 70 + 3 * 100 * 3
+    small = extrapolate(replace(measured, pools=replace(pools, capacity=200, reserved=True)), plan, watch, 1, 1)
+    assert (small.pool, small.memory) == (200 * 20, 5000)
+    seldom = extrapolate(measured, plan, replace(watch, save_every=100.0), 1, 1)
+    assert seldom.seconds["saving"] == (int((9 + 16 + 40 + 500 + 12) / 100) + 1) * 0.25
+
+
+@pytest.mark.parametrize("name", sorted(SETTINGS))
+def test_images_and_pool_are_those_of_the_whole_run(name: str, tmp_path: Path) -> None:
+    row = SETTINGS[name]
+    plan = replace(row.plan, rounds=7, warmup=3)
+    found = estimate(tiny_task(row), row.method, plan)
+    task = tiny_task(row)
+    state = run(task, row.method, plan, Watch(checkpoint=Checkpoint(tmp_path)))
+    pools = pools_of(state)
+    assert found.pool == sum(pool.nbytes * len(pool) // pool.capacity for pool in pools.values())
+    assert found.images == (pools["pool"].added if "pool" in pools else 0)
+    files = sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert files <= found.disk <= 3 * files + 100_000
+
+
+@pytest.mark.parametrize("name", sorted(SETTINGS))
+def test_the_run_that_follows_is_the_one_that_would_have_been(name: str) -> None:
+    row, found = SETTINGS[name], []
+    for first in (True, False):
+        task = tiny_task(row)  # seeds both streams
+        if first:
+            estimate(task, row.method, row.plan)
+        run(task, row.method, row.plan)
+        found.append({**task.student.net.state_dict(), "stream": task.runtime.streams()["own"]})
+    assert [key for key, value in found[0].items() if not torch.equal(value, found[1][key])] == []
+
+
+def test_memory_grows_with_the_method() -> None:
+    row = SETTINGS["NAYER"]
+    assert isinstance(row.method, NAYER)
+    large = replace(row.method, memory=None, synthesis_batch=20)
+    plan = tiny_plan(rounds=50, warmup=0)
+    few, many = (estimate(tiny_task(row), m, plan) for m in (replace(large, memory=30), large))
+    assert many.pool == 50 * 2 * 20 * (64 + 8)
+    assert few.pool == 30 * (64 + 8)
+    assert 0 < many.memory < many.memory_free
+
+
+@pytest.mark.parametrize(
+    ("memory", "disk", "words"), [(10, 1, ["memory"]), (1, 10, ["folder"]), (9, 9, ["memory", "folder"]), (1, 1, [])]
+)
+def test_what_there_is_no_room_for_is_said(memory: int, disk: int, words: list[str]) -> None:
+    said = warnings_of(Estimate({}, 0, 0, memory, 5, disk, 5))
+    assert len(said) == len(words)
+    assert all(word in line for word, line in zip(words, said, strict=True))
+
+
+def test_durations_read_well() -> None:
+    assert [duration(s) for s in (4.4, 700.0, 9000.0)] == ["4 s", "12 min", "2.5 h"]
+
+
+@pytest.fixture
+def dry(digits_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], int]:
+    monkeypatch.chdir(tmp_path)
+    line = (
+        f"distill --teacher wrn16-1 --teacher.weights {digits_weights} --student wrn10-1 --data digits"
+        " --data.test digits --method.steps 2 --method.synthesis_batch 20 --method.batches 1 --method.warmup_batches 1"
+        " --method.width 8 --method.channels 4 --method.flip false --plan.rounds 30 --plan.warmup 1 --plan.steps 4"
+        " --plan.batch_size 16 --runtime.device cpu --runtime.threads 1 "
+    )
+    return lambda more: main(shlex.split(line + more))
+
+
+def test_a_dry_run_from_the_shell_writes_nothing(
+    dry: Callable[[str], int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert dry("--dry-run --out runs/x") == 0
+    table = capsys.readouterr().out
+    assert all(word in table for word in ("hours", "warm-up", "peak memory", "images", "620", "disk"))
+    assert dry("--dry-run --json --method.memory 100") == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert found["images"] == 620
+    assert found["pool"] == 100 * (64 + 8)
+    assert found["total"] == pytest.approx(sum(found["seconds"].values()))
+    assert found["warnings"] == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_began_is_not_estimated(dry: Callable[[str], int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert dry("--dry-run --resume runs/x") == 2
+    assert "dry-run needs a run that has not begun, got --resume runs/x" in capsys.readouterr().err
