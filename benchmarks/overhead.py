@@ -19,7 +19,7 @@ from benchmarks.bare import Bare
 from benchmarks.cases import CASES, STEPS, Case
 from benchmarks.records import write_record
 from dfkd.engine.core import Clock, State, Task
-from dfkd.engine.driver import _optimizer
+from dfkd.engine.driver import make_optimizer
 
 
 class Ours:
@@ -30,7 +30,7 @@ class Ours:
         self.task: Task = case.task()
         self.state: State = case.method.setup(self.task, self.plan)
         self.weights = [*self.task.student.net.parameters(), *self.state.joint.parameters()]
-        self.optimizer = _optimizer(self.weights, self.plan)
+        self.optimizer = make_optimizer(self.weights, self.plan)
         self.generator_steps()  # the pool holds something
 
     def generator_steps(self) -> None:

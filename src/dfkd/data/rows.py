@@ -21,7 +21,6 @@ from dfkd.data._pixels import ByteArray, as_nchw, recolour, resize
 from dfkd.data._sources import Blocks, archives, decoded_archives, decoded_files, fingerprint, image_files
 from dfkd.errors import UserError
 
-
 KEPT_BYTES = 256 * 2**20  # of a mapped file, about as much counts as this process's memory at any time
 FAULT_BYTES = 2**16  # the system maps the neighbours of a page that is read, too
 
@@ -36,7 +35,7 @@ class Rows:
     def __init__(self, data: ByteArray | UInt8[Tensor, "n c h w"], skipped: int = 0) -> None:
         self._data = data
         self.skipped = skipped
-        self._map: mmap.mmap | None = getattr(data, "_mmap", None)
+        self._map = _map_below(data)
         self._touched = 0  # bytes of the map, at most, since pages were last let go of
 
     def __len__(self) -> int:
@@ -77,6 +76,13 @@ class Rows:
         if self._touched > KEPT_BYTES:
             self._map.madvise(mmap.MADV_DONTNEED)
             self._touched = 0
+
+
+def _map_below(data: object) -> mmap.mmap | None:
+    """The mapped file that an array is a view of; None where it is in memory."""
+    while isinstance(data, np.ndarray):
+        data = data.base
+    return data if isinstance(data, mmap.mmap) else None
 
 
 def open_rows(
