@@ -10,7 +10,7 @@ both are in the record, ``results/speed/overhead-LABEL/CASE.json``.
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,8 @@ from benchmarks.cases import CASES, STEPS, Case
 from benchmarks.records import write_record
 from dfkd.engine.core import Clock, State, Task
 from dfkd.engine.driver import make_optimizer
+
+PHASES = ("generator", "student")
 
 
 class Ours:
@@ -48,7 +50,7 @@ class Ours:
             self.task.runtime.step(loss, self.optimizer, clip=self.plan.clip)
 
 
-def compare(case: Case, repeats: int) -> dict[str, Any]:
+def compare(case: Case, repeats: int, phases: Sequence[str] = PHASES) -> dict[str, Any]:
     """Seconds of every turn and the median ratios."""
     ours = Ours(case)
     bare = Bare(case, ours.task, ours.state)
@@ -59,6 +61,7 @@ def compare(case: Case, repeats: int) -> dict[str, Any]:
         "student/ours": ours.student_steps,
         "student/bare": lambda: [bare.student_step(k) for k in range(ours.plan.steps)] and None,
     }
+    sides = {name: side for name, side in sides.items() if name.split("/")[0] in phases}
     for side in sides.values():
         side()
     cpu: dict[str, list[float]] = {name: [] for name in sides}
@@ -77,7 +80,7 @@ def compare(case: Case, repeats: int) -> dict[str, Any]:
 
 
 def ratios(seconds: dict[str, list[float]]) -> dict[str, float]:
-    """Median over turns of ours / bare: per phase, and of a round of the published proportions."""
+    """Median over turns of ours / bare: per phase."""
     pairs = {
         "generator": ("generator/ours", "generator/bare"),
         "generator, with statistics": ("generator/ours", "generator/bare with statistics"),
@@ -86,6 +89,7 @@ def ratios(seconds: dict[str, list[float]]) -> dict[str, float]:
     return {
         name: statistics.median(a / b for a, b in zip(seconds[ours], seconds[bare], strict=True))
         for name, (ours, bare) in pairs.items()
+        if ours in seconds
     }
 
 
@@ -99,13 +103,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", default=list(CASES))
     parser.add_argument("--label", default="now", help="names the folder of the records")
+    parser.add_argument("--phases", nargs="+", choices=PHASES, default=list(PHASES))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     for name in options.cases:
         case = CASES[name]
-        found = compare(case, options.repeats)
+        found = compare(case, options.repeats, options.phases)
         about = {"case": name, "teacher": case.teacher, "student": case.student, "batch": case.batch, "steps": STEPS}
         write_record(f"speed/overhead-{options.label}/{name}", {**about, "repeats": options.repeats, **found})
         print(name, {key: round(value, 3) for key, value in found["ratio"]["cpu"].items()}, flush=True)

@@ -6,7 +6,6 @@ peak is the process's resident set, pages of the mapped file included.
 """
 
 import argparse
-import resource
 import tempfile
 import time
 from dataclasses import replace
@@ -21,6 +20,7 @@ from benchmarks.records import write_record
 from dfkd.api import build_task
 from dfkd.engine.core import Clock
 from dfkd.engine.runtime import Runtime
+from dfkd.engine.work import peak_memory
 
 PAIR = ("lenet5", "lenet5-half")
 
@@ -73,7 +73,7 @@ def measure(path: Path) -> dict[str, object]:
 
 def peak_mb() -> float:
     """Largest resident set of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    return peak_memory(torch.device("cpu")) / 1e6
 
 
 def main() -> None:
