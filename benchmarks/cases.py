@@ -61,7 +61,7 @@ SIZES = {"small": ("wrn16-1", "resnet8", 128), "large": ("wrn40-2", "wrn16-2", 6
 
 
 def _cases() -> dict[str, Case]:
-    found = {}
+    found: dict[str, Case] = {}
     for size, (teacher, student, batch) in SIZES.items():
         methods: dict[str, Method[Any]] = {
             "nayer": dfkd.NAYER(steps=STEPS, synthesis_batch=batch, batches=1, memory=20_000),

@@ -62,10 +62,9 @@ class Naive:
             raise TypeError("the naive loop is NAYER's")
         self.case, self.method, self.folder, self.made = case, case.method, folder, 0
         task = case.task()
-        self.T, self.S = (
-            net.to(memory_format=torch.contiguous_format).requires_grad_(True)
-            for net in (task.teacher.release(), task.student.release())
-        )
+        self.T, self.S = task.teacher.release(), task.student.release()
+        for net in (self.T, self.S):
+            net.to(memory_format=torch.contiguous_format).requires_grad_(True)  # type: ignore[call-overload]
         self.mean, self.scale, self.text = task.teacher.mean, task.teacher.scale, task.text
         self.Z = NoisyLayer(384, self.method.width, case.batch, CLASSES)
         self.G = ConvGenerator(self.method.width, SHAPE, self.method.channels)

@@ -59,7 +59,7 @@ def compare(case: Case, repeats: int, phases: Sequence[str] = PHASES) -> dict[st
         "generator/bare": lambda: _repeat(bare.generator_step),
         "generator/bare with statistics": lambda: _repeat(lambda: bare.generator_step(statistics=True)),
         "student/ours": ours.student_steps,
-        "student/bare": lambda: [bare.student_step(k) for k in range(ours.plan.steps)] and None,
+        "student/bare": lambda: _each(bare.student_step, ours.plan.steps),
     }
     sides = {name: side for name, side in sides.items() if name.split("/")[0] in phases}
     for side in sides.values():
@@ -96,6 +96,11 @@ def ratios(seconds: dict[str, list[float]]) -> dict[str, float]:
 def _repeat(step: Callable[[], None]) -> None:
     for _ in range(STEPS):
         step()
+
+
+def _each(step: Callable[[int], None], steps: int) -> None:
+    for k in range(steps):
+        step(k)
 
 
 def main() -> None:

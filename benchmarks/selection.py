@@ -46,8 +46,8 @@ def measure(path: Path) -> dict[str, object]:
     method = dfkd.KD3(v_th=0.01)  # networks that know nothing are sure of nothing: let them choose all the same
     plan = replace(dfkd.KD3.default_plan, rounds=2)
     runtime = Runtime(device="cpu").launch()
-    normal = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
-    task = build_task(*nets, image_size=SHAPE, classes=CLASSES, web=path, runtime=runtime, **normal)
+    half = (0.5, 0.5, 0.5)
+    task = build_task(*nets, image_size=SHAPE, mean=half, std=half, classes=CLASSES, web=path, runtime=runtime)
     before = peak_mb()
     state = method.setup(task, plan)
     task.student.freeze()
