@@ -21,7 +21,8 @@ def measure(name: str, rows: int, batch: int, steps: int = 2) -> dict[str, Any]:
     """The run, with the peak after each part, in MB."""
     case = replace(CASES[name], batch=batch)
     method: Any = replace(case.method, steps=steps, synthesis_batch=batch, memory=rows)  # type: ignore[type-var]
-    task, plan = case.task(), replace(case.plan, batch_size=512, steps=steps)
+    # enough rounds for the pool to be that large
+    task, plan = case.task(), replace(case.plan, batch_size=512, steps=steps, rounds=-(-rows // batch))
     peaks = {"networks": peak_mb()}
     state = method.setup(task, plan)
     pool = state.pool
@@ -67,7 +68,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     found = measure(options.case, options.rows, options.batch)
     print(found)
-    write_record(f"speed/memory-{options.case}", found)
+    write_record(f"speed/memory-{options.case}-{options.batch}", found)
 
 
 if __name__ == "__main__":
