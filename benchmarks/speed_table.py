@@ -113,12 +113,12 @@ def _growth() -> Iterator[str]:
 
 
 def _memory() -> Iterator[str]:
-    found = [_record(f"memory-nayer-small-{batch}") for batch in (200, 400)]
-    found = [one for one in found if one is not None]
+    found = [one for batch in (200, 400) if (one := _record(f"memory-nayer-small-{batch}")) is not None]
     if not found:
         return
     parts = list(found[0]["peak_mb"])
-    yield f"| batch synthesised, learnt from | images stored | their MB | {' | '.join(f'peak MB: {x}' for x in parts)} |"
+    peaks = " | ".join(f"peak, MB: {part}" for part in parts)
+    yield f"| batch synthesised, learnt from | images stored | their MB | {peaks} |"
     yield "|---" * (3 + len(parts)) + "|"
     for one in found:
         exact = ", exactly their pixels" if one["pool_image_bytes"] == one["exact_image_bytes"] else ""
