@@ -31,7 +31,7 @@ def provenance() -> dict[str, Any]:
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _git("rev-parse", "--short=12", "HEAD"),
-        "changed": bool(_git("status", "--porcelain", "--untracked-files=no", "--", "src")),
+        "changed": bool(_git("status", "--porcelain", "--untracked-files=no", "--", ":/src")),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "hardware": f"{models[0] if models else platform.machine()}, {os.cpu_count()} cores",

@@ -6,11 +6,16 @@ import pytest
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.records import RESULTS
 from benchmarks.run import slug
+from benchmarks.speed_table import speed_page
 from benchmarks.table import page, records
 
 
 def test_the_results_page_is_that_of_the_records() -> None:
     assert (RESULTS / "README.md").read_text() == page(), "run `python -m benchmarks.table --write`"
+
+
+def test_the_speed_page_is_that_of_the_records() -> None:
+    assert (RESULTS / "speed.md").read_text() == speed_page(), "run `python -m benchmarks.speed_table --write`"
 
 
 @pytest.mark.parametrize("experiment", sorted(EXPERIMENTS))

@@ -1,5 +1,6 @@
 """Web rows: every source gives the same bytes, once converted they are only mapped, bad images are counted."""
 
+import mmap
 import os
 import tarfile
 from io import BytesIO
@@ -92,6 +93,25 @@ def test_fitting_array_is_mapped(tmp_path: Path, layout: str) -> None:
     taken = rows.take(torch.tensor([5, 2]))
     assert taken.is_contiguous()
     assert np.array_equal(taken.numpy(), images[[5, 2]])
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2, 3), (0, 2, 3, 1)], ids=["nchw", "nhwc"])
+def test_letting_go_of_mapped_pages_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, axes: tuple[int, ...]
+) -> None:
+    images = np.random.default_rng(0).integers(256, size=(40, 3, 8, 8), dtype=np.uint8)
+    np.save(tmp_path / "web.npy", images.transpose(axes))
+    monkeypatch.setattr(room, "KEPT_BYTES", 0)  # after every read
+    rows = open_rows(tmp_path / "web.npy", (3, 8, 8))
+    assert isinstance(rows._map, mmap.mmap)
+    for _ in range(2):
+        assert torch.equal(rows.take(torch.tensor([39, 0, 7, 7])), torch.from_numpy(images[[39, 0, 7, 7]]))
+        assert rows._touched == 0
+        assert torch.equal(torch.cat([part for _, part in rows.blocks(9)]), torch.from_numpy(images))
+
+
+def test_rows_in_memory_have_no_map() -> None:
+    assert Rows(np.zeros((2, 1, 4, 4), dtype=np.uint8))._map is None
 
 
 def test_gray_weights(tmp_path: Path) -> None:

@@ -141,6 +141,25 @@ _ALL = (
         ),
     ),
     Command(
+        "bench",
+        "where the time of a round goes on this machine",
+        config.Bench,
+        "[RECIPE] [options]",
+        "recipe",
+        (
+            ("a packaged recipe", "dfkd bench nayer/cifar10-resnet34-resnet18"),
+            (
+                "a smaller budget",
+                "dfkd bench nayer/digits-wrn16-2-wrn16-1 --plan.steps 20 --method.steps 10 --rounds 2",
+            ),
+        ),
+        (
+            "Takes what `dfkd distill` takes, runs a few rounds without warm-up and keeps nothing. Without weights the "
+            "teacher is random, which changes no time, and without --data.test or a recipe's nothing is evaluated.",
+            _METHOD,
+        ),
+    ),
+    Command(
         "report",
         "write the HTML page of a run anew",
         config.Report,
@@ -188,5 +207,5 @@ GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Start here", ("demo", "doctor")),
     ("The way from a network to a student", ("teach", "inspect", "embed", "distill", "evaluate")),
     ("What comes of a run", ("synthesize", "report", "plot")),
-    ("What there is", ("methods", "recipes")),
+    ("What there is, and how fast", ("methods", "recipes", "bench")),
 )

@@ -11,6 +11,7 @@ from dfkd.teachplan import TeachPlan
 
 __all__ = [
     "PRESETS",
+    "Bench",
     "Demo",
     "Distill",
     "Doctor",
@@ -193,6 +194,23 @@ class Synthesize:
     runtime: Machine = field(default_factory=Machine)
     watch: Watching = field(default_factory=Watching)
     out: str | None = None  # new folder
+
+
+@dataclass
+class Bench:
+    """`dfkd bench`."""
+
+    recipe: str | None = None  # YAML file, or a name from `dfkd recipes`
+    rounds: int = 3  # rounds timed; the first also warms up
+    json: bool = False  # machine-readable
+    teacher: Network = field(default_factory=Network)
+    student: Network = field(default_factory=Network)
+    data: Images = field(default_factory=Images)
+    text: Text = field(default_factory=Text)
+    method: MethodChoice = field(default_factory=MethodChoice)
+    plan: Plan = field(default_factory=Plan)
+    runtime: Machine = field(default_factory=Machine)
+    watch: Watching = field(default_factory=Watching)
 
 
 @dataclass

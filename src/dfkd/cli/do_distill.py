@@ -80,8 +80,12 @@ def run(tree: Tree, show: bool = False) -> int:
     return 0
 
 
-def prepare(settings: Distill, method: Method[Any], plan: Plan) -> Job:
+def prepare(settings: Distill, method: Method[Any], plan: Plan, trained: bool = True) -> Job:
     """Networks and data of a run; the student is made from torch's default stream, seeded here.
+
+    Args:
+        settings, method, plan: of the run.
+        trained: refuse a teacher without weights.
 
     Raises:
         UserError: anything that is missing or does not fit.
@@ -89,7 +93,7 @@ def prepare(settings: Distill, method: Method[Any], plan: Plan) -> Job:
     settings = replace(settings, teacher=located(settings.teacher), student=located(settings.student))
     _, sidecar = known(settings.teacher, "teacher")
     facts = facts_of(settings.data, sidecar)
-    teacher = load(settings.teacher, facts, "teacher", trained=True)
+    teacher = load(settings.teacher, facts, "teacher", trained)
     known(settings.student, "student")
     seed_everything(settings.runtime.seed, settings.runtime.threads)
     student = load(settings.student, facts, "student")

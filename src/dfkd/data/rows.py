@@ -4,6 +4,8 @@ Whatever the source, the rows have one shape. Sources that need decoding or resi
 by block, into a memory-mapped file in the cache; later runs map that file.
 """
 
+import math
+import mmap
 import os
 import tempfile
 from collections.abc import Iterator
@@ -19,13 +21,22 @@ from dfkd.data._pixels import ByteArray, as_nchw, recolour, resize
 from dfkd.data._sources import Blocks, archives, decoded_archives, decoded_files, fingerprint, image_files
 from dfkd.errors import UserError
 
+KEPT_BYTES = 256 * 2**20  # of a mapped file, about as much counts as this process's memory at any time
+FAULT_BYTES = 2**16  # the system maps the neighbours of a page that is read, too
+
 
 class Rows:
-    """Read-only uint8 images N C H W, in memory or memory-mapped; ``skipped`` counts unreadable ones."""
+    """Read-only uint8 images N C H W, in memory or memory-mapped; ``skipped`` counts unreadable ones.
+
+    A mapped file may be larger than memory: pages that were read are let go of again (the system's cache of files
+    keeps them while there is room).
+    """
 
     def __init__(self, data: ByteArray | UInt8[Tensor, "n c h w"], skipped: int = 0) -> None:
         self._data = data
         self.skipped = skipped
+        self._map = _map_below(data)
+        self._touched = 0  # bytes of the map, at most, since pages were last let go of
 
     def __len__(self) -> int:
         return len(self._data)
@@ -40,7 +51,9 @@ class Rows:
         """The images of these rows, a copy; in host memory unless the rows came from a tensor on a device."""
         if isinstance(self._data, Tensor):
             return self._data[index.to(self._data.device)]
-        return torch.from_numpy(np.ascontiguousarray(self._data[index.cpu().numpy()]))
+        rows = torch.from_numpy(np.ascontiguousarray(self._data[index.cpu().numpy()]))
+        self._let_go(len(rows))
+        return rows
 
     def blocks(self, size: int) -> Iterator[tuple[int, UInt8[Tensor, "m c h w"]]]:
         """All images in order, ``size`` at a time, each block with the number of its first row.
@@ -53,6 +66,23 @@ class Rows:
         for start in range(0, len(self), size):
             part = self._data[start : start + size]
             yield start, part.clone() if isinstance(part, Tensor) else torch.from_numpy(part.copy(order="C"))
+            self._let_go(len(part))
+
+    def _let_go(self, rows: int) -> None:
+        """After reading ``rows`` rows anywhere."""
+        if self._map is None or not hasattr(mmap, "MADV_DONTNEED"):
+            return
+        self._touched += rows * max(math.prod(self.shape), FAULT_BYTES)
+        if self._touched > KEPT_BYTES:
+            self._map.madvise(mmap.MADV_DONTNEED)
+            self._touched = 0
+
+
+def _map_below(data: object) -> mmap.mmap | None:
+    """The mapped file that an array is a view of; None where it is in memory."""
+    while isinstance(data, np.ndarray):
+        data = data.base
+    return data if isinstance(data, mmap.mmap) else None
 
 
 def open_rows(

@@ -19,7 +19,7 @@ from dfkd.errors import UserError
 from dfkd.ops.pixels import as_bytes, as_images
 from dfkd.types import Batch
 
-__all__ = ["Watch", "revisit", "run"]
+__all__ = ["Watch", "make_optimizer", "revisit", "run"]
 
 
 @dataclass
@@ -72,7 +72,7 @@ def run(task: Task, method: Method[Any], plan: Plan, watch: Watch | None = None,
     task.runtime.place(state.joint)
     task.runtime.share(task.student.net)
     learnt = _learnt(task, state)
-    optimizer = _optimizer([*learnt, *state.joint.parameters()], plan)
+    optimizer = make_optimizer([*learnt, *state.joint.parameters()], plan)
     first, spent = _restore(task, state, optimizer, watch) if resume else (0, 0.0)
     objective = task.runtime.compile(lambda batch: method.loss(task, state, batch))
     saved_at = time.monotonic()
@@ -174,7 +174,8 @@ def _agree(task: Task, due: bool) -> bool:
     return bool(task.runtime.total(vote))
 
 
-def _optimizer(parameters: Sequence[Tensor], plan: Plan) -> Optimizer:
+def make_optimizer(parameters: Sequence[Tensor], plan: Plan) -> Optimizer:
+    """The student's optimiser, at the plan's first rate."""
     if plan.optimizer == "adam":
         return Adam(parameters, lr=plan.lr, weight_decay=plan.weight_decay, fused=True)
     return SGD(

@@ -165,9 +165,10 @@ class SpaceshipNet(Method[SpaceshipState]):
         rng = task.runtime.generator
         tap, mixed = state.choices[clock.step]
         rows = state.pool.draw(clock.plan.batch_size, rng, [f"tap{tap}", "labels"])  # line 7
-        features = rows[f"tap{tap}"].float()
+        features = rows[f"tap{tap}"]
         if mixed and self.diversity == "cfe":
-            features = exchange_channels(features, self.fraction, rng, self.pairs)  # line 8
+            features = exchange_channels(features, self.fraction, rng, self.pairs)  # line 8, in half the bytes
+        features = features.float()
         with task.runtime.autocast():
             x = state.G.decode(features, tap).float()  # line 9
         if mixed and self.diversity in ("mixup", "cutmix"):

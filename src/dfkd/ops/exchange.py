@@ -40,8 +40,14 @@ def draw_channel_mask(
 
 
 def exchange(features: Float[Tensor, "n c h w"], mask: Bool[Tensor, "n c"]) -> Float[Tensor, "n c h w"]:
-    """Row i with the channels of row ``n - 1 - i`` where ``mask`` is True; an odd middle row stays."""
-    return torch.where(mask[:, :, None, None], features.flip(0), features)
+    """Row i with the channels of row ``n - 1 - i`` where ``mask`` is True; an odd middle row stays.
+
+    One copy of whole maps, several times quicker on the CPU than choosing element by element.
+    """
+    n, c = mask.shape
+    rows = torch.arange(n, device=mask.device).unsqueeze(1)
+    source = torch.where(mask, n - 1 - rows, rows) * c + torch.arange(c, device=mask.device)
+    return features.reshape(n * c, -1).index_select(0, source.flatten()).view(features.shape)
 
 
 def exchange_channels(

@@ -13,8 +13,8 @@ __all__ = ["moments"]
 def moments(x: Tensor) -> Moments:
     """Mean and biased variance per channel (dimension 1) of ``x`` (n, c, ...), in float32 at least.
 
-    On the CPU this asks the BatchNorm kernel, whose statistics of a channels-last map come many times quicker
-    than ``torch.var_mean``'s, and in the same precision as the running statistics they are compared with.
+    On the CPU this asks the first half of the BatchNorm kernel, whose statistics of a channels-last map come many
+    times quicker than ``torch.var_mean``'s, and in the same precision as the running statistics they are compared with.
     """
     x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
     if x.device.type == "cpu":
@@ -29,8 +29,7 @@ class _Moments(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-        _, mean, inverse = torch.native_batch_norm(x, None, None, None, None, True, 0.0, 0.0)
-        var = torch.where(inverse > 0, inverse.square().reciprocal(), 0.0)  # a constant channel has inverse 0
+        mean, var = torch.batch_norm_update_stats(x, None, None, 0.0)
         ctx.save_for_backward(x, mean)
         return mean, var
 

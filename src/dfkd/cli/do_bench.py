@@ -1,0 +1,124 @@
+"""`dfkd bench`: where the time of a round goes."""
+
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from dfkd.api import build_task
+from dfkd.cli.config import Bench, Distill
+from dfkd.cli.do_distill import Job, prepare, resolved, runtime_of
+from dfkd.cli.parse import Tree, fill
+from dfkd.cli.setup import settled, text_of, wide_console, with_recipe
+from dfkd.data.readers import read_images
+from dfkd.engine.account import Account, Phases, account
+from dfkd.engine.checkpoint import Checkpoint
+from dfkd.engine.work import Work
+from dfkd.errors import UserError
+from dfkd.recipes import yaml_of
+from dfkd.report.summary import operations
+
+__all__ = ["run"]
+
+
+def run(tree: Tree, show: bool = False) -> int:
+    """Time a few rounds and say where the time went."""
+    mine = fill(Bench, {key: tree.pop(key) for key in ("rounds", "json") if key in tree})
+    if mine.rounds < 1:
+        raise UserError(f"bench needs --rounds of at least 1, got {mine.rounds}; raise it")
+    job = prepare(*settled(Distill, with_recipe(tree)), trained=False)
+    job = replace(job, plan=replace(job.plan, rounds=mine.rounds, warmup=0))
+    if show:
+        print(yaml_of(resolved(job)), end="")
+        return 0
+    found = _measure(job)
+    if mine.json:
+        print(json.dumps(_plain(job, found), indent=1))
+    else:
+        _show(job, found)
+    return 0
+
+
+def _measure(job: Job) -> Account:
+    settings, facts = job.settings, job.facts
+    machine = runtime_of(settings.runtime).launch()
+    task = build_task(
+        job.teacher.built.net,
+        job.student.built.net,
+        image_size=facts.image_size,
+        mean=facts.mean,
+        std=facts.std,
+        classes=facts.named,
+        text=text_of(settings.text, facts, job.method),
+        web=settings.data.web,
+        real=settings.data.real,
+        runtime=machine,
+        teacher_layers=job.teacher.layers,
+        student_layers=job.student.layers,
+    )
+    test = None
+    if settings.data.test is not None:
+        held = read_images(settings.data.test, "test", side=facts.image_size[1], channels=facts.image_size[0])
+        test = (held.images, held.labels.long())
+    with tempfile.TemporaryDirectory(prefix="dfkd-bench-") as folder:
+        save = Checkpoint(Path(folder), machine.rank, machine.world, machine.barrier)
+        return account(task, job.method, job.plan, test, save)
+
+
+def _plain(job: Job, found: Account) -> Tree:
+    about = {"teacher": job.teacher.name, "student": job.student.name, "method": type(job.method).__name__}
+    return {**about, **asdict(found), "typical": asdict(found.typical), "rounds_per_hour": 3600 / found.typical.total}
+
+
+def _show(job: Job, found: Account) -> None:
+    from rich.table import Table
+
+    sheet = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for title in ("phase", "s / round", "share", "FLOPs", "FLOP/s", "of ceiling", "bytes/s", "of ceiling"):
+        sheet.add_column(title, justify="left" if title == "phase" else "right")
+    for cells in _rows(found):
+        sheet.add_row(*cells)
+    typical, top = found.typical, found.ceilings
+    console = wide_console()
+    shape = " x ".join(map(str, job.facts.image_size))
+    console.print(f"{type(job.method).__name__}, {job.teacher.name} to {job.student.name}, images {shape}")
+    if job.settings.teacher.weights is None:
+        console.print("The teacher's weights are random: times are right, losses mean nothing.")
+    console.print(sheet)
+    console.print(
+        f"\nround     {typical.total:.3g} s, {3600 / typical.total:.3g} an hour; the plan has {found.steps} student "
+        f"steps in each\nceilings  {operations(round(top.flops))}FLOP/s (matrix product), {top.bytes / 1e9:.3g} GB/s "
+        f"(copy)\nmemory    {found.peak_bytes / 1e6:,.0f} MB at most, a full pool has {found.pool_bytes / 1e6:,.1f} MB"
+    )
+
+
+def _rows(found: Account) -> Iterator[tuple[str, ...]]:
+    typical, total = found.typical, found.typical.total
+    student = None if found.step is None else Work(found.step.flops * found.steps, found.step.bytes * found.steps)
+    for name, seconds, work in (
+        ("synthesis", typical.synthesis, found.synthesis),
+        ("drawing batches", typical.batch, None),
+        ("student steps", typical.step, student),
+        ("evaluation", typical.evaluation, None),
+        ("saving", typical.saving, None),
+    ):
+        yield name, f"{seconds:.3g}", f"{seconds / total:.1%}", *_rates(work, _seconds(name, typical, seconds), found)
+
+
+def _seconds(name: str, typical: Phases, seconds: float) -> float:
+    """The work of a student step was counted together with that of its batch."""
+    return seconds + typical.batch if name == "student steps" else seconds
+
+
+def _rates(work: Work | None, seconds: float, found: Account) -> tuple[str, ...]:
+    if work is None or not seconds:
+        return ("",) * 5
+    flops, moved = work.flops / seconds, work.bytes / seconds
+    return (
+        operations(work.flops),
+        operations(round(flops)),
+        f"{flops / found.ceilings.flops:.0%}",
+        f"{moved / 1e9:.3g} GB",
+        f"{moved / found.ceilings.bytes:.0%}",
+    )

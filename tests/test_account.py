@@ -1,0 +1,110 @@
+"""The account of a run: work against closed forms, phases against the clock, and nothing changed by looking."""
+
+import json
+import time
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dfkd.cli.main import main
+from dfkd.engine.account import Timed, Timer, account
+from dfkd.engine.checkpoint import Checkpoint
+from dfkd.engine.driver import Watch, run
+from dfkd.engine.work import ceilings, count_work, peak_memory
+from settings import SETTINGS, tiny_task
+
+CPU = torch.device("cpu")
+
+
+def test_flops_and_bytes_of_a_product() -> None:
+    a, b = torch.ones(3, 5), torch.ones(5, 7)
+    found = count_work(lambda: a @ b)
+    assert found.flops == 2 * 3 * 5 * 7
+    assert found.bytes == 4 * (3 * 5 + 5 * 7 + 3 * 7)
+
+
+def test_views_move_nothing_and_a_sum_reads_and_writes() -> None:
+    a = torch.ones(8, 4)
+    assert count_work(lambda: a.view(4, 8).t()[1:]).bytes == 0
+    assert count_work(lambda: a + a).bytes == 3 * a.nbytes
+    assert count_work(lambda: a + a).flops == 0
+
+
+@pytest.mark.parametrize(("frozen", "times"), [(True, 2), (False, 3)])
+def test_frozen_weights_cost_no_backward_pass(frozen: bool, times: int) -> None:
+    x, weight = torch.ones(2, 3, 8, 8, requires_grad=True), torch.ones(4, 3, 3, 3, requires_grad=not frozen)
+
+    def step() -> None:
+        F.conv2d(x, weight, padding=1).sum().backward()
+
+    assert count_work(step).flops == times * 2 * (2 * 8 * 8) * (4 * 3 * 3 * 3)
+
+
+def test_ceilings_and_memory_are_positive_and_memory_never_falls() -> None:
+    found = ceilings(CPU, repeats=1)
+    assert found.flops > 1e6
+    assert found.bytes > 1e6
+    before = peak_memory(CPU)
+    torch.ones(2**20)
+    assert peak_memory(CPU) >= before > 2**20
+
+
+@pytest.mark.parametrize("name", ["NAYER", "SpaceshipNet"])
+def test_phases_fill_the_clock(name: str, tmp_path: object) -> None:
+    setting = SETTINGS[name]
+    task = tiny_task(setting)
+    images = torch.zeros(20, *setting.image_shape, dtype=torch.uint8)
+    began = time.perf_counter()
+    found = account(
+        task,
+        setting.method,
+        setting.plan,
+        (images, torch.arange(20) % setting.classes),
+        Checkpoint(tmp_path),  # type: ignore[arg-type]
+    )
+    lasted = time.perf_counter() - began
+    assert len(found.rounds) == setting.plan.total
+    for phases in found.rounds:
+        assert min(phases.synthesis, phases.step, phases.saving) > 0
+        assert min(phases.batch, phases.evaluation) >= 0
+    assert sum(phases.total for phases in found.rounds) <= lasted
+    assert found.pool_bytes > 0
+    assert found.synthesis is not None
+    assert found.step is not None
+    assert min(found.synthesis.flops, found.step.flops, found.step.bytes) > 0
+    assert min(one.step for one in found.rounds[1:]) <= found.typical.step <= max(one.step for one in found.rounds)
+
+
+@pytest.mark.parametrize("name", sorted(SETTINGS))
+def test_taking_the_time_changes_no_student(name: str) -> None:
+    students = []
+    for timed in (False, True):
+        setting = SETTINGS[name]
+        task = tiny_task(setting)
+        method = Timed(setting.method, Timer()) if timed else setting.method
+        run(task, method, setting.plan, Watch())
+        students.append(task.student.net.state_dict())
+    assert all(torch.equal(students[0][key], students[1][key]) for key in students[0])
+
+
+TINY = ["--teacher", "wrn10-1", "--student", "resnet8", "--data", "digits", "--plan.steps", "2", "--plan.batch_size"]
+TINY += ["8", "--method.steps", "1", "--method.synthesis_batch", "16", "--runtime.device", "cpu", "--rounds", "2"]
+
+
+def test_bench_says_where_the_time_goes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", *TINY, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["method"] == "NAYER"
+    assert len(found["rounds"]) == 2
+    assert found["typical"] == found["rounds"][1]
+    assert found["rounds_per_hour"] == pytest.approx(3600 / sum(found["typical"].values()))
+    assert main(["bench", *TINY]) == 0
+    shown = capsys.readouterr().out
+    assert "random" in shown
+    assert all(word in shown for word in ("synthesis", "student steps", "saving", "ceilings", "memory"))
+
+
+def test_bench_needs_a_round(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", *TINY[:-1], "0"]) == 2
+    assert "--rounds" in capsys.readouterr().err
