@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 EXTRAS ?= dev
 
-.PHONY: setup demo test slow check format docs clean
+.PHONY: setup demo test slow check format docs records clean
 
 setup: $(STAMP)
 
@@ -35,6 +35,12 @@ format: setup
 docs: setup
 	$(BIN)/python -m pip install -q -c constraints/torch-2.13.txt -e ".[docs]"
 	$(BIN)/mkdocs build --strict
+
+# Every table of benchmarks/results, both cores for a night or two; DFKD_DATA names the folder with MNIST and CIFAR-10.
+records: setup
+	$(BIN)/python -m benchmarks.run digits digits-nayer-mechanism digits-spaceship-mechanism mnist-nayer mnist-lenet \
+		mnist-bn mnist-spaceship-mechanism mnist-d3k-mechanism mnist-stts-mechanism cifar10
+	$(BIN)/python -m benchmarks.table --write
 
 clean:
 	rm -rf $(VENV) site dist build

@@ -140,10 +140,27 @@ def _mnist_lenet() -> list[Row]:
 
 
 MNIST_SMALL = Plan(rounds=20, steps=50, batch_size=128, lr=0.1)  # 1,000 steps of the student
-MNIST_SPACESHIP = SpaceshipNet(steps=30, synthesis_batch=128, width=64, channels=32, pad=2, flip=False)
+MNIST_SPACESHIP = SpaceshipNet(
+    steps=30, synthesis_batch=128, lr=4e-3, lambda_cls=2.0, width=64, channels=32, pad=2, flip=False
+)
 MNIST_D3K = D3K(
     steps=32, synthesis_batch=128, widths=(16, 64), width=64, lr=0.01, alpha=0.05, init="torch", pad=2, flip=False
 )
+
+
+def _mnist_stts() -> list[Row]:
+    """STTS's Table 4 on LeNet-5: which layer is modelled, with and without the activation loss; 5,000 images."""
+    plan = replace(LENET_STTS_PLAN, warmup=5, rounds=20, steps=250)
+    variants: list[tuple[str, dict[str, Any], str]] = [
+        ("FC-2 and activation", {}, "99.08"),
+        ("FC-2 only", {"lambda_a": 0.0}, "99.04"),
+        ("activation only", {"lambda_d": 0.0}, "98.96"),
+        ("logits only", {"lambda_a": 0.0, "layer": "logits"}, "98.92"),
+    ]
+    return [
+        Row(label, "lenet5", "lenet5-half", replace(LENET_STTS, **change), plan, paper)
+        for label, change, paper in variants
+    ]
 
 
 def _mnist_bn() -> list[Row]:
@@ -155,7 +172,7 @@ def _mnist_bn() -> list[Row]:
         Row("vanilla KD (real data)", *pair, VanillaKD(pad=2, flip=False), plan, "", {"real": "mnist"}),
         Row("noise input", *pair, NoiseInput(), plan),
         Row("NAYER", *pair, nayer, replace(plan, warmup=2)),
-        Row("Spaceship-Net", *pair, MNIST_SPACESHIP, plan),
+        Row("Spaceship-Net", *pair, MNIST_SPACESHIP, replace(plan, warmup=3)),
         Row("D3K", *pair, MNIST_D3K, replace(plan, rounds=40, steps=25, warmup=8), "99.22 (ResNet-18 to ResNet-8)"),
         Row("STTS", *pair, STTS(sigma=1.5, steps=150, lr=0.01, batches=5), replace(plan, warmup=5)),
         Row("KD3", *pair, kd3, replace(plan, **KD3_STUDENT), "", STROKES),
@@ -164,7 +181,7 @@ def _mnist_bn() -> list[Row]:
 
 def _mnist_spaceship() -> list[Row]:
     """Spaceship-Net's Table 3 (CIFAR-100, ResNet-34 to ResNet-18) on MNIST, 400 steps of the student: far from done."""
-    plan = replace(MNIST_SMALL, rounds=8)
+    plan = replace(MNIST_SMALL, rounds=8, warmup=3)
     return [Row(label, "wrn16-1", "resnet8", method, plan, paper) for label, method, paper in _parts(MNIST_SPACESHIP)]
 
 
@@ -173,7 +190,7 @@ def _mnist_d3k() -> list[Row]:
 
     ``base`` is one generator shape, freshly initialised for every batch; SG draws the shape too.
     """
-    plan = replace(MNIST_SMALL, rounds=8)
+    plan = replace(MNIST_SMALL, rounds=16, steps=25, warmup=4)
     variants: list[tuple[str, dict[str, Any]]] = [
         ("SG and D-Dhash", {}),
         ("SG only", {"theta": 0.0}),
@@ -197,14 +214,14 @@ def _cifar10() -> list[Row]:
     pair, plan = ("wrn16-1", "resnet8"), CIFAR_PLAN
     kd3 = replace(plan, **KD3_STUDENT)
     nayer = NAYER(steps=15, synthesis_batch=200, batches=2, warmup_batches=4, width=256, channels=32, alpha_bn=1.0)
-    spaceship = SpaceshipNet(steps=25, synthesis_batch=200, width=64, channels=32)
+    spaceship = SpaceshipNet(steps=25, synthesis_batch=200, lr=4e-3, lambda_cls=2.0, width=64, channels=32)
     d3k = D3K(steps=25, synthesis_batch=200, widths=(16, 64), width=64, lr=0.01, alpha=0.05, init="torch")
     return [
         Row("vanilla KD (real data)", *pair, VanillaKD(), plan, "", {"real": "cifar10"}),
         Row("noise input", *pair, NoiseInput(), plan),
         Row("NAYER", *pair, nayer, replace(plan, warmup=2)),
-        Row("Spaceship-Net", *pair, spaceship, plan),
-        Row("D3K", *pair, d3k, plan),
+        Row("Spaceship-Net", *pair, spaceship, replace(plan, warmup=3)),
+        Row("D3K", *pair, d3k, replace(plan, rounds=40, steps=25, warmup=8)),
         Row("STTS", *pair, STTS(sigma=2.0, steps=100, lr=0.02, batches=8, flip=True), replace(plan, warmup=5)),
         Row("KD3", *pair, CIFAR_KD3, kd3, "95.21", WEB),
         Row("KD3, random selection", *pair, replace(CIFAR_KD3, select="random"), kd3, "90.22", WEB),
@@ -233,6 +250,7 @@ EXPERIMENTS: Mapping[str, tuple[Data, Callable[[], list[Row]]]] = {
     "mnist-lenet": (MNIST32, _mnist_lenet),
     "mnist-nayer": (MNIST, _mnist_nayer),
     "mnist-spaceship-mechanism": (MNIST32_BN, _mnist_spaceship),
+    "mnist-stts-mechanism": (MNIST32, _mnist_stts),
 }
 
 

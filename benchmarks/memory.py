@@ -12,6 +12,7 @@ import torch
 
 from benchmarks.cases import CASES, SHAPE
 from benchmarks.records import write_record
+from dfkd.allocator import keep_freed_memory
 from dfkd.engine.core import Clock
 from dfkd.engine.driver import make_optimizer
 from dfkd.engine.work import peak_memory
@@ -66,6 +67,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep_freed_memory()
     found = measure(options.case, options.rows, options.batch)
     print(found)
     write_record(f"speed/memory-{options.case}-{options.batch}", found)

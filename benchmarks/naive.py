@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 import dfkd
 from benchmarks.cases import CASES, CLASSES, SHAPE, Case
 from benchmarks.records import write_record
+from dfkd.allocator import keep_freed_memory
 from dfkd.engine.core import Clock
 from dfkd.engine.driver import make_optimizer
 from dfkd.methods.nayer import NayerState
@@ -189,6 +190,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep_freed_memory()
     case = CASES[options.case]
     found = []
     for pool in options.pools:

@@ -18,6 +18,7 @@ import torch
 from benchmarks.bare import Bare
 from benchmarks.cases import CASES, STEPS, Case
 from benchmarks.records import write_record
+from dfkd.allocator import keep_freed_memory
 from dfkd.engine.core import Clock, State, Task
 from dfkd.engine.driver import make_optimizer
 
@@ -113,6 +114,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep_freed_memory()
     for name in options.cases:
         case = CASES[name]
         found = compare(case, options.repeats, options.phases)

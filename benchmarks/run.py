@@ -1,4 +1,4 @@
-"""Run an experiment: ``python -m benchmarks.run mnist-nayer --seeds 0 1 [--rows 'NAYER'] [--threads 1]``.
+"""Run experiments: ``python -m benchmarks.run mnist-bn mnist-lenet --seeds 0 1 [--rows 'NAYER'] [--threads 1]``.
 
 Teaches the teacher if it is not there yet (kept under ``runs/teachers``), runs every row with every seed, and writes
 one record each to ``benchmarks/results/EXPERIMENT/``. A row whose record exists is passed over, so a night's run that
@@ -17,8 +17,9 @@ from typing import Any
 import torch
 
 import dfkd
-from benchmarks.experiments import EXPERIMENTS, Data, Row, statistics
+from benchmarks.experiments import EXPERIMENTS, STROKES, WEB, Data, Row, statistics
 from benchmarks.records import RESULTS, write_record
+from benchmarks.strokes import convert
 from dfkd.allocator import keep_freed_memory
 from dfkd.engine.records import RoundRecord, RunInfo, RunResult
 from dfkd.ops.hashing import dhash_codes
@@ -162,7 +163,7 @@ def run_row(
 def main() -> None:
     """Parse, run, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experiment", choices=sorted(EXPERIMENTS))
+    parser.add_argument("experiments", nargs="+", choices=sorted(EXPERIMENTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--rows", nargs="+", default=None, help="labels of the rows to run (default: all)")
     parser.add_argument("--threads", type=int, default=2)
@@ -171,17 +172,32 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     keep_freed_memory()
-    data, rows = EXPERIMENTS[options.experiment]
+    for experiment in options.experiments:
+        _run(experiment, options)
+
+
+def _run(experiment: str, options: argparse.Namespace) -> None:
+    """Every row asked for that has no record yet."""
+    data, rows = EXPERIMENTS[experiment]
     for row in rows():
         if options.rows is not None and row.label not in options.rows:
             continue
         for seed in options.seeds:
-            name = f"{options.experiment}/{slug(row.label)}-seed{seed}"
+            name = f"{experiment}/{slug(row.label)}-seed{seed}"
             if (RESULTS / f"{name}.json").exists() and not options.again:
                 continue
-            content = run_row(options.experiment, data, row, seed, {"precision": options.precision})
+            _web_images(row)
+            content = run_row(experiment, data, row, seed, {"precision": options.precision})
             write_record(name, content)
             print(f"{row.label}, seed {seed}: {content['accuracy']:.2%} in {content['seconds']:.0f} s", flush=True)
+
+
+def _web_images(row: Row) -> None:
+    """Draw the strokes a row wants, if nobody has."""
+    wanted = Path(row.inputs.get("web", "."))
+    source = Path(WEB["web"])
+    if wanted == Path(STROKES["web"]) and not wanted.exists() and source.exists():
+        convert(source, wanted)
 
 
 def slug(label: str) -> str:

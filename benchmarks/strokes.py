@@ -46,12 +46,18 @@ def main() -> None:
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
     options = parser.parse_args()
-    source = np.load(options.source, mmap_mode="r")
-    target = np.lib.format.open_memmap(options.target, mode="w+", dtype=np.uint8, shape=(*source.shape[:3], 1))
-    for start in range(0, len(source), CHUNK):
+    convert(options.source, options.target)
+
+
+def convert(source: Path, target: Path) -> None:
+    """Write the strokes of the photographs in ``source`` (.npy, n h w 3) to ``target`` (.npy, n h w 1)."""
+    photographs = np.load(source, mmap_mode="r")
+    shape = (*photographs.shape[:3], 1)
+    drawn = np.lib.format.open_memmap(target, mode="w+", dtype=np.uint8, shape=shape)
+    for start in range(0, len(photographs), CHUNK):
         part = slice(start, start + CHUNK)
-        target[part] = strokes(np.asarray(source[part]))[..., None]
-    target.flush()
+        drawn[part] = strokes(np.asarray(photographs[part]))[..., None]
+    drawn.flush()
 
 
 if __name__ == "__main__":

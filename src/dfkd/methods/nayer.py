@@ -118,7 +118,7 @@ class NAYER(Method[NayerState]):
         made = self.synthesis_batch * (plan.warmup * self.warmup_batches + plan.rounds * self.batches)
         columns = {"images": (task.image_shape, torch.uint8), "labels": ((), torch.int64)}
         M = Pool(made if self.memory is None else min(made, self.memory), columns, task.runtime.device)
-        return NayerState(pool=M, G=task.runtime.place(G), Z=Z.to(task.runtime.device))
+        return NayerState(pool=M, G=task.runtime.place(G), Z=task.runtime.place(Z))
 
     def synthesize(self, task: Task, state: NayerState, clock: Clock) -> Metrics:
         """Lines 4 to 7."""

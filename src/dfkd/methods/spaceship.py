@@ -168,7 +168,6 @@ class SpaceshipNet(Method[SpaceshipState]):
         features = rows[f"tap{tap}"]
         if mixed and self.diversity == "cfe":
             features = exchange_channels(features, self.fraction, rng, self.pairs)  # line 8, in half the bytes
-        features = features.float()
         with task.runtime.autocast():
             x = state.G.decode(features, tap).float()  # line 9
         if mixed and self.diversity in ("mixup", "cutmix"):
