@@ -113,9 +113,9 @@ def _mnist_nayer() -> list[Row]:
 
 
 # Little noise to start from, for the noise that is left is what a small student cannot fit.
-LENET_STTS = STTS(sigma=20.0, lambda_a=1.0, init_std=0.02, steps=60, lr=0.03, synthesis_batch=500, batches=2, pad=2)
+LENET_STTS = STTS(sigma=60.0, lambda_a=3.0, init_std=0.02, steps=80, lr=0.03, synthesis_batch=500, batches=2, pad=2)
 LENET_STTS_PLAN = Plan(
-    rounds=40, warmup=10, steps=500, batch_size=128, optimizer="adam", lr=5e-3, weight_decay=0.0, schedule="cosine"
+    rounds=60, warmup=10, steps=500, batch_size=128, optimizer="adam", lr=5e-3, weight_decay=0.0, schedule="cosine"
 )
 
 
