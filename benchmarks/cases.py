@@ -6,11 +6,11 @@ from typing import Any
 import torch
 
 import dfkd
-from dfkd.api import build_task
 from dfkd.data.readers import STATISTICS
 from dfkd.engine.core import Method, Task
 from dfkd.engine.plan import Plan
 from dfkd.engine.runtime import Runtime
+from dfkd.prepare import build_task
 
 __all__ = ["CASES", "Case"]
 

@@ -16,13 +16,13 @@ import torch
 import dfkd
 from benchmarks.records import write_record
 from dfkd.allocator import keep_freed_memory
-from dfkd.api import build_task
 from dfkd.data.readers import STATISTICS
 from dfkd.engine.checkpoint import Checkpoint
 from dfkd.engine.driver import Watch, run
 from dfkd.engine.plan import Plan
 from dfkd.engine.records import RoundRecord, RunInfo, RunResult
 from dfkd.engine.runtime import Runtime
+from dfkd.prepare import build_task
 
 AROUND = 10  # rounds in a window
 

@@ -17,10 +17,10 @@ import torch
 import dfkd
 from benchmarks.cases import CLASSES, SHAPE
 from benchmarks.records import write_record
-from dfkd.api import build_task
 from dfkd.engine.core import Clock
 from dfkd.engine.runtime import Runtime
 from dfkd.engine.work import peak_memory
+from dfkd.prepare import build_task
 
 PAIR = ("lenet5", "lenet5-half")
 

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dfkd.api import build_task
 from dfkd.engine.core import Method, Task
 from dfkd.engine.plan import Plan
 from dfkd.engine.runtime import Runtime
@@ -22,6 +21,7 @@ from dfkd.methods.spaceship import SpaceshipNet
 from dfkd.methods.stts import STTS
 from dfkd.methods.vanilla import VanillaKD
 from dfkd.nets.zoo import build
+from dfkd.prepare import build_task
 
 __all__ = ["SETTINGS", "Setting", "tiny_plan", "tiny_task"]
 

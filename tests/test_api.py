@@ -165,7 +165,7 @@ def test_the_folder_is_enough_to_rebuild_the_student(digits_teacher: nn.Module, 
 
 
 def test_methods_without_text_need_no_names(digits_teacher: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dfkd.api.embed", lambda *_, **__: pytest.fail("embeddings were asked for"))
+    monkeypatch.setattr("dfkd.prepare.embed", lambda *_, **__: pytest.fail("embeddings were asked for"))
     names = [f"unheard-of thing {i}" for i in range(10)]
     done = go(digits_teacher, method=NoiseInput(), classes=names, plan=tiny_plan())
     assert done.record.info.text is None

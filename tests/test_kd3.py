@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dfkd.api import build_task
 from dfkd.data.overlap import web_overlap
 from dfkd.data.readers import STATISTICS, read_images
 from dfkd.data.rows import Rows
@@ -27,6 +26,7 @@ from dfkd.methods.kd3 import KD3, KD3State
 from dfkd.nets.zoo import build
 from dfkd.ops.mixing import mix_distribution
 from dfkd.ops.pixels import as_images
+from dfkd.prepare import build_task
 from dfkd.report.scatter import tsne_figure
 from dfkd.report.selection import selection_features, selection_picture
 from dfkd.types import Batch

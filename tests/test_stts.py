@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dfkd.api import build_task
 from dfkd.data.readers import STATISTICS
 from dfkd.engine.core import Clock, Task
 from dfkd.engine.driver import run
@@ -21,6 +20,7 @@ from dfkd.nets.lenet import LeNet5
 from dfkd.nets.tail import find_tail, last_map
 from dfkd.nets.zoo import ZOO, build
 from dfkd.ops.pixels import as_bytes
+from dfkd.prepare import build_task
 from dfkd.report.targets import maximum_over_sigma, soft_labels
 
 PLAN = Plan(rounds=1, warmup=1, steps=2, batch_size=8, optimizer="adam", lr=1e-3, weight_decay=0)

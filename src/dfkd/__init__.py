@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dfkd.api import Distilled, build_task, distill
+    from dfkd.api import Distilled, distill
     from dfkd.data.pool import Pool
     from dfkd.data.readers import STATISTICS, ImageSet, read_images
     from dfkd.data.rows import Rows, open_rows
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from dfkd.methods.stts import STTS
     from dfkd.methods.vanilla import VanillaKD
     from dfkd.nets.zoo import ZOO, build
+    from dfkd.prepare import build_task
     from dfkd.types import Batch, Moments, Readout
 
 __version__ = "0.1.0"
@@ -75,7 +76,7 @@ _WHERE = {
     "VanillaKD": "dfkd.methods.vanilla",
     "Watch": "dfkd.engine.driver",
     "build": "dfkd.nets.zoo",
-    "build_task": "dfkd.api",
+    "build_task": "dfkd.prepare",
     "class_list": "dfkd.data.text",
     "distill": "dfkd.api",
     "embed": "dfkd.data.text",

@@ -1,31 +1,28 @@
 """The front door: plain modules in, a trained student and a record out."""
 
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dfkd.data.readers import ImageSet, read_images
-from dfkd.data.rows import Rows, open_rows
-from dfkd.data.text import TextEmbedding, embed
-from dfkd.engine.anatomy import Anatomy, survey
+from dfkd.data.rows import Rows
+from dfkd.data.text import TextEmbedding
+from dfkd.engine.anatomy import Anatomy
 from dfkd.engine.checkpoint import Checkpoint
 from dfkd.engine.core import Method, Need, Task, unmet
 from dfkd.engine.driver import Watch, check, run
 from dfkd.engine.evaluate import evaluate, predictions
 from dfkd.engine.plan import Plan
-from dfkd.engine.probe import Probe
 from dfkd.engine.records import Evaluation, Observer, RoundRecord, RunInfo, RunResult
 from dfkd.engine.runtime import Runtime
 from dfkd.errors import UserError
 from dfkd.methods import METHODS, NAYER
-from dfkd.ops.pixels import as_bytes
+from dfkd.prepare import Real, labelled, prepare
 from dfkd.report.console import Progress
 from dfkd.report.figures import figures_of
 from dfkd.report.files import METRICS_FILE, SAMPLES_FOLDER, read_run
@@ -34,9 +31,7 @@ from dfkd.report.observers import JsonLines, RunFile, Samples
 from dfkd.report.page import write_page
 from dfkd.runs import forget_run, network_bytes, open_run, provenance, save_student, settings_of, weights_hash
 
-__all__ = ["Distilled", "build_task", "distill"]
-
-Real = ImageSet | tuple[Tensor, Tensor] | str | None
+__all__ = ["Distilled", "distill"]
 
 
 @dataclass(frozen=True)
@@ -131,14 +126,14 @@ def distill(
         runtime.launch()
         wanted = None if isinstance(text, str) and Need.TEXT not in method.needs() else text
         layers = (teacher_layers or {}, student_layers or {})
-        task, facts, embedding = _prepare(
+        task, facts, embedding = prepare(
             teacher, student, runtime, image_size, mean, std, classes, wanted, prompt, web, real, layers
         )
         stack.callback(task.teacher.release)
         stack.callback(task.student.release)
         check(task, method, _fitting(task))
         info = _info(method, plan, task, facts, embedding, names)
-        exam = _labelled(test, task, "test")
+        exam = labelled(test, task, "test")
         folder = None if out is None else Path(out)
         again = open_run(folder, info, resume) if folder is not None and runtime.rank == 0 else resume
         runtime.barrier()
@@ -169,31 +164,6 @@ def distill(
             _draw(folder, figures_of(task, method, plan, state, exam))
         result = _finish(task, info, folder, keep.records, first, watchers, spec, export)
     return Distilled(student.eval(), result)
-
-
-def build_task(
-    teacher: nn.Module,
-    student: nn.Module,
-    *,
-    image_size: tuple[int, int, int],
-    mean: Sequence[float],
-    std: Sequence[float],
-    classes: Sequence[str] | int | None = None,
-    text: TextEmbedding | Tensor | str = "auto",
-    prompt: str = "P2",
-    web: Rows | Tensor | str | Path | None = None,
-    real: Real = None,
-    runtime: Runtime | None = None,
-    teacher_layers: Mapping[str, Any] | None = None,
-    student_layers: Mapping[str, Any] | None = None,
-) -> Task:
-    """A :class:`~dfkd.engine.core.Task` from plain modules, for use with :func:`dfkd.engine.driver.run`.
-
-    Takes what :func:`distill` takes, checks it, moves both networks to the device, and freezes the teacher.
-    """
-    runtime = runtime or Runtime().launch()
-    layers = (teacher_layers or {}, student_layers or {})
-    return _prepare(teacher, student, runtime, image_size, mean, std, classes, text, prompt, web, real, layers)[0]
 
 
 def _fitting(task: Task) -> list[str]:
@@ -236,119 +206,6 @@ class _Keep:
 
     def finished(self, result: RunResult) -> None:
         pass
-
-
-def _prepare(
-    teacher: nn.Module,
-    student: nn.Module,
-    runtime: Runtime,
-    image_size: tuple[int, int, int],
-    mean: Sequence[float],
-    std: Sequence[float],
-    classes: Sequence[str] | int | None,
-    text: TextEmbedding | Tensor | str | None,
-    prompt: str,
-    web: Rows | Tensor | str | Path | None,
-    real: Real,
-    layers: tuple[Mapping[str, Any], Mapping[str, Any]],
-) -> tuple[Task, tuple[Anatomy, Anatomy], dict[str, str]]:
-    """Check the pair and build the task; also what the networks are and where the embeddings came from."""
-    shape = _shape(image_size, mean)
-    wanted = None if classes is None else classes if isinstance(classes, int) else len(classes)
-    old = survey(teacher, shape, wanted, "teacher", **layers[0])
-    new = survey(student, shape, old.classes, "student", **layers[1])
-    old, new = _match_stages(old, new)
-    k = old.classes
-    names = () if classes is None or isinstance(classes, int) else tuple(classes)
-    embedding = None if text is None else _embedding(text, names, k, prompt)
-    probes = [
-        Probe(
-            runtime.place(net),
-            mean=mean,
-            std=std,
-            head=facts.head,
-            stages=facts.stages,
-            precision=runtime.precision,
-            channels_last=runtime.channels_last,
-            joint=runtime.joint,
-        ).to(runtime.device)
-        for net, facts in ((teacher, old), (student, new))
-    ]
-    task = Task(
-        probes[0].freeze(),
-        probes[1],
-        shape,
-        k,
-        runtime,
-        names,
-        text=None if embedding is None else embedding.vectors.to(runtime.device),
-        web=None if web is None else web if isinstance(web, Rows) else open_rows(web, shape, _cache()),
-    )
-    training = _labelled(real, task, "real")
-    training = None if training is None else (training[0].to(runtime.device), training[1].to(runtime.device))
-    return replace(task, real=training), (old, new), {} if embedding is None else embedding.source
-
-
-def _match_stages(old: Anatomy, new: Anatomy) -> tuple[Anatomy, Anatomy]:
-    """Keep, in order, the stages both networks have at the same size; the last map stays where the sizes agree."""
-    a = {side[1:]: (name, side) for name, side in zip(old.stages, old.sides, strict=True)}
-    b = {side[1:]: (name, side) for name, side in zip(new.stages, new.sides, strict=True)}
-    sizes = [size for size in a if size in b]
-    return tuple(  # type: ignore[return-value]
-        replace(facts, stages=tuple(have[s][0] for s in sizes), sides=tuple(have[s][1] for s in sizes))
-        for facts, have in ((old, a), (new, b))
-    )
-
-
-def _shape(image_size: Sequence[int], mean: Sequence[float]) -> tuple[int, int, int]:
-    if len(image_size) != 3 or min(image_size) < 1:
-        raise UserError(
-            f"distill needs image_size as (channels, height, width), got {tuple(image_size)}; give all three"
-        )
-    if len(mean) != image_size[0]:
-        raise UserError(
-            f"distill needs one mean and std per channel, got {len(mean)} for {image_size[0]} channels; give as many"
-        )
-    return image_size[0], image_size[1], image_size[2]
-
-
-def _embedding(text: TextEmbedding | Tensor | str, names: tuple[str, ...], k: int, prompt: str) -> TextEmbedding:
-    if isinstance(text, TextEmbedding):
-        embedding = text
-    elif isinstance(text, Tensor):
-        embedding = TextEmbedding(text.detach().float(), {"encoder": "given as a tensor"})
-    else:
-        embedding = embed(names or None, k, encoder=text, prompt=prompt)
-    if embedding.vectors.shape[0] != k:
-        raise UserError(
-            f"distill needs one embedding for each of {k} classes, got {embedding.vectors.shape[0]}; give {k} rows"
-        )
-    return embedding
-
-
-def _labelled(given: Real, task: Task, role: str) -> tuple[Tensor, Tensor] | None:
-    """Labelled images as uint8 and int64, checked against the task."""
-    if given is None:
-        return None
-    if isinstance(given, str):
-        split = "test" if role == "test" else "train"
-        given = read_images(given, split, side=task.image_shape[1], channels=task.image_shape[0])
-    images, labels = (given.images, given.labels) if isinstance(given, ImageSet) else given
-    images = as_bytes(images) if images.is_floating_point() else images
-    if tuple(images.shape[1:]) != task.image_shape:
-        raise UserError(
-            f"{role} images need the shape {task.image_shape} of the task, got {tuple(images.shape[1:])}; resize them"
-        )
-    if len(images) != len(labels) or not len(images):
-        raise UserError(
-            f"{role} images need one label each, got {len(images)} images and {len(labels)} labels; give as many"
-        )
-    if int(labels.min()) < 0 or int(labels.max()) >= task.classes:
-        raise UserError(
-            f"{role} labels need to be 0 to {task.classes - 1}, got {int(labels.min())} to {int(labels.max())}; "
-            "use the teacher's label order"
-        )
-    return images, labels.long()
 
 
 def _check_teacher(task: Task, test: tuple[Tensor, Tensor] | None) -> Evaluation | None:
@@ -457,7 +314,3 @@ def _draw(folder: Path, gallery: Gallery) -> None:
         write_gallery(folder / FIGURES_FOLDER, gallery)
     except UserError as error:
         warnings.warn(f"the figures were not written: {error}", stacklevel=3)
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("DFKD_CACHE", Path.home() / ".cache" / "dfkd"))

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from dfkd.api import build_task
 from dfkd.cli.config import Bench, Distill
 from dfkd.cli.do_distill import Job, prepare, resolved, runtime_of
 from dfkd.cli.parse import Tree, fill
@@ -16,6 +15,7 @@ from dfkd.engine.account import Account, Phases, account
 from dfkd.engine.checkpoint import Checkpoint
 from dfkd.engine.work import Work
 from dfkd.errors import UserError
+from dfkd.prepare import build_task
 from dfkd.recipes import yaml_of
 from dfkd.report.summary import operations
 

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from dfkd.api import build_task
 from dfkd.cli.config import Inspect
 from dfkd.cli.setup import Facts, Loaded, facts_of, known, load, located, text_of, wide_console
 from dfkd.engine.anatomy import Anatomy, survey
 from dfkd.engine.core import Need, unmet
 from dfkd.engine.runtime import Runtime
 from dfkd.methods import METHODS
+from dfkd.prepare import build_task
 from dfkd.report.summary import count, operations
 
 __all__ = ["run"]

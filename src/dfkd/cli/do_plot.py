@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dfkd.api import build_task
 from dfkd.cli.config import Distill, Plot
 from dfkd.cli.do_distill import RECIPE_FILE, Job, prepare, runtime_of
 from dfkd.cli.do_synthesize import stored
@@ -16,6 +15,7 @@ from dfkd.engine.checkpoint import Checkpoint
 from dfkd.engine.core import State, Task
 from dfkd.engine.driver import revisit
 from dfkd.errors import UserError
+from dfkd.prepare import build_task
 from dfkd.report.curves import comparison
 from dfkd.report.drawers import class_sheet
 from dfkd.report.figures import curves_of, figures_of

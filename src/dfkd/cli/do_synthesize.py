@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dfkd.api import build_task
 from dfkd.cli.config import Distill, Synthesize
 from dfkd.cli.do_distill import prepare, resolved, runtime_of
 from dfkd.cli.parse import Tree, fill
@@ -21,6 +20,7 @@ from dfkd.engine.driver import run as drive
 from dfkd.engine.plan import Plan
 from dfkd.errors import UserError
 from dfkd.ops.pixels import as_bytes
+from dfkd.prepare import build_task
 from dfkd.recipes import yaml_of
 from dfkd.report.files import read_run
 from dfkd.types import Bytes, Labels

@@ -4,7 +4,6 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from dfkd.api import build_task
 from dfkd.cli.do_distill import Job
 from dfkd.cli.setup import text_of, wide_console
 from dfkd.data.readers import read_images
@@ -12,6 +11,7 @@ from dfkd.engine.core import Need
 from dfkd.engine.driver import Watch
 from dfkd.engine.estimate import Estimate, estimate
 from dfkd.engine.runtime import Runtime
+from dfkd.prepare import build_task
 from dfkd.report.summary import count, file_size
 
 __all__ = ["rehearse"]
