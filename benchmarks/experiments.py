@@ -121,7 +121,11 @@ LENET_STTS_PLAN = Plan(
 
 
 def _mnist_lenet() -> list[Row]:
-    """LeNet-5 to LeNet-5-half: no BatchNorm, so only the methods that do without it."""
+    """LeNet-5 to LeNet-5-half: no BatchNorm, so only the methods that do without it.
+
+    KD3's paper selects from MNIST-M and SVHN, photographs of digits. Here it selects from photographs of anything, in
+    grey or with their edges drawn as strokes.
+    """
     adam = Plan(rounds=40, steps=200, batch_size=256, optimizer="adam", lr=2e-3, weight_decay=0.0, schedule="cosine")
     kd3_plan = Plan(
         rounds=20, steps=782, batch_size=64, optimizer="adam", lr=1e-3, weight_decay=0.0, schedule="constant"
@@ -165,7 +169,10 @@ def _mnist_stts() -> list[Row]:
 
 
 def _mnist_bn() -> list[Row]:
-    """WRN-16-1 to ResNet-8 on MNIST at 32 pixels (D3K needs a multiple of 8): every method, one student budget."""
+    """WRN-16-1 to ResNet-8 on MNIST at 32 pixels (D3K needs a multiple of 8): every method, one student budget.
+
+    1,000 steps of 128 images. The yardsticks and NAYER ran in float32, the others in bfloat16; KD3 selects strokes.
+    """
     pair, plan = ("wrn16-1", "resnet8"), MNIST_SMALL
     nayer = replace(MNIST_NAYER, synthesis_batch=128)
     kd3 = KD3(pad=3, flip=False, select_every=4, skip_teacher_contrast=True)
@@ -182,7 +189,10 @@ def _mnist_bn() -> list[Row]:
 
 
 def _mnist_spaceship() -> list[Row]:
-    """Spaceship-Net's Table 3 (CIFAR-100, ResNet-34 to ResNet-18) on MNIST, 240 steps of the student: far from done."""
+    """Spaceship-Net's Table 3 (CIFAR-100, ResNet-34 to ResNet-18) on MNIST, 240 steps of the student: far from done.
+
+    In bfloat16, as the table of D3K's parts.
+    """
     plan = replace(MNIST_SMALL, rounds=8, steps=30, warmup=2)
     return [Row(label, "wrn16-1", "resnet8", method, plan, paper) for label, method, paper in _parts(MNIST_SPACESHIP)]
 
@@ -209,9 +219,9 @@ CIFAR_KD3 = KD3(select_every=4, skip_teacher_contrast=True)
 def _cifar10() -> list[Row]:
     """WRN-16-1 to ResNet-8 on CIFAR-10 at CPU scale: 1,000 steps of 128 images (2.6 epochs), 1 % of a paper's budget.
 
-    Every method has the same student, schedule and number of steps; synthesis was given about as much time as these
-    steps take. KD3 chooses among 50,000 unlabelled natural images; the rows below it take as many at random, or
-    those the teacher alone is sure of, or leave out its contrast.
+    Every method has the same student and number of steps (KD3 and STTS take them with Adam); synthesis was given about
+    as much time as these steps take, and all ran in bfloat16. KD3 chooses among 50,000 unlabelled natural images; the
+    rows below it take as many at random, or those the teacher alone is sure of, or leave out its contrast.
     """
     pair, plan = ("wrn16-1", "resnet8"), CIFAR_PLAN
     kd3 = replace(plan, **KD3_STUDENT)
