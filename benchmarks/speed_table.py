@@ -23,8 +23,10 @@ OVERHEAD = """## Overhead ratio
 Time of the method's own code divided by that of the forward and backward passes it cannot avoid on the same networks
 (`benchmarks/bare.py` says which those are: no statistics, no augmentation, no losses, no optimiser, no pool). What a
 synthetic batch costs once is spread over 4 generator steps here, over 30 to 200 in a run. *With statistics*: the
-comparison of BatchNorm statistics, which these methods' losses contain, is counted as unavoidable too. Turns of 5
-repeats scatter by several hundredths at this load. The goal is 1.10.
+comparison of BatchNorm statistics, which these methods' losses contain, is counted as unavoidable too. Medians of 3
+to 7 turns; those of *before* were taken at a load of 6 to 11 and scatter by several hundredths. Between the columns
+lie quicker batch statistics, a quicker channel exchange, one conversion of stored features instead of two, and, on both
+sides, memory that is kept when tensors give it back (`dfkd.allocator`). The goal is 1.10.
 """
 
 NAIVE = """## Against the naive loop
