@@ -17,7 +17,7 @@ from dfkd.engine.runtime import Runtime
 from dfkd.engine.work import Work
 from dfkd.errors import UserError
 from dfkd.recipes import yaml_of
-from dfkd.report.summary import operations
+from dfkd.report.summary import file_size, operations
 
 __all__ = ["run"]
 
@@ -75,7 +75,7 @@ def _show(job: Job, found: Account) -> None:
         f"\nround     {typical.total:.3g} s, {3600 / typical.total:.3g} an hour; the plan has {found.steps} student "
         f"steps in each\nceilings  {operations(round(top.flops))}FLOP/s (matrix product), {top.bytes / 1e9:.3g} GB/s "
         f"(copy)\nmemory    {found.peak_bytes / 1e6:,.0f} MB at most, of them "
-        f"{found.pool_bytes / 1e6:,.2f} MB for the pool of these rounds"
+        f"{file_size(found.pool_bytes)} for the pool of these rounds"
     )
 
 
