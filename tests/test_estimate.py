@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dfkd.cli.main import main
-from dfkd.cli.rehearse import duration, warnings_of
+from dfkd.cli.rehearse import warnings_of
 from dfkd.engine import driver
 from dfkd.engine import estimate as module
 from dfkd.engine.checkpoint import Checkpoint, pools_of
@@ -161,10 +161,6 @@ def test_what_there_is_no_room_for_is_said(memory: int, disk: int, words: list[s
     assert all(word in line for word, line in zip(words, said, strict=True))
 
 
-def test_durations_read_well() -> None:
-    assert [duration(s) for s in (4.4, 700.0, 9000.0)] == ["4 s", "12 min", "2.5 h"]
-
-
 @pytest.fixture
 def dry(digits_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], int]:
     monkeypatch.chdir(tmp_path)
@@ -195,3 +191,5 @@ def test_a_dry_run_from_the_shell_writes_nothing(
 def test_a_run_that_began_is_not_estimated(dry: Callable[[str], int], capsys: pytest.CaptureFixture[str]) -> None:
     assert dry("--dry-run --resume runs/x") == 2
     assert "dry-run needs a run that has not begun, got --resume runs/x" in capsys.readouterr().err
+    assert dry("--json") == 2
+    assert "json needs --dry-run" in capsys.readouterr().err

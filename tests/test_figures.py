@@ -325,10 +325,35 @@ def test_plot_does_with_what_is_left(here: list[str], capsys: pytest.CaptureFixt
     assert "not drawn: plot needs the checkpoint of the run" in capsys.readouterr().out
     assert main(["plot", "a"]) == 0
     assert list(index("a/figures")["skipped"]) == ["networks", "classes"]
+    capsys.readouterr()
+    assert main(["plot", "a", "--out", "moved.pt"]) == 2
+    assert "plot needs a folder to write to, got the file moved.pt" in capsys.readouterr().err
     assert main(["plot", "--compare", "a,a"]) == 0
     assert Path("comparison.svg").exists()
     assert main(["plot"]) == 2
     assert main(["plot", "moved.pt"]) == 2
+
+
+def test_a_generator_read_from_a_checkpoint_makes_the_same_images(here: list[str]) -> None:
+    more = "--method SpaceshipNet --method.steps 2 --method.synthesis_batch 20 --method.width 8 --method.channels 4"
+    assert main([*here, *shlex.split(more), "--out", "s"]) == 0
+    assert main(["plot", "s", "--out", "again"]) == 0
+    for row in index("s/figures")["figures"]:
+        assert (Path("again") / row["file"]).read_bytes() == (Path("s/figures") / row["file"]).read_bytes()
+
+
+def test_what_was_drawn_before_the_checkpoint_went_stays(here: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*here, *NAYER, "--out", "a"]) == 0
+    before = Path("a/figures/attention.png").read_bytes()
+    shutil.rmtree("a/checkpoint")
+    assert main(["plot", "a"]) == 0
+    assert "attention" not in capsys.readouterr().out.split("student a/student.safetensors")[-1]
+    assert Path("a/figures/attention.png").read_bytes() == before
+    assert {"accuracy", "attention", "classes"} <= {row["name"] for row in index("a/figures")["figures"]}
+    assert main(["plot", "a", "--out", "b"]) == 0
+    assert "attention" not in [row["name"] for row in index("b")["figures"]]
+    Path("a/figures/index.json").write_text("[]")
+    assert main(["plot", "a"]) == 0
 
 
 def test_a_selection_is_drawn(here: list[str]) -> None:

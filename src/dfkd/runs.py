@@ -24,7 +24,16 @@ from dfkd.engine.runtime import Runtime
 from dfkd.errors import UserError
 from dfkd.report.files import METRICS_FILE, RUN_FILE, plain, read_run
 
-__all__ = ["forget_run", "network_bytes", "open_run", "provenance", "save_student", "settings_of", "weights_hash"]
+__all__ = [
+    "check_free",
+    "forget_run",
+    "network_bytes",
+    "open_run",
+    "provenance",
+    "save_student",
+    "settings_of",
+    "weights_hash",
+]
 
 VERSION = "0.1.0"
 
@@ -84,20 +93,13 @@ def open_run(folder: Path, info: RunInfo, resume: bool) -> bool:
         UserError: the folder holds another run (or other files) and ``resume`` is off, or the run there had other
             settings, or the folder cannot be written.
     """
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"out needs a folder, got the file {folder}; choose another path")
-    if (folder / RUN_FILE).exists():
-        if not resume:
-            raise UserError(
-                f"out needs a folder without a run, got {folder}, which holds one; choose another folder, or continue "
-                "that run with resume (`dfkd distill --resume`)"
-            )
+    if not resume:
+        check_free(folder)
+    elif (folder / RUN_FILE).exists():
         _check_same(read_run(folder).info, info, folder)
         return True
-    if resume:
+    else:
         raise UserError(f"resume needs a run folder, got {folder} without {RUN_FILE}; start it without resume")
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"out needs an empty or new folder, got {folder} with other files in it; choose another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -105,6 +107,23 @@ def open_run(folder: Path, info: RunInfo, resume: bool) -> bool:
             f"out needs a folder that can be written, got {folder} ({error.strerror}); choose another"
         ) from None
     return False
+
+
+def check_free(folder: Path) -> None:
+    """Refuse a folder in which a new run cannot begin.
+
+    Raises:
+        UserError: it is a file, or holds a run or other files.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"out needs a folder, got the file {folder}; choose another path")
+    if (folder / RUN_FILE).exists():
+        raise UserError(
+            f"out needs a folder without a run, got {folder}, which holds one; choose another folder, or continue "
+            "that run with resume (`dfkd distill --resume`)"
+        )
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"out needs an empty or new folder, got {folder} with other files in it; choose another folder")
 
 
 def forget_run(folder: Path) -> None:

@@ -9,15 +9,15 @@ from pathlib import Path
 from dfkd.cli.config import Bench, Distill
 from dfkd.cli.do_distill import Job, prepare, resolved, runtime_of
 from dfkd.cli.parse import Tree, fill
-from dfkd.cli.setup import settled, text_of, wide_console, with_recipe
-from dfkd.data.readers import read_images
+from dfkd.cli.setup import settled, wide_console, with_recipe
+from dfkd.cli.task import exam_of, task_of
 from dfkd.engine.account import Account, Phases, account
 from dfkd.engine.checkpoint import Checkpoint
+from dfkd.engine.runtime import Runtime
 from dfkd.engine.work import Work
 from dfkd.errors import UserError
-from dfkd.prepare import build_task
 from dfkd.recipes import yaml_of
-from dfkd.report.summary import operations
+from dfkd.report.summary import file_size, operations
 
 __all__ = ["run"]
 
@@ -32,7 +32,10 @@ def run(tree: Tree, show: bool = False) -> int:
     if show:
         print(yaml_of(resolved(job)), end="")
         return 0
-    found = _measure(job)
+    machine = runtime_of(job.settings.runtime)
+    found = _measure(job, machine)
+    if machine.rank:
+        return 0
     if mine.json:
         print(json.dumps(_plain(job, found), indent=1))
     else:
@@ -40,30 +43,12 @@ def run(tree: Tree, show: bool = False) -> int:
     return 0
 
 
-def _measure(job: Job) -> Account:
-    settings, facts = job.settings, job.facts
-    machine = runtime_of(settings.runtime).launch()
-    task = build_task(
-        job.teacher.built.net,
-        job.student.built.net,
-        image_size=facts.image_size,
-        mean=facts.mean,
-        std=facts.std,
-        classes=facts.named,
-        text=text_of(settings.text, facts, job.method),
-        web=settings.data.web,
-        real=settings.data.real,
-        runtime=machine,
-        teacher_layers=job.teacher.layers,
-        student_layers=job.student.layers,
-    )
-    test = None
-    if settings.data.test is not None:
-        held = read_images(settings.data.test, "test", side=facts.image_size[1], channels=facts.image_size[0])
-        test = (held.images, held.labels.long())
+def _measure(job: Job, machine: Runtime) -> Account:
+    machine.launch()
+    task = task_of(job, machine)
     with tempfile.TemporaryDirectory(prefix="dfkd-bench-") as folder:
         save = Checkpoint(Path(folder), machine.rank, machine.world, machine.barrier)
-        return account(task, job.method, job.plan, test, save)
+        return account(task, job.method, job.plan, exam_of(job, task), save)
 
 
 def _plain(job: Job, found: Account) -> Tree:
@@ -89,7 +74,8 @@ def _show(job: Job, found: Account) -> None:
     console.print(
         f"\nround     {typical.total:.3g} s, {3600 / typical.total:.3g} an hour; the plan has {found.steps} student "
         f"steps in each\nceilings  {operations(round(top.flops))}FLOP/s (matrix product), {top.bytes / 1e9:.3g} GB/s "
-        f"(copy)\nmemory    {found.peak_bytes / 1e6:,.0f} MB at most, a full pool has {found.pool_bytes / 1e6:,.1f} MB"
+        f"(copy)\nmemory    {found.peak_bytes / 1e6:,.0f} MB at most, of them "
+        f"{file_size(found.pool_bytes)} for the pool of these rounds"
     )
 
 

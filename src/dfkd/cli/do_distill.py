@@ -59,6 +59,8 @@ def run(tree: Tree, show: bool = False) -> int:
         raise UserError(
             f"dry-run needs a run that has not begun, got --resume {folder}; leave --resume out, or see `dfkd report`"
         )
+    if tree.get("json", "false") != "false" and "dry_run" not in tree:
+        raise UserError("json needs --dry-run, got a run without; add --dry-run, or leave --json out")
     if folder is not None:
         tree = _resumed(tree, Path(folder))
     job = prepare(*settled(Distill, with_recipe(tree)))

@@ -9,18 +9,17 @@ from dfkd.cli.config import Distill, Plot
 from dfkd.cli.do_distill import RECIPE_FILE, Job, prepare, runtime_of
 from dfkd.cli.do_synthesize import stored
 from dfkd.cli.parse import Tree, merge, read_yaml
-from dfkd.cli.setup import plain_settings, settled, text_of
-from dfkd.data.readers import read_images
+from dfkd.cli.setup import plain_settings, settled
+from dfkd.cli.task import exam_of, task_of
 from dfkd.engine.checkpoint import Checkpoint
 from dfkd.engine.core import State, Task
 from dfkd.engine.driver import revisit
 from dfkd.errors import UserError
-from dfkd.prepare import build_task
 from dfkd.report.curves import comparison
 from dfkd.report.drawers import class_sheet
 from dfkd.report.figures import curves_of, figures_of
 from dfkd.report.files import StoredRun, read_run, write_whole
-from dfkd.report.gallery import FIGURES_FOLDER, Figure, Gallery, write_gallery
+from dfkd.report.gallery import FIGURES_FOLDER, Figure, Gallery, read_gallery, write_gallery
 from dfkd.report.summary import class_names
 
 __all__ = ["run"]
@@ -36,8 +35,8 @@ def run(settings: Plot) -> int:
     gallery = _of_run(folder, settings)
     if settings.compare:
         gallery = replace(gallery, figures=[*gallery.figures, _compared([settings.run, *settings.compare], settings)])
-    out = Path(settings.out) if settings.out else folder / FIGURES_FOLDER
-    write_gallery(out, gallery)
+    out = _writable(Path(settings.out) if settings.out else folder / FIGURES_FOLDER)
+    write_gallery(out, gallery if settings.out else _with_earlier(out, gallery))
     for figure in gallery.figures:
         print(f"{figure.name:<20}{out / figure.file}")
     for name, why in gallery.skipped.items():
@@ -45,10 +44,26 @@ def run(settings: Plot) -> int:
     return 0
 
 
+def _writable(out: Path) -> Path:
+    if out.exists() and not out.is_dir():
+        raise UserError(f"plot needs a folder to write to, got the file {out}; remove it or choose another --out")
+    return out
+
+
+def _with_earlier(out: Path, gallery: Gallery) -> Gallery:
+    """Where something is missing now, what was drawn while it was there stays: it may never be drawn again."""
+    try:
+        earlier = read_gallery(out).figures if gallery.skipped else ()
+    except UserError:  # damaged: drawn anew as far as possible
+        return gallery
+    drawn = {figure.name for figure in gallery.figures}
+    return replace(gallery, figures=[*gallery.figures, *(old for old in earlier if old.name not in drawn)])
+
+
 def _compare(out: Path, settings: Plot) -> int:
     """One file, beside whatever else is there."""
     figure = _compared(settings.compare or [], settings)
-    write_whole(out / figure.file, figure.data)
+    write_whole(_writable(out) / figure.file, figure.data)
     print(f"{figure.name:<20}{out / figure.file}")
     return 0
 
@@ -67,14 +82,11 @@ def _of_run(folder: Path, settings: Plot) -> Gallery:
         state = _state(folder, stored_run, job, task)
     except UserError as error:
         skipped["checkpoint"] = str(error)
-    test = job.settings.data.test
     exam = None
-    if test is not None:
-        try:
-            read = read_images(test, "test", side=task.image_shape[1], channels=task.image_shape[0])
-            exam = read.images, read.labels
-        except UserError as error:
-            skipped["test images"] = str(error)
+    try:
+        exam = exam_of(job, task)
+    except UserError as error:
+        skipped["test images"] = str(error)
     rest = figures_of(task, job.method, job.plan, state, exam, settings.format)
     return Gallery([*curves, *rest.figures], {**skipped, **rest.skipped})
 
@@ -90,21 +102,7 @@ def _rebuilt(folder: Path, settings: Plot) -> tuple[Job, Task]:
     flags: Tree = {"teacher": plain_settings(settings.teacher), "data": plain_settings(settings.data)}
     here: Tree = {"runtime": {"device": "auto", "devices": 1, "compile": False}}
     job = prepare(*settled(Distill, merge(merge(read_yaml(file), here), flags)))
-    task = build_task(
-        job.teacher.built.net,
-        job.student.built.net,
-        image_size=job.facts.image_size,
-        mean=job.facts.mean,
-        std=job.facts.std,
-        classes=job.facts.named,
-        text=text_of(job.settings.text, job.facts, job.method),
-        web=job.settings.data.web,
-        real=job.settings.data.real,
-        runtime=runtime_of(job.settings.runtime).launch(),
-        teacher_layers=job.teacher.layers,
-        student_layers=job.student.layers,
-    )
-    return job, task
+    return job, task_of(job, runtime_of(job.settings.runtime).launch())
 
 
 def _state(folder: Path, stored_run: StoredRun, job: Job, task: Task) -> State:

@@ -5,14 +5,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 from dfkd.cli.do_distill import Job
-from dfkd.cli.setup import text_of, wide_console
-from dfkd.data.readers import read_images
-from dfkd.engine.core import Need
+from dfkd.cli.setup import wide_console
+from dfkd.cli.task import exam_of, task_of
 from dfkd.engine.driver import Watch
 from dfkd.engine.estimate import Estimate, estimate
 from dfkd.engine.runtime import Runtime
-from dfkd.prepare import build_task
-from dfkd.report.summary import count, file_size
+from dfkd.report.summary import count, duration, file_size
+from dfkd.runs import check_free
 
 __all__ = ["rehearse"]
 
@@ -23,33 +22,22 @@ def rehearse(job: Job, out: Path, runtime: Runtime) -> int:
     Raises:
         UserError: whatever the run would refuse.
     """
-    settings, facts = job.settings, job.facts
+    settings = job.settings
+    check_free(out)
     runtime.launch()
-    task = build_task(
-        job.teacher.built.net,
-        job.student.built.net,
-        image_size=facts.image_size,
-        mean=facts.mean,
-        std=facts.std,
-        classes=facts.named,
-        text=text_of(settings.text, facts, job.method) if Need.TEXT in job.method.needs() else "index",
-        web=settings.data.web,
-        real=settings.data.real,
-        runtime=runtime,
-        teacher_layers=job.teacher.layers,
-        student_layers=job.student.layers,
-    )
-    channels, side, _ = facts.image_size
-    held = read_images(settings.data.test, "test", side=side, channels=channels) if settings.data.test else None
+    task = task_of(job, runtime)
     watch = Watch(
-        test=None if held is None else (held.images, held.labels.long()),
+        test=exam_of(job, task),
         evaluate_every=max(1, settings.watch.evaluate_every),
         samples_every=settings.watch.samples_every,
         save_every=settings.watch.save_every,
     )
     found = estimate(task, job.method, job.plan, watch, _existing(out))
     if runtime.rank == 0:
-        _print_json(found) if settings.json else _print_table(found, runtime)
+        if settings.json:
+            _print_json(found)
+        else:
+            _print_table(found, runtime)
     return 0
 
 
@@ -67,13 +55,6 @@ def warnings_of(found: Estimate) -> list[str]:
             "method's memory to fewer images, or choose another --out"
         )
     return said
-
-
-def duration(seconds: float) -> str:
-    """``3.2 h``, ``12 min`` or ``40 s``."""
-    if seconds >= 3600:
-        return f"{seconds / 3600:.1f} h"
-    return f"{seconds / 60:.0f} min" if seconds >= 600 else f"{seconds:.0f} s"
 
 
 def _print_json(found: Estimate) -> None:

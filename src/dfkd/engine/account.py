@@ -44,8 +44,8 @@ class Account:
         synthesis: work of one round's synthesis; None where compiled code cannot be counted.
         step: work of one student step, drawing its batch included; likewise.
         ceilings: of this machine, measured in this process.
-        peak_bytes: most memory so far.
-        pool_bytes: of a full pool; 0 for a method without one.
+        peak_bytes: most memory until the last round ended.
+        pool_bytes: of the pool, full or not, with room for what this plan makes; 0 for a method without one.
     """
 
     rounds: tuple[Phases, ...]
@@ -82,6 +82,7 @@ def account(
     watch = Watch([timer], test, checkpoint=save, save_every=0.0)
     state = run(task, Timed(method, timer), plan, watch)
     timer.ended()
+    peak = peak_memory(task.runtime.device)  # of the rounds: counting and the ceilings take memory of their own
     counted = None if task.runtime.compiled else _count(task, method, state, plan)
     pool = pools_of(state).get("pool")
     return Account(
@@ -90,7 +91,7 @@ def account(
         None if counted is None else counted[0],
         None if counted is None else counted[1],
         ceilings(task.runtime.device, task.runtime.precision),
-        peak_memory(task.runtime.device),
+        peak,
         0 if pool is None else pool.nbytes,
     )
 

@@ -243,7 +243,7 @@ class _Stopwatch:
 
 def _measure(task: Task, method: Method[Any], plan: Plan, watch: Watch, folder: Path) -> Measured:
     """Run the short plan, and read clocks, memory and files."""
-    short = replace(plan, rounds=2, warmup=min(plan.warmup, 2), steps=min(plan.steps, STEPS))
+    short = replace(plan, rounds=min(plan.rounds, 2), warmup=min(plan.warmup, 2), steps=min(plan.steps, STEPS))
     stopwatch = _Stopwatch()
     checkpoint = Checkpoint(folder, task.runtime.rank, task.runtime.world, task.runtime.barrier)
     if task.runtime.device.type == "cuda":

@@ -5,9 +5,9 @@ that cannot be drawn is left out with one line that says why.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -91,10 +91,22 @@ def _try(name: str, skipped: dict[str, str], draw: Callable[[], T]) -> T | None:
     return None
 
 
+def _modules(value: object) -> Iterator[nn.Module]:
+    """Every network that a method remembers: generators make images in eval mode, also when just read from a file."""
+    if isinstance(value, nn.Module):
+        yield value
+    elif isinstance(value, State) and is_dataclass(value):
+        for item in fields(value):
+            yield from _modules(getattr(value, item.name))
+    elif isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _modules(item)
+
+
 @contextmanager
 def _kept(task: Task, state: State | None) -> Iterator[None]:
     """Everything in eval mode for a while; then modes and torch's default streams are as before."""
-    whole: list[nn.Module] = [task.teacher, task.student, *([] if state is None else [state.joint])]
+    whole: list[nn.Module] = [task.teacher, task.student, *_modules(state)]
     modes = [(module, module.training) for part in whole for module in part.modules()]
     device = task.runtime.device
     with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):

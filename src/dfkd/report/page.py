@@ -56,8 +56,7 @@ def write_page(source: Path | RunResult, out: Path | None = None, others: Sequen
 
     Args:
         source: a run folder (``run.json``, ``metrics.jsonl``, ``samples/round_*.png``, ``figures/index.json``; of a
-            finished, interrupted
-            or running run), or a result, whose rounds may hold samples.
+            finished, interrupted or running run), or a result, whose rounds may hold samples.
         out: the file to write; default ``report.html`` in the run folder.
         others: more lines for the comparison table, for instance a student that was fed noise.
 
