@@ -28,29 +28,9 @@ from benchmarks.experiments import statistics as normalisation
 from benchmarks.records import scheduler, write_record
 from benchmarks.run import teacher_of
 from dfkd.engine.driver import Watch, run
-from dfkd.engine.records import RoundRecord, RunInfo, RunResult
+from dfkd.engine.records import Keep, RoundRecord
 
 Rates = dict[str, float]
-
-
-class Keep:
-    """The rounds of a run."""
-
-    def __init__(self) -> None:
-        self.records: list[RoundRecord] = []
-
-    def started(self, info: RunInfo) -> None:
-        """Nothing to keep."""
-
-    def stepped(self, round: int, phase: str, done: int, total: int) -> None:
-        """Nothing to keep."""
-
-    def rounded(self, record: RoundRecord) -> None:
-        """Keep it."""
-        self.records.append(record)
-
-    def finished(self, result: RunResult) -> None:
-        """Nothing to keep."""
 
 
 class Stopwatch:

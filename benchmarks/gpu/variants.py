@@ -18,29 +18,9 @@ from benchmarks.precision import TOLERANCES, VARIANTS, compare
 from dfkd.engine.core import Task
 from dfkd.engine.driver import Watch, run
 from dfkd.engine.plan import Plan
-from dfkd.engine.records import RoundRecord, RunInfo, RunResult
+from dfkd.engine.records import Keep
 from dfkd.methods import NAYER
 from dfkd.ops.pixels import as_images
-
-
-class Keep:
-    """The rounds of a run."""
-
-    def __init__(self) -> None:
-        self.records: list[RoundRecord] = []
-
-    def started(self, info: RunInfo) -> None:
-        """Nothing to keep."""
-
-    def stepped(self, round: int, phase: str, done: int, total: int) -> None:
-        """Nothing to keep."""
-
-    def rounded(self, record: RoundRecord) -> None:
-        """Keep it."""
-        self.records.append(record)
-
-    def finished(self, result: RunResult) -> None:
-        """Nothing to keep."""
 
 
 def task_of(job: Job, settings: Mapping[str, Any]) -> Task:

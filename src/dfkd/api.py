@@ -18,7 +18,7 @@ from dfkd.engine.core import Method, Need, Task, unmet
 from dfkd.engine.driver import Watch, check, run
 from dfkd.engine.evaluate import evaluate, predictions
 from dfkd.engine.plan import Plan
-from dfkd.engine.records import Evaluation, Observer, RoundRecord, RunInfo, RunResult
+from dfkd.engine.records import Evaluation, Keep, Observer, RoundRecord, RunInfo, RunResult
 from dfkd.engine.runtime import Runtime
 from dfkd.errors import UserError
 from dfkd.methods import METHODS, NAYER
@@ -138,7 +138,7 @@ def distill(
         again = open_run(folder, info, resume) if folder is not None and runtime.rank == 0 else resume
         runtime.barrier()
         first = _check_teacher(task, exam)
-        keep = _Keep()
+        keep = Keep()
         saves = _checkpoint(folder, runtime)
         done = saves.rounds() if saves is not None and again else 0
         watchers = _observers(folder, done, runtime, stack, progress, keep)
@@ -187,25 +187,6 @@ def _put_back(net: nn.Module, flags: tuple[list[bool], list[bool]]) -> None:
         parameter.requires_grad_(wanted)
     for module, mode in zip(net.modules(), flags[1], strict=True):
         module.training = mode
-
-
-class _Keep:
-    """Keeps the rounds in memory for the result."""
-
-    def __init__(self) -> None:
-        self.records: list[RoundRecord] = []
-
-    def started(self, info: RunInfo) -> None:
-        pass
-
-    def stepped(self, round: int, phase: str, done: int, total: int) -> None:
-        pass
-
-    def rounded(self, record: RoundRecord) -> None:
-        self.records.append(record)
-
-    def finished(self, result: RunResult) -> None:
-        pass
 
 
 def _check_teacher(task: Task, test: tuple[Tensor, Tensor] | None) -> Evaluation | None:
@@ -265,7 +246,7 @@ def _info(
 
 
 def _observers(
-    folder: Path | None, done: int, runtime: Runtime, stack: ExitStack, progress: bool, keep: _Keep
+    folder: Path | None, done: int, runtime: Runtime, stack: ExitStack, progress: bool, keep: Keep
 ) -> list[Observer]:
     """Only process 0 watches; ``keep`` gets the ``done`` rounds that were run before."""
     if runtime.rank > 0:

@@ -206,7 +206,7 @@ def _npz(path: Path) -> ImageSet:
         ValueError,
         EOFError,
         MemoryError,
-        NotImplementedError,
+        NotImplementedError,  # what zipfile raises for a compression it does not know
         zipfile.BadZipFile,
         zlib.error,
     ) as error:

@@ -1,11 +1,11 @@
-"""What a run tells about itself: plain values, no tensors but the sample images."""
+"""What a run tells about itself: plain values, no tensors but the sample images; and who listens."""
 
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-__all__ = ["Evaluation", "Observer", "RoundRecord", "RunInfo", "RunResult"]
+__all__ = ["Evaluation", "Keep", "Observer", "RoundRecord", "RunInfo", "RunResult"]
 
 
 @dataclass(frozen=True)
@@ -82,3 +82,23 @@ class Observer(Protocol):
 
     def finished(self, result: RunResult) -> None:
         """After the last round."""
+
+
+class Keep:
+    """An observer that keeps the rounds in memory."""
+
+    def __init__(self) -> None:
+        self.records: list[RoundRecord] = []
+
+    def started(self, info: RunInfo) -> None:
+        """Nothing to keep."""
+
+    def stepped(self, round: int, phase: str, done: int, total: int) -> None:
+        """Nothing to keep."""
+
+    def rounded(self, record: RoundRecord) -> None:
+        """Keep it."""
+        self.records.append(record)
+
+    def finished(self, result: RunResult) -> None:
+        """Nothing to keep."""
