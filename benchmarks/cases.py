@@ -1,7 +1,7 @@
 """What the speed measurements run on: the three methods with a generator, each with a small and a large pair."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -38,7 +38,7 @@ class Case:
         """The method's own optimiser, at this batch size, without warm-up."""
         return replace(type(self.method).default_plan, rounds=400, warmup=0, steps=4, batch_size=self.batch)
 
-    def task(self, seed: int = 0) -> Task:
+    def task(self, seed: int = 0, precision: Literal["fp32", "bf16"] = "fp32") -> Task:
         """A fresh task of fresh networks. The teacher's BatchNorm layers hold what a batch of noise left there."""
         torch.manual_seed(seed)
         nets = [dfkd.build(name, classes=CLASSES, channels=SHAPE[0]).net for name in (self.teacher, self.student)]
@@ -53,7 +53,7 @@ class Case:
             std=std,
             classes=dfkd.class_list("cifar10"),
             text="shipped",
-            runtime=Runtime(device="cpu", seed=seed).launch(),
+            runtime=Runtime(device="cpu", seed=seed, precision=precision).launch(),
         )
 
 

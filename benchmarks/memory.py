@@ -6,7 +6,7 @@ steps on draws from it.
 
 import argparse
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -18,12 +18,14 @@ from dfkd.engine.driver import make_optimizer
 from dfkd.engine.work import peak_memory
 
 
-def measure(name: str, rows: int, batch: int, steps: int = 2) -> dict[str, Any]:
+def measure(
+    name: str, rows: int, batch: int, steps: int = 2, precision: Literal["fp32", "bf16"] = "fp32"
+) -> dict[str, Any]:
     """The run, with the peak after each part, in MB."""
     case = replace(CASES[name], batch=batch)
     method: Any = replace(case.method, steps=steps, synthesis_batch=batch, memory=rows)  # type: ignore[type-var]
     # enough rounds for the pool to be that large
-    task, plan = case.task(), replace(case.plan, batch_size=512, steps=steps, rounds=-(-rows // batch))
+    task, plan = case.task(precision=precision), replace(case.plan, batch_size=512, steps=steps, rounds=-(-rows // batch))
     peaks = {"networks": peak_mb()}
     state = method.setup(task, plan)
     pool = state.pool
@@ -49,6 +51,7 @@ def measure(name: str, rows: int, batch: int, steps: int = 2) -> dict[str, Any]:
         "exact_image_bytes": len(pool) * SHAPE[0] * SHAPE[1] * SHAPE[2],
         "synthesis_batch": batch,
         "student_batch": plan.batch_size,
+        "precision": precision,
         "peak_mb": peaks,
     }
 
@@ -64,13 +67,15 @@ def main() -> None:
     parser.add_argument("--case", default="nayer-small", choices=[name for name in CASES if name.startswith("nayer")])
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--batch", type=int, default=400, help="images of a generator step; NAYER's own is 400")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the networks")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     keep_freed_memory()
-    found = measure(options.case, options.rows, options.batch)
+    found = measure(options.case, options.rows, options.batch, precision=options.precision)
     print(found)
-    write_record(f"speed/memory-{options.case}-{options.batch}", found)
+    title = "" if options.precision == "fp32" else f"-{options.precision}"
+    write_record(f"speed/memory-{options.case}-{options.batch}{title}", found)
 
 
 if __name__ == "__main__":

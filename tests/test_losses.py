@@ -227,6 +227,20 @@ def test_grad_cam_is_that_of_hooks_and_loops() -> None:
     assert any((cam < 0).any() for cam in cams)  # nothing was rectified
 
 
+def test_cams_of_channels_last_maps_are_the_same_and_keep_the_format_of_their_gradient() -> None:
+    net, images = Small(), draw(3, 3, 8, 8, seed=23)
+    classes, weight = torch.tensor([0, 3, 1]), draw(4, 5, seed=24)
+    found = []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        logits, maps = net(images)
+        stage = draw(3, 5, 4, 6, seed=25).to(memory_format=memory_format).requires_grad_(True)
+        both = regions.class_activation_maps(stage, weight), regions._weighted(stage, draw(3, 5, 4, 6, seed=26))
+        (gradient,) = torch.autograd.grad(sum(cams.sin().sum() for cams in both), (stage,))
+        assert gradient.is_contiguous(memory_format=memory_format)
+        found.append((*both, gradient, *regions.grad_cams(logits, maps, classes)))
+    torch.testing.assert_close(found[0], found[1])
+
+
 def test_grad_cam_sends_its_gradient_through_the_maps_only() -> None:
     net, images = Small(), draw(2, 3, 6, 6, seed=21)
     logits, maps = net(images)

@@ -94,8 +94,8 @@ def _cams(net: Probe, out: Readout, y: Tensor) -> list[Tensor]:
     """CAM of every class at the last map, then Grad-CAM of class ``y`` at every stage, of constant weights."""
     if net.head is None:
         raise ValueError("this page needs linear heads")
-    maps = [torch.einsum("kc,nchw->nkhw", net.head.weight.detach(), out.maps[-1])]
+    maps = [torch.einsum("nhwc,kc->nkhw", out.maps[-1].permute(0, 2, 3, 1), net.head.weight.detach())]
     chosen = out.logits.gather(1, y[:, None]).sum()
     for stage, slope in zip(out.maps, torch.autograd.grad(chosen, out.maps, retain_graph=True), strict=True):
-        maps.append(torch.einsum("nc,nchw->nhw", slope.mean(dim=(2, 3)), stage))
+        maps.append(torch.einsum("nhwc,nc->nhw", stage.permute(0, 2, 3, 1), slope.mean(dim=(2, 3))))
     return maps

@@ -42,7 +42,10 @@ def class_activation_maps(
     ``maps`` is the tensor that global pooling sees, ``head_weight`` the weight of the linear head behind it.
     """
     weight = head_weight.detach()
-    return torch.einsum("kc,nchw->nkhw", weight, maps.to(weight.dtype))
+    maps = maps.to(weight.dtype)
+    if maps.is_contiguous(memory_format=torch.channels_last):  # the gradient then has the map's own format
+        return (_rows(maps) @ weight.T).unflatten(1, maps.shape[2:]).permute(0, 3, 1, 2)
+    return torch.einsum("kc,nchw->nkhw", weight, maps)
 
 
 def grad_cams(
@@ -130,7 +133,15 @@ def _weighted(maps: Maps, gradient: Maps) -> StageMap:
     """Sum of the channels, each weighted by the spatial mean of its gradient; in float32 at least."""
     if maps.dtype in (torch.bfloat16, torch.float16):
         maps, gradient = maps.float(), gradient.float()
-    return torch.einsum("nc,nchw->nhw", gradient.mean(dim=(2, 3)), maps)
+    weight = gradient.mean(dim=(2, 3))
+    if maps.is_contiguous(memory_format=torch.channels_last):
+        return torch.bmm(_rows(maps), weight.unsqueeze(2)).squeeze(2).unflatten(1, maps.shape[2:])
+    return torch.einsum("nc,nchw->nhw", weight, maps)
+
+
+def _rows(maps: Maps) -> Float[Tensor, "n hw c"]:
+    """A channels-last map as one row of channels per place, without a copy."""
+    return maps.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def _attention(maps: Maps) -> Features:

@@ -21,7 +21,7 @@ def redraw(module: nn.Module) -> None:
 def _block(inputs: int, outputs: int) -> Iterable[nn.Module]:
     yield nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
     yield nn.BatchNorm2d(outputs)
-    yield nn.LeakyReLU(0.2)
+    yield nn.LeakyReLU(0.2, inplace=True)
 
 
 class ConvGenerator(nn.Module):

@@ -16,20 +16,22 @@ def moments(x: Tensor) -> Moments:
     On the CPU this asks the first half of the BatchNorm kernel, whose statistics of a channels-last map come many
     times quicker than ``torch.var_mean``'s, and in the same precision as the running statistics they are compared with.
     """
-    x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
     if x.device.type == "cpu":
         mean, var = _Moments.apply(x)
         return Moments(mean, var)
-    var, mean = torch.var_mean(x, dim=[0, *range(2, x.dim())], correction=0)
+    var, mean = torch.var_mean(_wide(x), dim=[0, *range(2, x.dim())], correction=0)
     return Moments(mean, var)
 
 
 class _Moments(torch.autograd.Function):
-    """``dL/dx = (g_mean + 2 g_var (x − mean)) / m`` with m values per channel."""
+    """``dL/dx = (g_mean + 2 g_var (x − mean)) / m`` with m values per channel.
+
+    What is kept for the backward pass is ``x`` in its own precision, which the layer keeps anyway.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-        mean, var = torch.batch_norm_update_stats(x, None, None, 0.0)
+        mean, var = torch.batch_norm_update_stats(_wide(x), None, None, 0.0)
         ctx.save_for_backward(x, mean)
         return mean, var
 
@@ -39,4 +41,8 @@ class _Moments(torch.autograd.Function):
         shape = [1, -1] + [1] * (x.dim() - 2)
         slope = 2 * g_var / (x.numel() // x.shape[1])
         level = g_mean / (x.numel() // x.shape[1]) - slope * mean
-        return torch.addcmul(level.view(shape).expand_as(x), x, slope.view(shape))
+        return torch.addcmul(level.view(shape).expand_as(x), _wide(x), slope.view(shape)).to(x.dtype)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
