@@ -25,7 +25,10 @@ def measure(
     case = replace(CASES[name], batch=batch)
     method: Any = replace(case.method, steps=steps, synthesis_batch=batch, memory=rows)  # type: ignore[type-var]
     # enough rounds for the pool to be that large
-    task, plan = case.task(precision=precision), replace(case.plan, batch_size=512, steps=steps, rounds=-(-rows // batch))
+    task, plan = (
+        case.task(precision=precision),
+        replace(case.plan, batch_size=512, steps=steps, rounds=-(-rows // batch)),
+    )
     peaks = {"networks": peak_mb()}
     state = method.setup(task, plan)
     pool = state.pool
