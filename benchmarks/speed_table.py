@@ -36,6 +36,13 @@ always on, gradients for the teacher's weights, a number asked for in every step
 losses and budget on both sides.
 """
 
+LADDER = """## Habit by habit
+
+The naive loop gives up one habit after the other (`python -m benchmarks.naive --ladder --pools 20000`); medians of
+rounds taken in turns in one process, by the processor's time. A round here is 2 generator steps and 8 student steps, so
+what a synthetic batch costs once (files, a new optimiser) weighs more than in a run.
+"""
+
 GROWTH = """## Cost and stored images
 
 Seconds of a whole round, saving included, of one NAYER run whose pool keeps everything.
@@ -62,6 +69,7 @@ def speed_page() -> str:
     for intro, lines in (
         (OVERHEAD, list(_overhead())),
         (NAIVE, list(_naive())),
+        (LADDER, list(_ladder())),
         (GROWTH, list(_growth())),
         (MEMORY, list(_memory())),
         (SELECTION, list(_selection())),
@@ -104,6 +112,17 @@ def _naive() -> Iterator[str]:
     for pool in found["pools"]:
         naive, ours = (statistics.median(pool["seconds"][f"{side}/cpu"]) for side in ("naive", "ours"))
         yield f"| {pool['pool']:,} | {naive:.2f} | {ours:.2f} | {pool['times_quicker']:.2f}x |"
+
+
+def _ladder() -> Iterator[str]:
+    found = _record("ladder-nayer-small")
+    if found is None:
+        return
+    yield f"| {found['pool']:,} images stored | given up | s / round | rounds / hour |"
+    yield "|---|---|---|---|"
+    for name, seconds in found["cpu_seconds"].items():
+        took, habit = statistics.median(seconds), found["habits"].get(name.removeprefix("without "), "")
+        yield f"| {name} | {habit} | {took:.2f} | {3600 / took:,.0f} |"
 
 
 def _growth() -> Iterator[str]:
