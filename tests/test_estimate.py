@@ -36,7 +36,6 @@ class Hand:
         return self.now
 
 
-@final
 @dataclass(frozen=True)
 class Paced(Method[State]):
     """Each phase takes a known time; what the first warm-up round and the first student step take is more."""
@@ -113,6 +112,36 @@ def test_arithmetic() -> None:
     assert (small.pool, small.memory) == (200 * 20, 5000)
     seldom = extrapolate(measured, plan, replace(watch, save_every=100.0), 1, 1)
     assert seldom.seconds["saving"] == (int((9 + 16 + 40 + 500 + 12) / 100) + 1) * 0.25
+
+
+def test_heavier_rounds_that_come_back_are_counted() -> None:
+    timings = tuple(Timing(False, seconds, 5.0, 0.25, 0) for seconds in (30.0, 9.0, 1.0))
+    measured = Measured(timings, 10, (0.0, 0.0), Pools(), peak=1, state=1, student=1, image=1, period=4)
+    found = extrapolate(measured, tiny_plan(rounds=10, steps=10), Watch(), 1, 1)
+    assert found.seconds["start"] == 30 - 9
+    assert found.seconds["synthesis"] == 3 * 9 + 7 * 1  # rounds 0, 4, 8
+
+
+@final
+@dataclass(frozen=True)
+class Seldom(Paced):
+    """Every third round takes longer."""
+
+    def period(self) -> int:
+        return 3
+
+    def synthesize(self, task: Task, state: State, clock: Clock) -> Metrics:
+        self.clock.now += 40.0 if (clock.round - clock.plan.warmup) % 3 == 0 and not clock.warmup else 2.0
+        return {}
+
+
+@pytest.mark.parametrize("rounds", [2, 3, 4, 8])
+def test_a_run_with_a_period_takes_what_was_said(hand: Hand, rounds: int) -> None:
+    task, plan = tiny_task(SETTINGS["NoiseInput"]), tiny_plan(rounds=rounds, warmup=2, steps=3)
+    found = estimate(task, Seldom(hand), plan)
+    before = hand.now
+    run(task, Seldom(hand), plan)
+    assert found.total == pytest.approx(hand.now - before)
 
 
 @pytest.mark.parametrize("name", sorted(SETTINGS))

@@ -139,6 +139,10 @@ class Method(ABC, Generic[S]):
     def needs(self) -> frozenset[Need]:
         """What the pair must offer with these hyper-parameters."""
 
+    def period(self) -> int:
+        """Rounds after which this method's heavier rounds come back; 1: all rounds are alike (for estimates)."""
+        return 1
+
     @abstractmethod
     def setup(self, task: Task, plan: Plan) -> S:
         """Build generators, pools and factors. Called once, also before a resume overwrites what it built."""

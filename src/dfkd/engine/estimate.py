@@ -61,6 +61,7 @@ class Measured:
         look: seconds of the teacher's predictions and of one evaluation.
         pools: at the end of these rounds.
         peak, state, student, image: bytes of memory, of a checkpoint without pools, of the weights, of one image.
+        period: rounds from one heavier round to the next.
     """
 
     timings: tuple[Timing, ...]
@@ -71,6 +72,7 @@ class Measured:
     state: int
     student: int
     image: int
+    period: int = 1
 
 
 @dataclass(frozen=True)
@@ -105,9 +107,9 @@ def estimate(
 ) -> Estimate:
     """Measure up to two warm-up rounds and two rounds of few student steps, and extrapolate to ``plan``.
 
-    The first of each kind counts once, the second for all others. The student and the random streams are put back:
-    a run that follows is the one that would have been. Rounds are taken to be alike; where a method does something
-    only now and then (KD3 with ``select_every`` above 1), such rounds may be missed.
+    The first of each kind counts once, the second for all others. Where heavier rounds come back (``Method.period``:
+    KD3 with ``select_every`` above 1), the second is the next of those and a third one stands for the rounds between.
+    The student and the random streams are put back: a run that follows is the one that would have been.
 
     Args:
         task, method, plan: what :func:`~dfkd.engine.driver.run` would take.
@@ -136,10 +138,12 @@ def extrapolate(measured: Measured, plan: Plan, watch: Watch, free: int, disk_fr
     kinds = [[t for t in measured.timings if t.warmup == warmup] for warmup in (True, False)]
     (warm, rounds), factor = kinds, plan.steps / measured.steps
     looks = _looks(plan, watch)
+    heavy = rounds[:2] if measured.period > 1 else rounds  # the last one comes back every period rounds
+    often = math.ceil(plan.rounds / measured.period)
     seconds = {
-        "start": _extra(warm, "synthesis") + _extra(rounds, "synthesis") + _extra(rounds, "student"),
+        "start": _extra(warm, "synthesis") + _extra(heavy, "synthesis") + _extra(rounds, "student"),
         "warm-up": plan.warmup * (warm[-1].synthesis if warm else 0.0),
-        "synthesis": plan.rounds * rounds[-1].synthesis,
+        "synthesis": often * heavy[-1].synthesis + (plan.rounds - often) * rounds[-1].synthesis,
         "student": plan.rounds * factor * rounds[-1].student,
         "evaluation": looks * measured.look[1] + (measured.look[0] if looks else 0.0),
     }
@@ -189,6 +193,9 @@ class _Rehearsal(Method[Any]):
     def needs(self) -> frozenset[Need]:
         return self.method.needs()
 
+    def period(self) -> int:
+        return self.method.period()
+
     def setup(self, task: Task, plan: Plan) -> State:
         state: State = self.method.setup(task, self.whole)
         return state
@@ -203,9 +210,17 @@ class _Rehearsal(Method[Any]):
         return self.method.loss(task, state, batch)
 
     def _whole(self, clock: Clock) -> Clock:
-        """This moment in the whole plan, of which the last warm-up rounds are left out."""
+        """This moment in the whole plan, of which the last warm-up rounds and most of a period are left out."""
         left_out = 0 if clock.warmup else self.whole.warmup - clock.plan.warmup
+        if not clock.warmup and clock.round > clock.plan.warmup:
+            left_out += _period(self.method, self.whole) - 1
         return Clock(replace(self.whole, steps=clock.plan.steps), clock.round + left_out, clock.step)
+
+
+def _period(method: Method[Any], plan: Plan) -> int:
+    """The method's, or 1 where the plan ends before it comes round."""
+    period = method.period()
+    return period if period < plan.rounds else 1
 
 
 class _Stopwatch:
@@ -243,7 +258,9 @@ class _Stopwatch:
 
 def _measure(task: Task, method: Method[Any], plan: Plan, watch: Watch, folder: Path) -> Measured:
     """Run the short plan, and read clocks, memory and files."""
-    short = replace(plan, rounds=min(plan.rounds, 2), warmup=min(plan.warmup, 2), steps=min(plan.steps, STEPS))
+    period = _period(method, plan)
+    rounds = min(plan.rounds, 2 if period == 1 else 3)
+    short = replace(plan, rounds=rounds, warmup=min(plan.warmup, 2), steps=min(plan.steps, STEPS))
     stopwatch = _Stopwatch()
     checkpoint = Checkpoint(folder, task.runtime.rank, task.runtime.world, task.runtime.barrier)
     if task.runtime.device.type == "cuda":
@@ -259,6 +276,7 @@ def _measure(task: Task, method: Method[Any], plan: Plan, watch: Watch, folder: 
         sum(path.stat().st_size for path in folder.glob("state-*.pt")),
         sum(t.numel() * t.element_size() for t in task.student.net.state_dict().values()),
         math.prod(task.image_shape),
+        period,
     )
 
 

@@ -38,6 +38,10 @@ class Recombine(Method[RecombinedState]):
         """What either method needs."""
         return self.images_from.needs() | self.loss_from.needs()
 
+    def period(self) -> int:
+        """That of the method that makes the images."""
+        return self.images_from.period()
+
     def setup(self, task: Task, plan: Plan) -> RecombinedState:
         """Both setups; the loss's one for a single round, since what it would synthesise is never made."""
         images = self.images_from.setup(task, plan)

@@ -97,6 +97,10 @@ class KD3(Method[KD3State]):
         """Web images, and two linear classifiers."""
         return frozenset({Need.WEB, Need.HEAD, Need.SAME_HEAD})
 
+    def period(self) -> int:
+        """Rounds with a selection come back."""
+        return self.select_every
+
     def setup(self, task: Task, plan: Plan) -> KD3State:
         """Line 1."""
         own, given = _heads(task)
