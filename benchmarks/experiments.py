@@ -186,7 +186,7 @@ def _mnist_bn() -> list[Row]:
         Row("noise input", *pair, NoiseInput(), plan),
         Row("NAYER", *pair, nayer, replace(plan, warmup=2)),
         Row("Spaceship-Net", *pair, MNIST_SPACESHIP, replace(plan, warmup=3)),
-        Row("D3K", *pair, replace(MNIST_D3K, batches=2), replace(plan, warmup=6), "99.22 (ResNet-18 to ResNet-8)"),
+        Row("D3K", *pair, replace(MNIST_D3K, steps=200), replace(plan, warmup=6), "99.22 (ResNet-18 to ResNet-8)"),
         Row("STTS", *pair, stts, replace(plan, warmup=5, **STTS_STUDENT)),
         Row("KD3", *pair, kd3, replace(plan, **KD3_STUDENT), "", STROKES),
     ]
