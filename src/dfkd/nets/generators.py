@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from dfkd.ops.doubling import DoublingConv
 from dfkd.types import Images
 
 __all__ = ["ConvGenerator", "DeepGenerator", "NoisyLayer", "redraw"]
@@ -18,8 +19,8 @@ def redraw(module: nn.Module) -> None:
             reset()
 
 
-def _block(inputs: int, outputs: int) -> Iterable[nn.Module]:
-    yield nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+def _block(inputs: int, outputs: int, double: bool = True) -> Iterable[nn.Module]:
+    yield DoublingConv(inputs, outputs) if double else nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
     yield nn.BatchNorm2d(outputs)
     yield nn.LeakyReLU(0.2, inplace=True)
 
@@ -29,7 +30,8 @@ class ConvGenerator(nn.Module):
 
     ``Linear(inputs, 2w·s0²) -> BN -> x2 -> conv 2w -> x2 -> conv w -> conv c -> sigmoid`` with s0 = side / 4 and w =
     ``width``. It decodes in stages, so that a method may read or exchange features between them: tap 0 after the
-    first BN (2w at side/4), tap 1 after the first block (2w at side/2), tap 2 after the second (w at full side).
+    first BN (2w at side/4), tap 1 after the first block (2w at side/2), tap 2 after the second (w at full side). A
+    doubling and the convolution after it are one layer, :class:`dfkd.ops.doubling.DoublingConv`.
 
     Args:
         inputs: length of the code.
@@ -45,8 +47,8 @@ class ConvGenerator(nn.Module):
         self.start = (2 * width, h // 4, w // 4)
         self.project = nn.Linear(inputs, 2 * width * (h // 4) * (w // 4))
         self.norm = nn.BatchNorm2d(2 * width)
-        self.block1 = nn.Sequential(nn.Upsample(scale_factor=2), *_block(2 * width, 2 * width))
-        self.block2 = nn.Sequential(nn.Upsample(scale_factor=2), *_block(2 * width, width))
+        self.block1 = nn.Sequential(*_block(2 * width, 2 * width))
+        self.block2 = nn.Sequential(*_block(2 * width, width))
         self.paint = nn.Sequential(nn.Conv2d(width, channels, 3, padding=1), nn.Sigmoid())
 
     def forward(self, code: Tensor) -> Images:
@@ -63,7 +65,7 @@ class ConvGenerator(nn.Module):
         """The rest of the network after ``tap`` (0, 1 or 2), in the weights' type and memory format from the start."""
         weight = next(self.block2.parameters())
         last = weight.is_contiguous(memory_format=torch.channels_last)
-        # One copy for both, and of four times less than once doubled.
+        # One copy for both.
         features = features.to(weight.dtype, memory_format=torch.channels_last if last else torch.preserve_format)
         for block in (self.block1, self.block2, self.paint)[tap:]:
             features = block(features)
@@ -84,9 +86,9 @@ class DeepGenerator(nn.Module):
         channels, h, w = image_shape
         self.start = (2 * width, h // 16, w // 16)
         self.project = nn.Linear(inputs, 2 * width * (h // 16) * (w // 16))
-        layers: list[nn.Module] = [*_block(2 * width, 2 * width)]
+        layers: list[nn.Module] = [*_block(2 * width, 2 * width, double=False)]
         for a, b in ((2 * width, 2 * width), (2 * width, width), (width, width), (width, width)):
-            layers += [nn.Upsample(scale_factor=2), *_block(a, b)]
+            layers += _block(a, b)
         self.blocks = nn.Sequential(*layers)
         self.paint = nn.Sequential(nn.Conv2d(width, channels, 3, padding=1), nn.Sigmoid())
 

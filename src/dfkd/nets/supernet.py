@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dfkd.errors import UserError
+from dfkd.ops.doubling import conv_doubled, folding
 from dfkd.types import Images
 
 __all__ = ["SubnetShape", "SuperNet", "check_ranges", "draw_subnet"]
@@ -82,6 +83,8 @@ class SuperNet(nn.Module):
         self.paint_bias = _parameter(channels, device=device)
         self.gains = nn.ParameterList(_parameter(width, device=device) for width in shape.widths)
         self.shifts = nn.ParameterList(_parameter(width, device=device) for width in shape.widths)
+        for side in range(1, max(shape.kernels) + 1, 2):
+            self.register_buffer(f"fold{side}", folding(side).to(device), persistent=False)
         self.redraw(init)
 
     @torch.no_grad()
@@ -103,21 +106,21 @@ class SuperNet(nn.Module):
         widths, sides = shape or self.shape
         first = widths[0]
         x = F.linear(z, self.project[:first].flatten(0, 1), self.project_bias[:first].flatten())
-        x = F.interpolate(self._norm(x.unflatten(1, (first, *self.start)), 0), scale_factor=2)
-        x = self._norm(self._conv(x, 0, widths[1], sides[0]), 1)
-        x = F.interpolate(F.leaky_relu(x, 0.2), scale_factor=2)
-        x = F.interpolate(self._norm(self._conv(x, 1, widths[2], sides[1]), 2), scale_factor=2)
-        return torch.sigmoid(self._conv(x, 2, len(self.paint_bias), sides[2], self.paint_bias))
+        x = self._norm(x.unflatten(1, (first, *self.start)), 0)
+        x = F.leaky_relu(self._norm(self._doubled(x, 0, widths[1], sides[0]), 1), 0.2)
+        x = self._norm(self._doubled(x, 1, widths[2], sides[1]), 2)
+        return torch.sigmoid(self._doubled(x, 2, len(self.paint_bias), sides[2], self.paint_bias))
 
     def _norm(self, x: Tensor, layer: int) -> Tensor:
         c = x.shape[1]
         return F.batch_norm(x, None, None, self.gains[layer][:c], self.shifts[layer][:c], training=True)
 
-    def _conv(self, x: Tensor, layer: int, outputs: int, side: int, bias: Tensor | None = None) -> Tensor:
+    def _doubled(self, x: Tensor, layer: int, outputs: int, side: int, bias: Tensor | None = None) -> Tensor:
+        """The next doubling and convolution."""
         kernel = self.kernels[layer]
         edge = (kernel.shape[-1] - side) // 2
         middle = slice(edge, edge + side)
-        return F.conv2d(x, kernel[:outputs, : x.shape[1], middle, middle], bias, padding=side // 2)
+        return conv_doubled(x, kernel[:outputs, : x.shape[1], middle, middle], bias, self.get_buffer(f"fold{side}"))
 
 
 def _parameter(*shape: int, device: torch.device | None) -> nn.Parameter:
