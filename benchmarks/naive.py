@@ -3,9 +3,9 @@
 The naive side keeps every synthetic image as a PNG file; lists the folder anew and builds a new DataLoader after every
 synthetic batch; lets hooks copy and reduce the input of every BatchNorm layer in every forward pass, the student's
 steps included; leaves gradients on for the weights of teacher and student while the generator learns; asks for the
-loss as a number in every step; runs contiguous tensors and unfused optimisers. Networks, losses, batch sizes and
-numbers of steps are those of our side, and the images decoded are as many. It has one thing that is better than in
-the wild: its loader has no worker processes to start.
+loss as a number in every step; runs contiguous tensors and unfused optimisers; doubles the generator's maps before
+it convolves them. Networks, losses, batch sizes and numbers of steps are those of our side, and the images decoded are
+as many. It has one thing that is better than in the wild: its loader has no worker processes to start.
 
 Rounds of both sides take turns in one process. Seconds are of the processor; the clock's are in the record.
 ``--ladder`` gives the habits up one after the other and times a round after each, all in one process, in turns.
@@ -36,6 +36,7 @@ from dfkd.engine.driver import make_optimizer
 from dfkd.methods.nayer import NayerState
 from dfkd.nets.generators import ConvGenerator, NoisyLayer
 from dfkd.ops.augment import crop_flip
+from dfkd.ops.doubling import DoublingConv
 from dfkd.ops.keep_best import keep_best, no_best
 from dfkd.ops.moments import moments
 
@@ -49,7 +50,19 @@ HABITS = {
     "gradients": "gradients for the frozen networks' weights",
     "layout": "contiguous maps",
     "numbers": "a number asked for in every step, unfused optimisers",
+    "doubling": "the generator doubles its maps, then convolves them",
 }
+
+
+class _Doubled(nn.Module):
+    """A layer of the generator as the papers draw it: double the map, then convolve it."""
+
+    def __init__(self, layer: DoublingConv) -> None:
+        super().__init__()
+        self.weight = layer.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(F.interpolate(x, scale_factor=2), self.weight, padding=self.weight.shape[-1] // 2)
 
 
 class PngFolder(Dataset[Tensor]):
@@ -84,6 +97,9 @@ class Naive:
         self.mean, self.scale, self.text = task.teacher.mean, task.teacher.scale, task.text
         self.Z = NoisyLayer(384, self.method.width, case.batch, CLASSES)
         self.G = ConvGenerator(self.method.width, SHAPE, self.method.channels).to(memory_format=self.layout)  # type: ignore[call-overload]
+        if "doubling" in habits:
+            for block in (self.G.block1, self.G.block2):
+                block[0] = _Doubled(block[0])
         self.pool: list[Tensor] = []
         self.seen: list[Tensor] = []
         self.looking = False
