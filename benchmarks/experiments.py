@@ -3,9 +3,9 @@
 A row is run once per seed by ``python -m benchmarks.run EXPERIMENT`` and leaves one record per seed.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import dfkd
 from dfkd.engine.core import Method
@@ -38,6 +38,7 @@ class Row:
     plan: Plan
     paper: str = ""  # the paper's figure, on its own data, teacher and budget
     inputs: Mapping[str, Any] = field(default_factory=dict)  # more arguments of dfkd.distill
+    precision: Literal["fp32", "bf16"] = "fp32"  # of the networks
 
 
 DIGITS = Data("digits", "digits", (1, 8, 8), epochs=60, pad=1)
@@ -181,14 +182,17 @@ def _mnist_bn() -> list[Row]:
     nayer = replace(MNIST_NAYER, synthesis_batch=128)
     kd3 = KD3(pad=3, flip=False, select_every=4, skip_teacher_contrast=True)
     stts = STTS(sigma=20.0, lambda_a=1.0, init_std=0.1, steps=60, lr=0.03, batches=3, synthesis_batch=200, pad=2)
-    return [
-        Row("vanilla KD (real data)", *pair, VanillaKD(pad=2, flip=False), plan, "", {"real": "mnist"}),
-        Row("noise input", *pair, NoiseInput(), plan),
-        Row("NAYER", *pair, nayer, replace(plan, warmup=2)),
+    rest = [
         Row("Spaceship-Net", *pair, MNIST_SPACESHIP, replace(plan, warmup=3)),
         Row("D3K", *pair, replace(MNIST_D3K, steps=200), replace(plan, warmup=6), "99.22 (ResNet-18 to ResNet-8)"),
         Row("STTS", *pair, stts, replace(plan, warmup=5, **STTS_STUDENT)),
         Row("KD3", *pair, kd3, replace(plan, **KD3_STUDENT), "", STROKES),
+    ]
+    return [
+        Row("vanilla KD (real data)", *pair, VanillaKD(pad=2, flip=False), plan, "", {"real": "mnist"}),
+        Row("noise input", *pair, NoiseInput(), plan),
+        Row("NAYER", *pair, nayer, replace(plan, warmup=2)),
+        *_half(rest),
     ]
 
 
@@ -198,7 +202,9 @@ def _mnist_spaceship() -> list[Row]:
     In bfloat16, as the table of D3K's parts.
     """
     plan = replace(MNIST_SMALL, rounds=8, steps=30, warmup=2)
-    return [Row(label, "wrn16-1", "resnet8", method, plan, paper) for label, method, paper in _parts(MNIST_SPACESHIP)]
+    return _half(
+        Row(label, "wrn16-1", "resnet8", method, plan, paper) for label, method, paper in _parts(MNIST_SPACESHIP)
+    )
 
 
 def _mnist_d3k() -> list[Row]:
@@ -213,7 +219,7 @@ def _mnist_d3k() -> list[Row]:
         ("D-Dhash only", {"widths": (40, 40), "kernels": (3,)}),
         ("base", {"widths": (40, 40), "kernels": (3,), "theta": 0.0}),
     ]
-    return [Row(label, "wrn16-1", "resnet8", replace(d3k, **change), plan) for label, change in variants]
+    return _half(Row(label, "wrn16-1", "resnet8", replace(d3k, **change), plan) for label, change in variants)
 
 
 CIFAR_PLAN = Plan(rounds=20, steps=50, batch_size=128, lr=0.1, weight_decay=5e-4)  # 1,000 steps of the student
@@ -233,7 +239,7 @@ def _cifar10() -> list[Row]:
     nayer = NAYER(steps=15, synthesis_batch=200, batches=2, warmup_batches=4, width=256, channels=32, alpha_bn=1.0)
     spaceship = SpaceshipNet(steps=25, synthesis_batch=200, lr=4e-3, lambda_cls=2.0, width=64, channels=32)
     d3k = D3K(steps=80, synthesis_batch=128, widths=(16, 64), width=64, lr=0.01, alpha=0.1, init="torch")
-    return [
+    rows = [
         Row("vanilla KD (real data)", *pair, VanillaKD(), plan, "", {"real": "cifar10"}),
         Row("noise input", *pair, NoiseInput(), plan),
         Row("NAYER", *pair, nayer, replace(plan, warmup=2)),
@@ -245,6 +251,7 @@ def _cifar10() -> list[Row]:
         Row("KD3, teacher-only selection", *pair, replace(CIFAR_KD3, select="teacher"), kd3, "94.01", WEB),
         Row("KD3 without contrast", *pair, replace(CIFAR_KD3, mdcl="none"), kd3, "94.48", WEB),
     ]
+    return _half(rows)
 
 
 def _cifar10_kd3() -> list[Row]:
@@ -261,10 +268,15 @@ def _cifar10_kd3() -> list[Row]:
         ("no contrast, teacher-only selection", {"mdcl": "none", "select": "teacher"}, ""),
         ("no contrast, random selection", {"mdcl": "none", "select": "random"}, ""),
     ]
-    return [
+    return _half(
         Row(label, "wrn16-1", "resnet8", replace(CIFAR_KD3, **change), plan, paper, WEB)
         for label, change, paper in variants
-    ]
+    )
+
+
+def _half(rows: Iterable[Row]) -> list[Row]:
+    """The same rows with networks in bfloat16."""
+    return [replace(row, precision="bf16") for row in rows]
 
 
 def _parts(full: SpaceshipNet) -> list[tuple[str, SpaceshipNet, str]]:

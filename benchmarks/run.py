@@ -167,7 +167,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--rows", nargs="+", default=None, help="labels of the rows to run (default: all)")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the networks")
+    parser.add_argument(
+        "--precision", choices=("fp32", "bf16"), default=None, help="of the networks (default: the row's)"
+    )
     parser.add_argument("--again", action="store_true", help="repeat rows that have a record")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -187,7 +189,7 @@ def _run(experiment: str, options: argparse.Namespace) -> None:
             if (RESULTS / f"{name}.json").exists() and not options.again:
                 continue
             _web_images(row)
-            content = run_row(experiment, data, row, seed, {"precision": options.precision})
+            content = run_row(experiment, data, row, seed, {"precision": options.precision or row.precision})
             write_record(name, content)
             print(f"{row.label}, seed {seed}: {content['accuracy']:.2%} in {content['seconds']:.0f} s", flush=True)
 
