@@ -120,7 +120,7 @@ LENET_STTS = STTS(
     sigma=60.0, lambda_a=3.0, init_std=0.02, steps=30, lr=0.1, synthesis_batch=500, batches=2, pad=2, degrees=5.0
 )
 LENET_STTS_PLAN = Plan(
-    rounds=60, warmup=10, steps=1000, batch_size=128, optimizer="adam", lr=0.01, weight_decay=0.0, schedule="cosine"
+    rounds=60, warmup=10, steps=1000, batch_size=128, optimizer="adam", lr=5e-3, weight_decay=0.0, schedule="cosine"
 )
 PARTS_STTS = replace(LENET_STTS, steps=80, lr=0.03, degrees=15.0)
 
@@ -160,7 +160,7 @@ MNIST_D3K = D3K(
 
 def _mnist_stts() -> list[Row]:
     """STTS's Table 4 on LeNet-5: which layer is modelled, with and without the activation loss; 5,000 images."""
-    plan = replace(LENET_STTS_PLAN, warmup=5, rounds=20, steps=250, lr=5e-3)
+    plan = replace(LENET_STTS_PLAN, warmup=5, rounds=20, steps=250)
     variants: list[tuple[str, dict[str, Any], str]] = [
         ("FC-2 and activation", {}, "99.08"),
         ("FC-2 only", {"lambda_a": 0.0}, "99.04"),
