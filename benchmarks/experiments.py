@@ -264,6 +264,7 @@ def _cifar10_kd3() -> list[Row]:
         ("full", {}, "95.21"),
         ("random selection", {"select": "random"}, "90.22"),
         ("teacher-only selection", {"select": "teacher"}, "94.01"),
+        ("contrast with the weight of 64 images", {"reference_batch": 64}, ""),
         ("no contrast", {"mdcl": "none"}, "94.48"),
         ("no contrast, teacher-only selection", {"mdcl": "none", "select": "teacher"}, ""),
         ("no contrast, random selection", {"mdcl": "none", "select": "random"}, ""),
