@@ -15,6 +15,10 @@ from dfkd.recipes.table import ROWS, Row
 __all__ = ["Reached", "Row", "find", "names", "reached", "recipe", "rows", "yaml_of"]
 
 
+# Data sets whose published files are read by name; of others the user gives a folder or an array.
+_READABLE = ("digits", "mnist", "cifar10", "cifar100")
+
+
 @dataclass(frozen=True)
 class Reached:
     """What records of runs with exactly these settings say: accuracies in [0, 1], one a seed."""
@@ -61,7 +65,7 @@ def recipe(name: str) -> dict[str, Any]:
         UserError: no such recipe, with the nearest.
     """
     row = find(name)
-    tests = None if row.data in ("svhn", "tiny-imagenet", "imagenet") else row.data
+    tests = row.data if row.data in _READABLE else None
     data = {"preset": row.data, **({"test": tests} if tests else {}), **row.inputs}
     return {
         "teacher": {"name": row.teacher},
