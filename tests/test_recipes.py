@@ -1,7 +1,10 @@
 """The table of recipes: complete, buildable, and honest about what was run."""
 
 import json
-from dataclasses import asdict
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ import torch
 import yaml
 from PIL import Image
 
+import dfkd
 from dfkd.cli.config import PRESETS, Distill, Images
 from dfkd.cli.setup import facts_of, settled, text_of
 from dfkd.data.readers import read_images
@@ -17,7 +21,7 @@ from dfkd.errors import UserError
 from dfkd.methods import METHODS
 from dfkd.nets.count import count_parameters
 from dfkd.nets.zoo import build, check_image_shape, find
-from dfkd.recipes import Row, names, reached, recipe, rows, yaml_of
+from dfkd.recipes import Row, expected, names, reached, recipe, rows, yaml_of
 from dfkd.recipes import find as find_row
 from dfkd.recipes.ablations import ABLATIONS
 from dfkd.recipes.table import PAIRS, ROWS
@@ -166,30 +170,55 @@ def test_unknown_name() -> None:
         find_row("zzzz")
 
 
-def test_only_records_with_the_same_settings_count(tmp_path: Path) -> None:
-    row = find_row("nayer/digits-wrn16-2-wrn16-1")
-    _, method, plan = settled(Distill, recipe(row.name))
-    record = {
-        "method": "NAYER",
-        "data": "digits",
-        "teacher": {"name": "wrn16-2"},
-        "student": "wrn16-1",
-        "settings": asdict(method),  # type: ignore[call-overload]
-        "plan": asdict(plan),
-        "accuracy": 0.98,
-        "seconds": 60.0,
-    }
-    other = {**record, "settings": {**record["settings"], "steps": 3}, "accuracy": 0.1, "seed": 9}
-    for name, one in {"a": {**record, "seed": 0}, "b": {**record, "seed": 1, "accuracy": 0.96}, "c": other}.items():
-        (tmp_path / f"{name}.json").write_text(json.dumps(one))
-    (tmp_path / "torn.json").write_text("{")
-    had = reached(row, tmp_path)
+def test_figures_and_the_block_expected(tmp_path: Path) -> None:
+    """Mean and spread of 99, 98 and 96.1 %, by hand: 97.7 and 1.473."""
+    row = find_row("nayer/cifar10-resnet34-resnet18")
+    told = [("one", 60.0, "a", 0.99), ("one", 90.0, "b", 0.98), ("two", 30.0, "b", 0.961)]
+    runs = [
+        {"seed": seed, "accuracy": accuracy, "seconds": seconds, "hardware": machine, "commit": commit}
+        for seed, (machine, seconds, commit, accuracy) in enumerate(told)
+    ]
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps({row.name: runs, "another": runs[:1]}))
+    had = reached(row, file)
     assert had is not None
-    assert sorted(had.accuracies) == [0.96, 0.98]
-    assert had.mean == pytest.approx(0.97)
+    assert had.accuracies == (0.99, 0.98, 0.961)
+    assert had.mean == pytest.approx(0.977)
+    assert had.spread == pytest.approx(0.01473, abs=1e-5)
     assert had.seconds == 60
-    (tmp_path / "empty").mkdir()
-    assert reached(row, tmp_path / "empty") is None
+    assert expected(row, file) == {
+        "paper": {"accuracy": 95.21},
+        "here": {
+            "accuracy": 97.7,
+            "spread": 1.47,
+            "seeds": [0, 1, 2],
+            "hardware": "one; two",
+            "seconds": 60,
+            "commit": "a, b",
+        },
+    }
+    other = find_row("vanillakd/cifar10-vgg11-resnet18")
+    assert reached(other, file) is None
+    assert expected(other, file) == {}
+    file = tmp_path / "single.json"
+    file.write_text(json.dumps({row.name: runs[:1]}))
+    assert "spread" not in expected(row, file)["here"]
+
+
+def test_a_package_without_the_records_shows_the_figures(tmp_path: Path) -> None:
+    """The package's files alone, away from any checkout, as an installation has them."""
+    shutil.copytree(Path(dfkd.__file__).parent, tmp_path / "dfkd", ignore=shutil.ignore_patterns("__pycache__"))
+    code = (
+        "import dfkd; from dfkd.recipes import expected, find; print(dfkd.__file__);"
+        "print(expected(find('nayer/digits-wrn16-2-wrn16-1'))['here']['accuracy'])"
+    )
+    paths = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=paths, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    where, accuracy = done.stdout.split()
+    assert Path(where).parent == tmp_path / "dfkd"
+    here = expected(find_row("nayer/digits-wrn16-2-wrn16-1"))["here"]
+    assert float(accuracy) == here["accuracy"]
 
 
 def test_ablations_change_their_base_and_nothing_else() -> None:

@@ -118,7 +118,7 @@ def _d3k() -> Iterator[Row]:
     for data in ("cifar10", "cifar100"):
         base = _base(f"d3k/{data}-resnet34-resnet18")
         yield from _vary(base, parts, note=_FIGURE)
-        yield from _vary(base, weights, note="own values: the paper only says that 1 was the best it tried")
+        yield from _vary(base, weights, note="own values; of those that the paper tried, 1 was the best")
 
 
 def _kd3() -> Iterator[Row]:
