@@ -5,9 +5,11 @@ import json
 import statistics
 from typing import Any
 
+from benchmarks import recipes
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.records import RESULTS
 from benchmarks.run import slug
+from dfkd.recipes.figures import RESULTS as PACKAGED
 
 
 def records(experiment: str) -> list[dict[str, Any]]:
@@ -63,10 +65,11 @@ def main() -> None:
     """Print the tables asked for, or write all of them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("experiments", nargs="*", default=sorted(EXPERIMENTS))
-    parser.add_argument("--write", action="store_true", help="write results/README.md")
+    parser.add_argument("--write", action="store_true", help="write results/README.md and the package's figures")
     options = parser.parse_args()
     if options.write:
         (RESULTS / "README.md").write_text(page())
+        PACKAGED.write_text(recipes.text())
         return
     for experiment in options.experiments:
         print(f"\n## {experiment}\n\n{table(experiment)}")

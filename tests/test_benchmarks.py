@@ -1,17 +1,100 @@
 """The committed tables are those of the committed records, and every experiment can be built."""
 
 import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import pytest
+from benchmarks import recipes
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.records import RESULTS
 from benchmarks.run import slug
 from benchmarks.speed_table import speed_page
 from benchmarks.table import page, records
 
+from dfkd.cli.config import Distill
+from dfkd.cli.setup import settled
+from dfkd.recipes import find, names, recipe
+from dfkd.recipes.figures import RESULTS as PACKAGED
+
+NAME = "nayer/digits-wrn16-2-wrn16-1"
+
 
 def test_the_results_page_is_that_of_the_records() -> None:
     assert (RESULTS / "README.md").read_text() == page(), "run `python -m benchmarks.table --write`"
+
+
+def test_the_packaged_figures_are_those_of_the_records() -> None:
+    assert PACKAGED.read_text() == recipes.text(), "run `python -m benchmarks.table --write`"
+    held = json.loads(PACKAGED.read_text())
+    assert set(held) <= set(names())
+    # The experiment of the demo's settings, file by file; runs compiled or in bfloat16 are not among them.
+    seeds = [json.loads((RESULTS / f"digits/nayer-seed{seed}.json").read_text()) for seed in (0, 1, 2)]
+    assert [run["accuracy"] for run in held[NAME]] == pytest.approx([r["accuracy"] for r in seeds], abs=1e-6)
+    assert [run["seed"] for run in held[NAME]] == [0, 1, 2]
+
+
+def _record(**changed: Any) -> dict[str, Any]:
+    """A run of ``NAME``."""
+    _, method, plan = settled(Distill, recipe(NAME))
+    where = {"date": "2026-01-01", "hardware": "a machine, 2 cores", "threads": 1, "commit": "abc"}
+    record = {
+        "seed": 0,
+        "method": "NAYER",
+        "data": "digits",
+        "image_size": [1, 8, 8],
+        "teacher": {"name": "wrn16-2"},
+        "student": "wrn16-1",
+        "settings": asdict(method),  # type: ignore[call-overload]
+        "plan": asdict(plan),
+        "accuracy": 0.98,
+        "seconds": 60.0,
+        "provenance": where,
+    }
+    return {**json.loads(json.dumps(record)), **changed}
+
+
+def test_a_record_belongs_to_the_recipe_whose_settings_it_has() -> None:
+    row, plain = find(NAME), _record()
+    assert recipes.is_of(plain, row)
+    assert recipes.is_of(_record(precision="fp32", compile=False, variant="fp32"), row)
+    assert recipes.is_of({**_record(experiment="digits"), "image_size": None}, row)  # records before it was kept
+    others: list[dict[str, Any]] = [
+        {"method": "D3K"},
+        {"data": "mnist"},
+        {"student": "wrn10-1"},
+        {"teacher": {"name": "wrn16-1"}},
+        {"settings": {**plain["settings"], "steps": 3}},
+        {"plan": {**plain["plan"], "rounds": 3}},
+        {"accuracy": None},
+        {"precision": "bf16"},
+        {"variant": "bf16"},
+        {"variant": "compiled"},
+        {"compile": True},
+        {"image_size": [1, 16, 16]},
+        {"image_size": None, "experiment": "mnist-bn"},
+        {"image_size": None},
+    ]
+    for changed in others:
+        assert not recipes.is_of(_record(**changed), row), changed
+    assert not recipes.is_of(plain, find("nayer/cifar10-wrn40-2-wrn16-2+clip"))
+
+
+def test_one_run_a_seed_the_newer_one(tmp_path: Path) -> None:
+    older, newer = _record()["provenance"], {**_record()["provenance"], "date": "2026-02-01", "threads": 2}
+    for file, changed in {
+        "a": {"accuracy": 0.97, "provenance": newer},
+        "b": {"accuracy": 0.96, "provenance": older},
+        "c": {"seed": 1},
+        "d": {"seed": 2, "precision": "bf16"},
+    }.items():
+        (tmp_path / f"{file}.json").write_text(json.dumps(_record(**changed)))
+    (tmp_path / "other.json").write_text('{"seconds": 3}')
+    (runs,) = recipes.figures(tmp_path).values()
+    assert [(run["seed"], run["accuracy"]) for run in runs] == [(0, 0.97), (1, 0.98)]
+    assert [run["hardware"] for run in runs] == ["a machine, 2 cores, 2 threads", "a machine, 2 cores, 1 thread"]
+    assert json.loads(recipes.text(tmp_path)) == {NAME: runs}
 
 
 def test_the_speed_page_is_that_of_the_records() -> None:

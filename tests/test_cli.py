@@ -293,8 +293,30 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
     assert "nayer/cifar10-resnet34-resnet18" in capsys.readouterr().out
     assert main(["recipes", "nayer/cifar10-resnet34-resnet18"]) == 0
     out = capsys.readouterr().out
-    assert "95.21 % (the paper's" in out
     assert yaml.safe_load(out)["student"]["name"] == "resnet18"
+    assert yaml.safe_load(out)["expected"] == {"paper": {"accuracy": 95.21}}
+
+
+def test_an_exported_recipe_can_be_run(digits_weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its figures are ignored; all else is what the packaged recipe says."""
+    name = "nayer/digits-wrn16-2-wrn16-1"
+    assert main(["recipes", name]) == 0
+    text = capsys.readouterr().out
+    assert yaml.safe_load(text)["expected"]["here"]["accuracy"] > 90
+    Path("mine.yaml").write_text(text)
+    teacher = ["--teacher", "wrn16-1", "--teacher.weights", str(digits_weights)]
+    trees = []
+    for source in ("mine.yaml", name):
+        assert main(["distill", source, *teacher, "--print_config"]) == 0
+        trees.append(yaml.safe_load(capsys.readouterr().out))
+    assert trees[0] == trees[1]
+    assert "expected" not in trees[0]
+    assert trees[0]["method"]["synthesis_batch"] == 200
+    small = "--method.steps 1 --method.warmup_batches 1 --plan.rounds 1 --plan.warmup 1 --plan.steps 1 --watch.quiet"
+    options = shlex.split(f"{small} --watch.export false --watch.figures false --runtime.device cpu --out small")
+    assert main(["distill", "mine.yaml", *teacher, *options]) == 0
+    assert "expected" not in yaml.safe_load(Path("small/recipe.yaml").read_text())
+    assert Path("small/student.safetensors").exists()
 
 
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,17 @@ from dfkd.data import _encoders, text
 from dfkd.data.text import PROMPTS, SHIPPED, TextEmbedding, class_list, clean, embed, shipped_texts
 from dfkd.errors import UserError
 
-SIZES = {"digits": 10, "mnist": 10, "svhn": 10, "cifar10": 10, "cifar100": 100, "tiny-imagenet": 200, "imagenet": 1000}
+SIZES = {
+    "digits": 10,
+    "mnist": 10,
+    "svhn": 10,
+    "cifar10": 10,
+    "cifar100": 100,
+    "cinic10": 10,
+    "tiny-imagenet": 200,
+    "imagenet": 1000,
+    "imagenette": 10,
+}
 
 
 def neighbours(held: TextEmbedding, names: tuple[str, ...], name: str) -> list[str]:
@@ -40,6 +50,10 @@ def test_known_entries() -> None:
     assert class_list("imagenet")[0] == "tench, Tinca tinca"
     assert class_list("tiny-imagenet")[0].startswith("goldfish")
     assert set(class_list("tiny-imagenet")) < set(class_list("imagenet"))
+    assert class_list("cinic10") == class_list("cifar10")
+    # The outputs of an ImageNet classifier that are read for Imagenette.
+    rows = (0, 217, 482, 491, 497, 566, 569, 571, 574, 701)
+    assert class_list("imagenette") == tuple(class_list("imagenet")[row] for row in rows)
     with pytest.raises(UserError, match="class_list needs"):
         class_list("stl10")
 

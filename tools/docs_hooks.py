@@ -71,9 +71,16 @@ def recipes() -> str:
     lines = ["| recipe | paper | here, last round | note |", "|---|---|---|---|"]
     for row in rows():
         got = reached(row)
-        here = "not run" if got is None else f"{100 * got.mean:.2f} ({len(got.accuracies)} seeds)"
+        here = "not run" if got is None else _reached(got)
         lines.append(f"| `{row.name}` | {'' if row.paper is None else row.paper} | {here} | {row.note} |")
     return "\n".join(lines)
+
+
+def _reached(got: Any) -> str:
+    """Mean and spread, and how they came about."""
+    spread = "" if got.spread is None else f" ± {100 * got.spread:.2f}"
+    seeds = f"{len(got.seeds)} seed{'s' if len(got.seeds) > 1 else ''}"
+    return f"{100 * got.mean:.2f}{spread} ({seeds}, {got.seconds:.0f} s each, {'; '.join(got.hardware)})"
 
 
 def zoo() -> str:

@@ -20,6 +20,19 @@ from dfkd.data.readers import read_images
 from dfkd.data.text import SHIPPED, shipped_texts
 
 NAMES = SHIPPED.with_name("names.json")
+# Imagenette's ten classes of ImageNet (its folders).
+IMAGENETTE = [
+    "n01440764",
+    "n02102040",
+    "n02979186",
+    "n03000684",
+    "n03028079",
+    "n03394916",
+    "n03417042",
+    "n03425413",
+    "n03445777",
+    "n03888257",
+]
 # Two synsets of ImageNet have the same lemma; equal prompts would give two classes one vector.
 DISTINCT = {"n02012849": "crane, wading bird", "n03126707": "crane, lifting machine"}
 
@@ -43,6 +56,8 @@ def make_names(data: Path, timm: Path, tiny: Path) -> None:
     lists: dict[str, list[str]] = {"digits": digits, "mnist": digits, "svhn": digits}
     for name in ("cifar10", "cifar100"):
         lists[name] = list(read_images(f"{name}:{data}").names)
+    lists["cinic10"] = lists["cifar10"]
+    wnids["imagenette"] = IMAGENETTE  # last, so that it moves no row of the vectors
     lists |= {name: [words[wnid] for wnid in ids] for name, ids in wnids.items()}
     NAMES.write_text(json.dumps({"lists": lists, "wnids": wnids}, indent=0) + "\n", encoding="utf-8")
 

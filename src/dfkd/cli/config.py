@@ -32,7 +32,9 @@ PRESETS: dict[str, tuple[int, int, int]] = {
     "svhn": (3, 32, 32),
     "cifar10": (3, 32, 32),
     "cifar100": (3, 32, 32),
+    "cinic10": (3, 32, 32),
     "tiny-imagenet": (3, 64, 64),
+    "imagenette": (3, 224, 224),
     "imagenet": (3, 224, 224),
 }
 """Data sets whose image size, statistics and class names are known."""
@@ -40,7 +42,7 @@ PRESETS: dict[str, tuple[int, int, int]] = {
 # Mirrored digits are no digits.
 UPRIGHT = frozenset({"digits", "mnist", "svhn"})
 
-Preset = Literal["digits", "mnist", "svhn", "cifar10", "cifar100", "tiny-imagenet", "imagenet"]
+Preset = Literal["digits", "mnist", "svhn", "cifar10", "cifar100", "cinic10", "tiny-imagenet", "imagenette", "imagenet"]
 
 
 @dataclass

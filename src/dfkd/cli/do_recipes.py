@@ -1,11 +1,11 @@
 """`dfkd recipes`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from dfkd.cli.config import Recipes
 from dfkd.cli.setup import wide_console
-from dfkd.recipes import Row, find, reached, recipe, rows, yaml_of
+from dfkd.recipes import Row, expected, find, reached, recipe, rows, yaml_of
 from dfkd.report.summary import duration, percent
 
 if TYPE_CHECKING:
@@ -18,41 +18,52 @@ def run(settings: Recipes) -> int:
     """List the recipes, or print one as YAML."""
     if settings.name is not None:
         row = find(settings.name)
-        print(yaml_of(recipe(row.name), head(row)), end="")
+        print(yaml_of({**recipe(row.name), "expected": expected(row)}, head(row)), end="")
         return 0
     console = wide_console()
-    main = [row for row in rows() if not row.variant]
-    console.print(_table(main, notes=True))
+    held = rows()
+    notes = {note: str(number) for number, note in enumerate(dict.fromkeys(row.note for row in held if row.note), 1)}
+    console.print(_table([row for row in held if not row.variant], notes))
     console.print("\nAblations: the recipe before the plus sign with something changed\n", style="bold")
-    console.print(_table([row for row in rows() if row.variant]))
+    console.print(_table([row for row in held if row.variant], notes))
+    console.print()
+    for note, number in notes.items():
+        console.print(f"{number:>4}  {note}", soft_wrap=True, markup=False)
+    machines = "; ".join(dict.fromkeys(machine for row in held for machine in _hardware(row))) or "no machine yet"
     console.print(
-        "\nThe paper's numbers are from its own teachers and hardware. `dfkd recipes NAME` prints one as YAML."
+        "\nThe paper's numbers are from its own teachers and hardware. Here: last round, mean over seeds, on "
+        f"{machines}. `dfkd recipes NAME` prints one as YAML."
     )
     return 0
 
 
-def _table(shown: Sequence[Row], notes: bool = False) -> "Table":
+def _table(shown: Sequence[Row], notes: Mapping[str, str]) -> "Table":
     from rich.table import Table
 
     sheet = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     sheet.add_column("recipe", no_wrap=True)
     sheet.add_column("the paper's", justify="right", no_wrap=True)
     sheet.add_column("here", no_wrap=True)
-    if notes:
-        sheet.add_column("note", style="dim", overflow="fold")
+    sheet.add_column("note", justify="right", style="dim")
     for row in shown:
         paper = "–" if row.paper is None else f"{row.paper:.2f} %"
-        sheet.add_row(row.name, paper, _state(row), *([row.note] if notes else []))
+        sheet.add_row(row.name, paper, _state(row), notes.get(row.note, ""))
     return sheet
 
 
 def head(row: Row) -> list[str]:
-    """What stands above a recipe: the command, the paper's number, ours."""
+    """What stands above a recipe: the command, what it is, and how to read the figures at its end."""
     told = [f"dfkd distill {row.name} --teacher.weights TEACHER", ""]
-    told.append(f"{row.method}, {row.teacher} -> {row.student} on {row.data}")
-    paper = "no number published" if row.paper is None else f"{row.paper:.2f} % (the paper's, on its own teacher)"
-    told += [f"published: {paper}", f"here: {_state(row)}"]
-    return [*told, row.note] if row.note else told
+    told.append(f"{row.method}, {row.teacher} -> {row.student} on {row.part or row.data}")
+    told += [row.note] if row.note else []
+    if not expected(row):
+        return told
+    return [*told, "expected, in percent: paper is the paper's figure, on its own teacher; here is ours, last round"]
+
+
+def _hardware(row: Row) -> tuple[str, ...]:
+    had = reached(row)
+    return () if had is None else had.hardware
 
 
 def _state(row: Row) -> str:

@@ -45,8 +45,8 @@ class _Texts(NamedTuple):
 def class_list(name: str) -> tuple[str, ...]:
     """The class names of a known data set, in label order.
 
-    Known: digits, mnist, svhn, cifar10, cifar100, tiny-imagenet, imagenet. The last two are in the order of
-    the sorted WordNet ids (the folder order), and keep all synonyms of a class.
+    Known: digits, mnist, svhn, cifar10, cifar100, cinic10, tiny-imagenet, imagenet, imagenette. The last three are in
+    the order of the sorted WordNet ids (the folder order), and keep all synonyms of a class.
     """
     lists = _names()["lists"]
     if name not in lists:
