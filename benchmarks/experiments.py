@@ -212,14 +212,14 @@ def _mnist_d3k() -> list[Row]:
 
     ``base`` is one generator shape, freshly initialised for every batch; SG draws the shape too.
     """
-    plan, d3k = replace(MNIST_SMALL, rounds=10, steps=30, warmup=4), replace(MNIST_D3K, steps=30)
+    plan = replace(MNIST_SMALL, rounds=10, steps=30, warmup=4)
     variants: list[tuple[str, dict[str, Any]]] = [
         ("SG and D-Dhash", {}),
         ("SG only", {"theta": 0.0}),
         ("D-Dhash only", {"widths": (40, 40), "kernels": (3,)}),
         ("base", {"widths": (40, 40), "kernels": (3,), "theta": 0.0}),
     ]
-    return _half(Row(label, "wrn16-1", "resnet8", replace(d3k, **change), plan) for label, change in variants)
+    return _half(Row(label, "wrn16-1", "resnet8", replace(MNIST_D3K, **change), plan) for label, change in variants)
 
 
 CIFAR_PLAN = Plan(rounds=20, steps=50, batch_size=128, lr=0.1, weight_decay=5e-4)  # 1,000 steps of the student
