@@ -181,7 +181,7 @@ def _mnist_bn() -> list[Row]:
     pair, plan = ("wrn16-1", "resnet8"), MNIST_SMALL
     nayer = replace(MNIST_NAYER, synthesis_batch=128)
     kd3 = KD3(pad=3, flip=False, select_every=4, skip_teacher_contrast=True)
-    stts = STTS(sigma=20.0, lambda_a=1.0, init_std=0.1, steps=60, lr=0.03, batches=3, synthesis_batch=200, pad=2)
+    stts = STTS(sigma=20.0, lambda_a=1.0, init_std=0.5, steps=40, lr=0.1, batches=3, synthesis_batch=200, pad=2)
     rest = [
         Row("Spaceship-Net", *pair, MNIST_SPACESHIP, replace(plan, warmup=3)),
         Row("D3K", *pair, replace(MNIST_D3K, steps=200), replace(plan, warmup=6), "99.22 (ResNet-18 to ResNet-8)"),
@@ -235,7 +235,7 @@ def _cifar10() -> list[Row]:
     """
     pair, plan = ("wrn16-1", "resnet8"), CIFAR_PLAN
     kd3 = replace(plan, **KD3_STUDENT)
-    stts = STTS(sigma=20.0, lambda_a=1.0, init_std=0.1, steps=60, lr=0.03, batches=3, synthesis_batch=200, flip=True)
+    stts = STTS(sigma=20.0, lambda_a=1.0, init_std=0.5, steps=40, lr=0.1, batches=3, synthesis_batch=200, flip=True)
     nayer = NAYER(steps=15, synthesis_batch=200, batches=2, warmup_batches=4, width=256, channels=32, alpha_bn=1.0)
     spaceship = SpaceshipNet(steps=25, synthesis_batch=200, lr=4e-3, lambda_cls=2.0, width=64, channels=32)
     d3k = D3K(steps=80, synthesis_batch=128, widths=(16, 64), width=64, lr=0.01, alpha=0.1, init="torch")

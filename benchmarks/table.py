@@ -1,6 +1,7 @@
 """Records as a table: ``python -m benchmarks.table mnist-nayer`` prints Markdown (mean and spread over seeds)."""
 
 import argparse
+import inspect
 import json
 import statistics
 from typing import Any
@@ -21,8 +22,7 @@ def table(experiment: str) -> str:
     """Markdown: one line per row of the experiment that has records."""
     found = records(experiment)
     lines = [
-        "| row | teacher | student | accuracy, last round | agreement | pixels | hash | seeds | seconds | paper (own data, "
-        "budget) |",
+        "| row | teacher | student | accuracy, last round | agreement | pixels | hash | seeds | seconds | paper |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in EXPERIMENTS[experiment][1]():
@@ -36,7 +36,8 @@ def table(experiment: str) -> str:
         teacher = f"{mine[0]['teacher']['name']} ({100 * mine[0]['teacher']['accuracy']:.2f})"
         lines.append(
             f"| {row.label} | {teacher} | {row.student} | {statistics.mean(accuracy):.2f}{spread} | {agreement:.2f} "
-            f"| {_diversity(mine, 'pairwise_distance')} | {_diversity(mine, 'hash_distance')} | {len(mine)} | {seconds:.0f} | {row.paper} |"
+            f"| {_diversity(mine, 'pairwise_distance')} | {_diversity(mine, 'hash_distance')} "
+            f"| {len(mine)} | {seconds:.0f} | {row.paper} |"
         )
     return "\n".join(lines)
 
@@ -58,14 +59,14 @@ def page() -> str:
         "eight for D3K), so they flatter a little; MNIST took NAYER's settings over unseen, and those of the other",
         "methods were tried on 10,000 of its training images, never on its test images. `paper` is the figure",
         "of the method's paper for that row, on its own data, networks and budget: it shows which order to expect, not",
-        "what these small runs should reach. *Pixels* and *hash* say how different the images are that the student saw:",
+        "what these small runs should reach. *Pixels* and *hash* say how different the student's images are:",
         "mean distance of two of them in pixels (root of the mean square, in [0, 1]) and in bits of dHash codes (share",
         "that differ). Machine, versions, commit and load are in the records; unless they say otherwise: one thread",
         "of a 2-core AMD EPYC, shared with other work, so that seconds are upper bounds.",
     ]
     for experiment in sorted(EXPERIMENTS):
         if records(experiment):
-            about = (EXPERIMENTS[experiment][1].__doc__ or "").strip()
+            about = inspect.getdoc(EXPERIMENTS[experiment][1]) or ""
             parts += ["", f"## {experiment}", "", *([about, ""] if about else []), table(experiment)]
     return "\n".join(parts) + "\n"
 
