@@ -1,4 +1,4 @@
-"""Spaceship-Net's channel-wise feature exchange (CFE) for another method's generator, without a flag in that method."""
+"""Spaceship-Net's channel-wise feature exchange (CFE) with the generator of another method."""
 
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, cast, final, runtime_checkable

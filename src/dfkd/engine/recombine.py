@@ -1,4 +1,4 @@
-"""Images by one method, the student's loss by another: the papers' ablations, without a flag in either method."""
+"""Images by one method, the student's loss by another: the papers' ablations, without a flag in either."""
 
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, final
