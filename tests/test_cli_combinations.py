@@ -113,6 +113,14 @@ def test_flags_go_over_a_recipe() -> None:
     assert chosen("my.yaml --method.images_from spaceshipnet").images_from == SpaceshipNet()
 
 
+def test_the_recipe_of_the_page() -> None:
+    page = (Path(__file__).parent.parent / "docs/recombining.md").read_text()
+    Path("mixed.yaml").write_text(page.split('```yaml title="mixed.yaml"\n')[1].split("```")[0])
+    nayer = NAYER(steps=40, synthesis_batch=200, batches=1, pad=1, flip=False)
+    wanted = Recombine(Exchange(nayer), SpaceshipNet())
+    assert chosen("mixed.yaml --method.images_from.of.steps 40") == wanted
+
+
 def test_class_paths_and_own_classes() -> None:
     own = "from dfkd.methods import NAYER\n\n\nclass Quick(NAYER):\n    pass\n"
     Path("quick_method.py").write_text(own)
