@@ -121,15 +121,13 @@ def check_command(words: tuple[str, ...]) -> None:
 
 def check_method(chosen: dict[str, Any]) -> None:
     """The method has these settings, and so have the methods that it is made of."""
-    nested = any(isinstance(part, dict) for part in chosen.values())
-    name = str(chosen.pop("name", "Recombine" if nested else "NAYER"))
-    if ":" in name:
-        return
-    known = {item.name for item in fields({**METHODS, **COMBINATIONS}[name])}  # type: ignore[arg-type]
-    assert chosen.keys() <= known, f"{name} has no {sorted(chosen.keys() - known)}"
-    for part in chosen.values():
-        if isinstance(part, dict):
-            check_method(part)
+    inner = [part for part in chosen.values() if isinstance(part, dict)]
+    name = str(chosen.pop("name", "of a recipe:" if inner else "NAYER"))
+    if ":" not in name:
+        known = {item.name for item in fields({**METHODS, **COMBINATIONS}[name])}  # type: ignore[arg-type]
+        assert chosen.keys() <= known, f"{name} has no {sorted(chosen.keys() - known)}"
+    for part in inner:
+        check_method(part)
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=str)

@@ -137,6 +137,8 @@ def resolved(job: Job) -> Tree:
     data = plain_settings(settings.data)
     data |= {"image_size": facts.image_size, "mean": facts.mean, "std": facts.std, "classes": facts.named}
     data |= {key: absolute(data[key]) for key in ("test", "web", "real") if key in data}
+    name = settings.method.name
+    own = {"name": name} if ":" in name or "." in name else {}  # as it was written
     return {
         "teacher": _network(settings.teacher, job.teacher),
         "student": _network(settings.student, job.student),
@@ -144,7 +146,7 @@ def resolved(job: Job) -> Tree:
         "text": {
             key: absolute(value) if key == "file" else value for key, value in plain_settings(settings.text).items()
         },
-        "method": method_settings(job.method),
+        "method": {**method_settings(job.method), **own},
         "plan": asdict(job.plan),
         "runtime": plain_settings(settings.runtime),
         "watch": plain_settings(settings.watch),
