@@ -15,7 +15,7 @@ import pytest
 from dfkd.cli.commands import COMMANDS
 from dfkd.cli.help import command_help
 from dfkd.cli.parse import fill, flags
-from dfkd.methods import METHODS
+from dfkd.methods import COMBINATIONS, METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
 TOP = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
@@ -115,12 +115,19 @@ def check_command(words: tuple[str, ...]) -> None:
     if ">" in rest:
         rest = rest[: rest.index(">")]
     tree = flags(rest, command.settings, command.word, command.free)
-    chosen = tree.pop("method", {})
-    name = str(chosen.pop("name", "NAYER"))
-    if ":" not in name:
-        known = {item.name for item in fields(METHODS[name])}  # type: ignore[arg-type]
-        assert chosen.keys() <= known, f"{name} has no {sorted(chosen.keys() - known)}"
+    check_method(tree.pop("method", {}))
     fill(command.settings, tree)
+
+
+def check_method(chosen: dict[str, Any]) -> None:
+    """The method has these settings, and so have the methods that it is made of."""
+    inner = [part for part in chosen.values() if isinstance(part, dict)]
+    name = str(chosen.pop("name", "of a recipe:" if inner else "NAYER"))
+    if ":" not in name:
+        known = {item.name for item in fields({**METHODS, **COMBINATIONS}[name])}  # type: ignore[arg-type]
+        assert chosen.keys() <= known, f"{name} has no {sorted(chosen.keys() - known)}"
+    for part in inner:
+        check_method(part)
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=str)

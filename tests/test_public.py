@@ -11,11 +11,10 @@ from dfkd.methods import METHODS
 
 # fmt: off
 NAMES = [
-    "METHODS", "NAYER", "STATISTICS", "ZOO", "Anatomy", "Batch", "Clock", "Distilled", "Evaluation", "ImageSet",
-    "Method", "Moments", "Need", "Observer", "Plan", "Pool", "Probe", "Readout", "Recombine", "RoundRecord", "Rows",
-    "RunInfo",
-    "RunResult", "Runtime", "State", "Task", "TextEmbedding", "UserError", "Watch", "__version__", "build",
-    "build_task", "class_list", "distill", "embed", "evaluate", "open_rows", "read_images", "run", "survey",
+    "METHODS", "NAYER", "STATISTICS", "ZOO", "Anatomy", "Batch", "Clock", "Distilled", "Evaluation", "Exchange",
+    "ImageSet", "Method", "Moments", "Need", "Observer", "Plan", "Pool", "Probe", "Readout", "Recombine", "RoundRecord",
+    "Rows", "RunInfo", "RunResult", "Runtime", "State", "Task", "TextEmbedding", "UserError", "Watch", "__version__",
+    "build", "build_task", "class_list", "distill", "embed", "evaluate", "open_rows", "read_images", "run", "survey",
 ]
 
 DISTILL = [

@@ -10,6 +10,7 @@ import torch
 from dfkd.engine.checkpoint import Checkpoint
 from dfkd.engine.core import Clock, Method, Need
 from dfkd.engine.driver import Watch, run
+from dfkd.engine.estimate import estimate
 from dfkd.engine.plan import Plan
 from dfkd.engine.recombine import Recombine
 from dfkd.methods.nayer import NAYER
@@ -82,6 +83,14 @@ def test_resume_is_exact(tmp_path: Path) -> None:
     second = tiny_task(ROW, seed=0)
     run(second, both, PLAN, Watch(checkpoint=Checkpoint(tmp_path), save_every=0), resume=True)
     assert _equal(second.student.net.state_dict(), whole)
+
+
+def test_the_dry_run_counts_what_is_made_not_the_room_for_what_is_not() -> None:
+    nayer = NAYER(steps=2, synthesis_batch=10, batches=1, width=8, channels=4)
+    found = estimate(
+        tiny_task(ROW), Recombine(nayer, SpaceshipNet(synthesis_batch=500, channels=4)), tiny_plan(rounds=2)
+    )
+    assert found.pool == 2 * 10 * (64 + 8)
 
 
 def test_the_record_names_both_methods() -> None:

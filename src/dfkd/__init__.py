@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dfkd.engine.driver import Watch, run
     from dfkd.engine.estimate import Estimate, estimate
     from dfkd.engine.evaluate import evaluate
+    from dfkd.engine.exchange import Exchange
     from dfkd.engine.plan import Plan
     from dfkd.engine.probe import Probe
     from dfkd.engine.recombine import Recombine
@@ -52,6 +53,7 @@ _WHERE = {
     "Distilled": "dfkd.api",
     "Estimate": "dfkd.engine.estimate",
     "Evaluation": "dfkd.engine.records",
+    "Exchange": "dfkd.engine.exchange",
     "ImageSet": "dfkd.data.readers",
     "Method": "dfkd.engine.core",
     "Moments": "dfkd.types",
@@ -103,6 +105,7 @@ __all__ = [
     "Distilled",
     "Estimate",
     "Evaluation",
+    "Exchange",
     "ImageSet",
     "Method",
     "Moments",

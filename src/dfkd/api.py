@@ -116,7 +116,7 @@ def distill(
         UserError: anything that does not fit together, in one sentence, before any work.
     """
     method = NAYER() if method is None else method
-    plan = type(method).default_plan if plan is None else plan
+    plan = method.budget() if plan is None else plan
     runtime = runtime or Runtime(seed=seed)
     if resume and out is None:
         raise UserError("resume needs the run's folder, got no out; give the folder the run was started with")

@@ -7,7 +7,7 @@ import platform
 import subprocess
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -226,11 +226,9 @@ def _check_same(old: RunInfo, new: RunInfo, folder: Path) -> None:
 def _settings(old: RunInfo, new: RunInfo) -> Sequence[tuple[str, object, object]]:
     pairs: list[tuple[str, object, object]] = [("method", old.method, new.method)]
     for group in ("settings", "plan"):
-        before, now = plain(getattr(old, group)), plain(getattr(new, group))
-        pairs += [
-            (f"{'method' if group == 'settings' else group}.{key}", before.get(key), now.get(key))
-            for key in {**before, **now}
-        ]
+        at = "method" if group == "settings" else group
+        was, now = (dict(_flat(plain(getattr(run, group)), at)) for run in (old, new))
+        pairs += [(key, was.get(key), now.get(key)) for key in {**was, **now}]
     for who in ("teacher", "student"):
         for key in ("kind", "sha256", "parameters", "mean", "std"):
             pairs.append((f"{who}.{key}", plain(getattr(old, who).get(key)), plain(getattr(new, who).get(key))))
@@ -240,6 +238,15 @@ def _settings(old: RunInfo, new: RunInfo) -> Sequence[tuple[str, object, object]
         pairs.append((key, old.provenance.get(key, before), new.provenance.get(key, before)))
     shape = ("image_shape", tuple(old.image_shape), tuple(new.image_shape))
     return [*pairs, shape, ("classes", old.classes, new.classes), ("text", old.text, new.text)]
+
+
+def _flat(values: Mapping[str, Any], at: str) -> Iterator[tuple[str, object]]:
+    """Nested settings under dotted names."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{at}.{key}")
+        else:
+            yield f"{at}.{key}", value
 
 
 def _tensors(net: nn.Module) -> list[tuple[str, Tensor]]:

@@ -17,6 +17,7 @@ from dfkd.cli.setup import (
     known,
     load,
     located,
+    method_settings,
     plain_settings,
     seed_everything,
     settled,
@@ -34,6 +35,7 @@ from dfkd.errors import UserError
 from dfkd.methods.kd3 import KD3
 from dfkd.recipes import yaml_of
 from dfkd.report.files import read_run, write_run, write_whole
+from dfkd.report.scene import part_of
 
 __all__ = ["Job", "RECIPE_FILE", "prepare", "resolved", "run", "runtime_of"]
 
@@ -99,7 +101,8 @@ def prepare(settings: Distill, method: Method[Any], plan: Plan, trained: bool = 
     known(settings.student, "student")
     seed_everything(settings.runtime.seed, settings.runtime.threads)
     student = load(settings.student, facts, "student")
-    if isinstance(method, KD3) and method.share_head:
+    kd3 = part_of(method, KD3)
+    if kd3 is not None and kd3.share_head:
         student = _with_projector(teacher, student, facts)
     return Job(settings, method, plan, facts, teacher, student)
 
@@ -135,6 +138,7 @@ def resolved(job: Job) -> Tree:
     data |= {"image_size": facts.image_size, "mean": facts.mean, "std": facts.std, "classes": facts.named}
     data |= {key: absolute(data[key]) for key in ("test", "web", "real") if key in data}
     name = settings.method.name
+    own = {"name": name} if ":" in name or "." in name else {}  # as it was written
     return {
         "teacher": _network(settings.teacher, job.teacher),
         "student": _network(settings.student, job.student),
@@ -142,7 +146,7 @@ def resolved(job: Job) -> Tree:
         "text": {
             key: absolute(value) if key == "file" else value for key, value in plain_settings(settings.text).items()
         },
-        "method": {"name": name if ":" in name or "." in name else type(job.method).__name__, **asdict(job.method)},  # type: ignore[call-overload]
+        "method": {**method_settings(job.method), **own},
         "plan": asdict(job.plan),
         "runtime": plain_settings(settings.runtime),
         "watch": plain_settings(settings.watch),

@@ -6,9 +6,9 @@ from typing import Any
 
 from dfkd.cli.config import Methods
 from dfkd.cli.fields import Option, options, spell
-from dfkd.cli.setup import find_method, wide_console
+from dfkd.cli.setup import find_method, made_of, wide_console
 from dfkd.engine.core import Method
-from dfkd.methods import METHODS
+from dfkd.methods import COMBINATIONS, METHODS
 
 __all__ = ["run"]
 
@@ -23,6 +23,9 @@ def run(settings: Methods) -> int:
         console.print(f"[bold]{name:<14}[/bold]{headline(kind)}")
         needs = "; ".join(need.value for need in sorted(kind().needs(), key=lambda need: need.name))
         console.print(f"{'':<14}needs {needs or 'nothing'}", style="dim")
+    console.print("\nmade of other methods:")
+    for name, kind in COMBINATIONS.items():
+        console.print(f"[bold]{name:<14}[/bold]{headline(kind)}")
     console.print(
         "\n`dfkd methods NAME` shows hyper-parameters; `dfkd inspect TEACHER --student NAME` what fits a pair."
     )
@@ -48,13 +51,20 @@ def _show(console: Any, name: str, kind: type[Method[Any]]) -> None:
     for heading in ("option", "default"):
         sheet.add_column(heading, no_wrap=True)
     sheet.add_column("meaning; symbol of the paper", overflow="fold")
+    inner = [f"--method.{part}" for part in made_of(kind)]
     for option in options(kind, "--method."):
-        sheet.add_row(*(Text(cell) for cell in (option.name, _value(option.default), _meaning(option))))
+        default = "(a method)" if option.name in inner else _value(option.default)
+        sheet.add_row(*(Text(cell) for cell in (option.name, default, _meaning(option))))
     console.print()
     console.print(sheet, soft_wrap=False)
     plan = ", ".join(f"{key} {_value(value)}" for key, value in asdict(kind.default_plan).items())
-    console.print(Text(f"\nIts plan, unless told otherwise: {plan}."))
-    console.print(Text(f"\nUse: dfkd distill --method {name} --teacher.weights TEACHER --student STUDENT"))
+    console.print(Text(f"\nIts plan, unless told otherwise: {f'that of {inner[0]}' if inner else plan}."))
+    chosen = " ".join([f"--method {name}", *(f"{part} METHOD" for part in inner)])
+    if inner:
+        console.print(
+            Text(f"\nSettings of a method within it: {inner[0]}.NAME VALUE, as `dfkd methods METHOD` has them.")
+        )
+    console.print(Text(f"\nUse: dfkd distill {chosen} --teacher.weights TEACHER --student STUDENT"))
 
 
 def _citation(kind: type[Method[Any]]) -> str:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar, get_origin, get_type_hints
 
 from dfkd.cli.fields import Option, options, parts, spell
@@ -18,6 +19,8 @@ __all__ = ["fill", "flags", "merge", "nearest", "read_yaml", "unknown"]
 
 T = TypeVar("T")
 Tree = dict[str, Any]
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 # `--teacher NAME` is short for `--teacher.name NAME`.
 SHORT = {"teacher": "name", "student": "name", "network": "name", "method": "name", "data": "preset", "text": "encoder"}
@@ -58,11 +61,16 @@ def flags(argv: Sequence[str], cls: type, positional: str | None, free: Iterable
 
 
 def put(tree: Tree, name: str, value: Any) -> None:
-    """Set the dotted ``name``."""
+    """Set the dotted ``name``; a word for what has settings of its own is their ``name``."""
     *path, last = name.split(".")
     for key in path:
-        tree = tree.setdefault(key, {})
-    tree[last] = value
+        held = tree.setdefault(key, {})
+        tree[key] = held if isinstance(held, dict) else {"name": held}
+        tree = tree[key]
+    if isinstance(tree.get(last), dict):
+        tree[last]["name"] = value
+    else:
+        tree[last] = value
 
 
 def merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> Tree:
@@ -74,13 +82,14 @@ def merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> Tree:
     return both
 
 
-def fill(cls: type[T], tree: Mapping[str, Any], at: str = "") -> T:
+def fill(cls: type[T], tree: Mapping[str, Any], at: str = "", ready: Mapping[str, Any] = _NOTHING) -> T:
     """An instance of the dataclass ``cls`` from nested plain values (or strings of them).
 
     Args:
         cls: the settings.
         tree: what is said; the rest keeps its default.
         at: where ``tree`` stands in the recipe, for messages.
+        ready: fields that are made already (methods within a method).
 
     Raises:
         UserError: an unknown key or a value of another type, with the nearest name or the type that is wanted.
@@ -89,9 +98,9 @@ def fill(cls: type[T], tree: Mapping[str, Any], at: str = "") -> T:
 
     _check_keys(cls, tree, at)
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(cls)
+    parser.add_class_arguments(cls, skip=set(ready))
     try:
-        return _build(cls, parser.instantiate(parser.parse_object(dict(tree))))
+        return _build(cls, parser.instantiate(parser.parse_object(dict(tree))), ready)
     except UserError:
         raise
     except Exception as error:  # argparse, jsonargparse and the types raise several kinds
@@ -180,9 +189,10 @@ def _check_keys(cls: type, tree: Mapping[str, Any], at: str) -> None:
             _check_keys(types[key], value, f"{name}.")
 
 
-def _build(cls: type[T], held: Any) -> T:
-    """jsonargparse returns a namespace of the fields."""
-    return cls(**{item.name: getattr(held, item.name) for item in fields(cls)})  # type: ignore[arg-type]
+def _build(cls: type[T], held: Any, ready: Mapping[str, Any]) -> T:
+    """jsonargparse returns a namespace of the fields that are not ready."""
+    told = {item.name: getattr(held, item.name) for item in fields(cls) if item.name not in ready}  # type: ignore[arg-type]
+    return cls(**told, **ready)
 
 
 def _wrong_value(cls: type, tree: Mapping[str, Any], at: str, said: str) -> UserError:

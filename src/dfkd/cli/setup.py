@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_origin, get_type_hints
 
 import torch
 
@@ -17,7 +17,7 @@ from dfkd.engine.core import Method, Need
 from dfkd.engine.plan import Plan
 from dfkd.engine.sharing import widen
 from dfkd.errors import UserError
-from dfkd.methods import METHODS
+from dfkd.methods import COMBINATIONS, METHODS
 from dfkd.nets.zoo import ZOO, Built, build, check_image_shape
 from dfkd.recipes import recipe
 from dfkd.weights import Sidecar, find_weights, load_weights, read_sidecar
@@ -30,6 +30,8 @@ __all__ = [
     "known",
     "load",
     "located",
+    "made_of",
+    "method_settings",
     "plain_settings",
     "seed_everything",
     "settled",
@@ -96,17 +98,46 @@ def settled(cls: type[T], tree: Tree) -> tuple[T, Method[Any], Plan]:
     """
     tree = _long(tree)
     chosen = tree.get("method", {})
-    if not isinstance(chosen, Mapping):
-        raise UserError(f"method needs a name and settings, got {chosen!r}; write method: {{name: NAYER}}")
-    name = str(chosen.get("name", "NAYER"))
-    kind = find_method(name)
-    method = fill(kind, {key: value for key, value in chosen.items() if key != "name"}, "method.")
+    chosen = {"name": "NAYER", **chosen} if isinstance(chosen, Mapping) else chosen
+    method = _method(chosen, "method")
     told = tree.get("plan", {})
     if not isinstance(told, Mapping):
         raise UserError(f"plan needs settings of its own (name: value), got {told!r}; indent them below it")
-    plan = fill(Plan, merge(asdict(kind.default_plan), told), "plan.")
-    settings = fill(cls, {**tree, "method": {"name": name}, "plan": asdict(plan)})
+    plan = fill(Plan, merge(asdict(method.budget()), told), "plan.")
+    settings = fill(cls, {**tree, "method": {"name": str(chosen["name"])}, "plan": asdict(plan)})
     return settings, method, plan
+
+
+def _method(told: Any, at: str) -> Method[Any]:
+    """A method with its settings; methods it is made of first, each from settings of its own."""
+    if not isinstance(told, Mapping) or "name" not in told:
+        got, last = told if told is not None else "none", at.rpartition(".")[2]
+        raise UserError(f"{at} needs the name of a method, got {got}; give --{at} NAYER, or {last}: {{name: NAYER}}")
+    kind = find_method(str(told["name"]))
+    inner = made_of(kind)
+    ready = {part: _method(told.get(part), f"{at}.{part}") for part in inner}
+    own = {key: value for key, value in told.items() if key not in ("name", *inner)}
+    return fill(kind, own, f"{at}.", ready)
+
+
+def made_of(kind: type[Method[Any]]) -> tuple[str, ...]:
+    """The fields of a method that hold other methods."""
+    types = get_type_hints(kind)
+    classes = {item.name: get_origin(types[item.name]) or types[item.name] for item in fields(kind)}  # type: ignore[arg-type]
+    return tuple(name for name, held in classes.items() if isinstance(held, type) and issubclass(held, Method))
+
+
+def method_settings(method: Method[Any]) -> Tree:
+    """A method as a recipe holds it: its name and its hyper-parameters, methods within it likewise."""
+    kind = type(method)
+    known = _all_methods().get(kind.__name__) is kind
+    values = {item.name: getattr(method, item.name) for item in fields(method)}  # type: ignore[arg-type]
+    told = {key: method_settings(value) if isinstance(value, Method) else value for key, value in values.items()}
+    return {"name": kind.__name__ if known else f"{kind.__module__}:{kind.__qualname__}", **told}
+
+
+def _all_methods() -> Mapping[str, type[Method[Any]]]:
+    return {**METHODS, **COMBINATIONS}
 
 
 def find_method(name: str) -> type[Method[Any]]:
@@ -115,12 +146,12 @@ def find_method(name: str) -> type[Method[Any]]:
     Raises:
         UserError: no such method, with the nearest name.
     """
-    by_lower = {short.lower(): kind for short, kind in METHODS.items()}
+    by_lower = {short.lower(): kind for short, kind in _all_methods().items()}
     if name.lower() in by_lower:
         return by_lower[name.lower()]
     module, separator, attribute = name.partition(":") if ":" in name else _dotted(name)
     if not separator:
-        raise unknown(name, METHODS, "method", "name")
+        raise unknown(name, _all_methods(), "method", "name")
     sys.path.insert(0, str(Path.cwd()))
     try:
         found = getattr(importlib.import_module(module), attribute, None)
@@ -132,7 +163,7 @@ def find_method(name: str) -> type[Method[Any]]:
         sys.path.remove(str(Path.cwd()))
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise UserError(
-            f"method needs a subclass of dfkd.Method, got {name!r}; name one, or one of {', '.join(METHODS)}"
+            f"method needs a subclass of dfkd.Method, got {name!r}; name one, or one of {', '.join(_all_methods())}"
         )
     return found
 
@@ -250,11 +281,20 @@ def _long(tree: Tree) -> Tree:
     tree = {
         key: {SHORT[key]: value} if key in SHORT and isinstance(value, str) else value for key, value in tree.items()
     }
-    method = tree.get("method")
-    if isinstance(method, Mapping) and "class_path" in method:
-        rest = {key: value for key, value in method.items() if key not in ("class_path", "init_args")}
-        tree["method"] = {"name": method["class_path"], **(method.get("init_args") or {}), **rest}
-    return tree
+    return {**tree, "method": _long_method(tree["method"])} if "method" in tree else tree
+
+
+def _long_method(told: Any) -> Any:
+    """A method's settings with its name among them, and those of the methods it is made of likewise."""
+    if isinstance(told, str):
+        return {"name": told}
+    if not isinstance(told, Mapping):
+        return told
+    if "class_path" in told:
+        rest = {key: value for key, value in told.items() if key not in ("class_path", "init_args")}
+        told = {"name": told["class_path"], **(told.get("init_args") or {}), **rest}
+    inner = made_of(find_method(str(told["name"]))) if "name" in told else ()
+    return {key: _long_method(value) if key in inner else value for key, value in told.items()}
 
 
 def _dotted(name: str) -> tuple[str, str, str]:

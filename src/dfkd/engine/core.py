@@ -143,6 +143,10 @@ class Method(ABC, Generic[S]):
         """Rounds after which this method's heavier rounds come back; 1: all rounds are alike (for estimates)."""
         return 1
 
+    def budget(self) -> Plan:
+        """The plan a run takes where none is given: ``default_plan``, or that of the method this one is made of."""
+        return self.default_plan
+
     @abstractmethod
     def setup(self, task: Task, plan: Plan) -> S:
         """Build generators, pools and factors. Called once, also before a resume overwrites what it built."""

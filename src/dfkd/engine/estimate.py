@@ -294,8 +294,8 @@ def _look(task: Task, watch: Watch) -> tuple[float, float]:
 
 
 def _pools(state: State) -> Pools:
-    """All pools as one: the room of the largest, and what one of its rows costs with those beside it."""
-    pools = list(pools_of(state).values())
+    """All pools that fill, as one: the room of the largest, and what one of its rows costs with those beside it."""
+    pools = [pool for pool in pools_of(state).values() if len(pool)]
     if not pools:
         return Pools()
     most = max(pools, key=lambda pool: pool.capacity)

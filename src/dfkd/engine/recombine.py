@@ -1,4 +1,4 @@
-"""Images by one method, the student's loss by another: the papers' ablations, without a flag in either method."""
+"""Images by one method, the student's loss by another: the papers' ablations, without a flag in either."""
 
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, final
@@ -29,8 +29,8 @@ class Recombine(Method[RecombinedState]):
     has to be content with the batches it gets: KD3's contrast, for one, wants a second view that only KD3 makes.
     """
 
-    images_from: Method[Any]
-    loss_from: Method[Any]
+    images_from: Method[Any]  # the method that makes the images, with its own settings
+    loss_from: Method[Any]  # the method whose loss the student minimises, with its own settings
 
     default_plan: ClassVar[Plan] = Plan()
 
@@ -41,6 +41,10 @@ class Recombine(Method[RecombinedState]):
     def period(self) -> int:
         """That of the method that makes the images."""
         return self.images_from.period()
+
+    def budget(self) -> Plan:
+        """That of the method that makes the images."""
+        return self.images_from.budget()
 
     def setup(self, task: Task, plan: Plan) -> RecombinedState:
         """Both setups; the loss's one for a single round, since what it would synthesise is never made."""

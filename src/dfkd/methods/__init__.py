@@ -1,9 +1,11 @@
-"""One file per paper. ``METHODS`` lists them all, explicitly."""
+"""One file per paper. ``METHODS`` lists them all, explicitly; ``COMBINATIONS`` are made of other methods."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from dfkd.engine.core import Method
+from dfkd.engine.exchange import Exchange
+from dfkd.engine.recombine import Recombine
 from dfkd.methods.d3k import D3K
 from dfkd.methods.kd3 import KD3
 from dfkd.methods.nayer import NAYER
@@ -12,7 +14,7 @@ from dfkd.methods.spaceship import SpaceshipNet
 from dfkd.methods.stts import STTS
 from dfkd.methods.vanilla import VanillaKD
 
-__all__ = ["D3K", "KD3", "METHODS", "NAYER", "STTS", "NoiseInput", "SpaceshipNet", "VanillaKD"]
+__all__ = ["COMBINATIONS", "D3K", "KD3", "METHODS", "NAYER", "STTS", "NoiseInput", "SpaceshipNet", "VanillaKD"]
 
 METHODS: Mapping[str, type[Method[Any]]] = {
     "D3K": D3K,
@@ -23,3 +25,5 @@ METHODS: Mapping[str, type[Method[Any]]] = {
     "SpaceshipNet": SpaceshipNet,
     "VanillaKD": VanillaKD,
 }
+
+COMBINATIONS: Mapping[str, type[Method[Any]]] = {"Exchange": Exchange, "Recombine": Recombine}

@@ -55,6 +55,8 @@ class NayerState(State):
     G: nn.Module
     Z: nn.Module  # embeddings to codes
     moments: list[Moments] = field(default_factory=list)  # running average of the batches' BN statistics
+    codes: Tensor = field(default_factory=lambda: torch.empty(0))  # Z(e) of the newest batch, as its steps left Z
+    born: int = 0  # round in which G was last made anew
 
 
 @final
@@ -126,6 +128,7 @@ class NAYER(Method[NayerState]):
         step = task.runtime.compile(objective)
         if self.renew is not None and clock.round % self.renew == 0:
             redraw(nn.ModuleList([G, Z]))
+            state.born = clock.round
         G.train()
         Z.train()
         for i in range(self.warmup_batches if clock.warmup else self.batches):
@@ -147,6 +150,8 @@ class NAYER(Method[NayerState]):
             state.moments = update_moments(state.moments, out.stats, self.momentum)
             M.add(images=as_bytes(best.images if self.keep == "best" else x), labels=y)  # line 7
         S.eval()
+        with torch.no_grad():
+            state.codes = Z(e)
         return {
             "loss/generator": out.loss.detach(),
             "loss/class": out.cls.detach(),
