@@ -355,7 +355,7 @@ def test_a_task_for_the_lower_level(digits_teacher: nn.Module) -> None:
 
 def test_stages_of_one_size_are_matched_from_the_deepest() -> None:
     def stages(ours: list[str] | None, theirs: list[str] | None, student: str = "wrn10-1") -> list[tuple[str, ...]]:
-        layers = {"teacher_layers": {"stages": theirs}, "student_layers": {"stages": ours}}
+        layers: dict[str, Any] = {"teacher_layers": {"stages": theirs}, "student_layers": {"stages": ours}}
         nets = dfkd.build("wrn16-1", 10, 1).net, dfkd.build(student, 10, 1).net
         task = dfkd.build_task(*nets, image_size=(1, 8, 8), mean=MEAN, std=STD, classes=10, text="index", **layers)
         return [task.teacher.stage_names, task.student.stage_names]

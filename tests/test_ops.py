@@ -224,7 +224,9 @@ def test_mix_distribution_is_that_of_a_loop() -> None:
                 gamma = share * (x.std() + eps) + (1 - share) * (y.std() + eps)
                 beta = share * x.mean() + (1 - share) * y.mean()
                 np.testing.assert_allclose(got[i, c].numpy(), gamma * (x - x.mean()) / (x.std() + eps) + beta)
-    assert torch.equal(mixing.mix_distribution(images, lam, partner), mixing.mix_distribution(images, lam, partner, 1e-6))
+    assert torch.equal(
+        mixing.mix_distribution(images, lam, partner), mixing.mix_distribution(images, lam, partner, 1e-6)
+    )
 
 
 @settings(max_examples=20, deadline=None)

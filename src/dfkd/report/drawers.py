@@ -19,7 +19,7 @@ from dfkd.report.scatter import tsne_figure
 from dfkd.report.scene import Examples, Scene, part_of
 from dfkd.report.selection import selection_features, selection_picture
 from dfkd.report.sheets import png
-from dfkd.report.targets import maximum_over_sigma, soft_labels
+from dfkd.report.targets import maximum_over_sigma, modelled, soft_labels
 from dfkd.types import Bytes, Labels
 
 __all__ = ["DRAWERS", "class_sheet"]
@@ -151,7 +151,7 @@ def _target_maximum(scene: Scene) -> Figure | None:
     lines = {}
     for tau in (1.0, method.temperature):
         rng = scene.task.runtime.generator.manual_seed(scene.seed)
-        lines[tau] = maximum_over_sigma(net, shape, SIGMAS, rng, method.layer, tau, draws)
+        lines[tau] = maximum_over_sigma(net, shape, SIGMAS, rng, method.layer, tau, draws, method.space)
     own = lines[method.temperature]
     panel = Panel(
         "",
@@ -160,10 +160,12 @@ def _target_maximum(scene: Scene) -> Figure | None:
         {"as likely as any": 1 / scene.task.classes},
         whole=False,
     )
+    used = f"σ = {method.sigma:g}" if method.targets == "normal" else "Dirichlet targets instead"
     return Figure(
         "target-maximum",
-        f"Mean largest class probability of the targets over their variance σ; this run used σ = {method.sigma:g} and "
-        f"temperature {method.temperature:g}.",
+        f"Mean largest class probability of normal targets over their variance σ, drawn as "
+        f"{modelled(net, shape, method.layer, method.space)}; this run used {used} and temperature "
+        f"{method.temperature:g}.",
         chart([panel], scene.form, (4.4, 3.2)),
         "Curves that show how the largest class probability depends on the variance",
         {f"σ = {sigma:g}": value for sigma, value in own.items()},
@@ -175,11 +177,14 @@ def _soft_labels(scene: Scene) -> Figure | None:
     method = part_of(scene.method, STTS)
     if method is None:
         return None
-    rng, net = scene.task.runtime.generator, scene.task.teacher.net
-    groups = soft_labels(net, scene.task.image_shape, method.sigma, rng, method.temperature, draws=300)
+    rng, net, shape = scene.task.runtime.generator, scene.task.teacher.net, scene.task.image_shape
+    tau, betas = method.temperature, method.betas
+    groups = soft_labels(net, shape, method.sigma, rng, tau, 300, betas, method.layer, method.space, method.dirichlet)
     return Figure(
         "soft-labels",
-        "Soft labels drawn from STTS's multivariate normal and from ZSKD's Dirichlet distributions, by t-SNE.",
+        f"Soft labels by t-SNE, drawn from STTS's multivariate normal (σ = {method.sigma:g}, over "
+        f"{modelled(net, shape, method.layer, method.space)}, temperature {tau:g}) and from ZSKD's Dirichlet "
+        f"distributions (β = {', '.join(f'{beta:g}' for beta in betas)}).",
         tsne_figure(groups, tones=(TONES[1], TONES[0]), form=scene.form),
         "Points in two dimensions, one colour for each kind of soft label",
         {f"largest probability, {name}": float(rows.amax(dim=1).mean()) for name, rows in groups.items()},
