@@ -360,20 +360,11 @@ def test_difference_hash_survives_noise_and_tells_images_apart() -> None:
 
 
 @pytest.mark.parametrize("block", [1, 3, 100])
-def test_hamming_nearest_and_near_duplicates_are_scipys(block: int) -> None:
+def test_hamming_is_that_of_a_loop(block: int) -> None:
     a, b = bits(7, 20), bits(5, 20, seed=1)
-    b[4] = b[2] = a[3]
     slow = torch.tensor([[int((x != y).sum()) for y in b] for x in a])
     assert torch.equal(hashing.hamming(a, b, block), slow)
     assert torch.equal(hashing.hamming(a.bool(), b.bool(), block), slow)
-    found = hashing.nearest(a, b, block)
-    assert torch.equal(found.distance, slow.min(dim=1).values)
-    assert found.row[3] == 2
-    limit = int(slow.min(dim=1).values.median())
-    expected = [any(d <= limit for d in row) for row in slow.tolist()]
-    assert hashing.near_duplicates(a, b, limit, block).tolist() == expected
-    assert hashing.near_duplicates(a, a, 0).all()
-    assert not hashing.near_duplicates(a, b[:0], 99).any()
     assert hashing.hamming(a[:0], b).shape == (0, 5)
 
 

@@ -115,6 +115,7 @@ class Watching:
     tensorboard: bool = False  # also write TensorBoard events
     quiet: bool = False  # no progress display
     export: bool = True  # also write the student as a torch.export program
+    overlap: bool = True  # look once, before the rounds, for near-duplicates of the test images among the web images
     figures: bool = True  # draw figures at the end: images by class, activation maps, t-SNE; `dfkd plot` draws them too
 
 

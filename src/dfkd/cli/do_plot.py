@@ -87,7 +87,7 @@ def _of_run(folder: Path, settings: Plot) -> Gallery:
         exam = exam_of(job, task)
     except UserError as error:
         skipped["test images"] = str(error)
-    rest = figures_of(task, job.method, job.plan, state, exam, settings.format)
+    rest = figures_of(task, job.method, job.plan, state, exam, settings.format, stored_run.info.overlap)
     return Gallery([*curves, *rest.figures], {**skipped, **rest.skipped})
 
 

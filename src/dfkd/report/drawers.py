@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from dfkd.data.overlap import BITS
 from dfkd.engine.core import Task
 from dfkd.errors import UserError
 from dfkd.methods.kd3 import KD3State
@@ -19,6 +20,7 @@ from dfkd.report.scatter import tsne_figure
 from dfkd.report.scene import Examples, Scene, part_of
 from dfkd.report.selection import selection_features, selection_picture
 from dfkd.report.sheets import png
+from dfkd.report.summary import overlap_told
 from dfkd.report.targets import maximum_over_sigma, modelled, soft_labels
 from dfkd.types import Bytes, Labels
 
@@ -113,6 +115,34 @@ def _balance(scene: Scene) -> Figure | None:
             "most of one class": float(counts.max()),
             "fewest of one class": float(counts.min()),
             "class entropy (nats)": float(-(share * (share + 1e-12).log()).sum()),
+        },
+    )
+
+
+def _duplicates(scene: Scene) -> Figure | None:
+    """The web images that resemble an evaluation image most."""
+    found, web = scene.overlap, scene.task.web
+    if found is None or not found.pairs:
+        return None
+    if web is None or scene.test is None or (found.web, found.images) != (len(web), len(scene.test[0])):
+        raise UserError(
+            "the pairs of evaluation and web images need the images that were compared, got others or none; "
+            "give the run's web and test images"
+        )
+    rows, places = [pair.web for pair in found.pairs], [pair.image for pair in found.pairs]
+    images = torch.cat([scene.test[0][places].cpu(), web.take(torch.tensor(rows)).cpu()])
+    picture = image_grid(images, torch.arange(2).repeat_interleave(len(rows)), len(rows), tile=64)
+    return Figure(
+        "near-duplicates",
+        f"The web images that are most like an evaluation image, each below it; above, in how many of {BITS} bits "
+        f"their difference hashes differ, and the correlation of their pixels. {overlap_told(found).capitalize()}.",
+        png(labelled(picture, ["evaluation", "web"], [f"{pair.bits}, {pair.correlation:.2f}" for pair in found.pairs])),
+        f"{len(rows)} evaluation images, below each the web image that resembles it most",
+        {
+            "found": float(found.found),
+            "alike": float(found.alike),
+            "fewest bits": float(min(pair.bits for pair in found.pairs)),
+            "highest correlation": max(pair.correlation for pair in found.pairs),
         },
     )
 
@@ -212,6 +242,7 @@ DRAWERS: Mapping[str, Callable[[Scene], Figure | None]] = {
     "attention": _attention,
     "selection": _selection,
     "selection-classes": _balance,
+    "near-duplicates": _duplicates,
     "features": _features,
     "target-maximum": _target_maximum,
     "soft-labels": _soft_labels,
