@@ -240,6 +240,7 @@ class Plot:
 
     run: str | None = None  # run folder
     compare: list[str] | None = None  # run folders whose accuracies are drawn beside each other
+    over: str | None = None  # draw only the runs' last accuracies over this setting, such as method.sigma
     out: str | None = None  # folder; default figures in the run folder, or this one for --compare alone
     format: Literal["svg", "png"] = "svg"  # of figures made of lines; images are always PNG
     teacher: Network = field(default_factory=Network)
