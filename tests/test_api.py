@@ -353,6 +353,21 @@ def test_a_task_for_the_lower_level(digits_teacher: nn.Module) -> None:
     dfkd.run(task, NoiseInput(), tiny_plan())
 
 
+def test_stages_of_one_size_are_matched_from_the_deepest() -> None:
+    def stages(ours: list[str] | None, theirs: list[str] | None, student: str = "wrn10-1") -> list[tuple[str, ...]]:
+        layers: dict[str, Any] = {"teacher_layers": {"stages": theirs}, "student_layers": {"stages": ours}}
+        nets = dfkd.build("wrn16-1", 10, 1).net, dfkd.build(student, 10, 1).net
+        task = dfkd.build_task(*nets, image_size=(1, 8, 8), mean=MEAN, std=STD, classes=10, text="index", **layers)
+        return [task.teacher.stage_names, task.student.stage_names]
+
+    sums = ["stages.0", "stages.1", "stages.2", "relu"]  # the last two have one size
+    assert stages(sums, sums) == [tuple(sums)] * 2
+    firsts = ["stages.0.0", "stages.1.0", "stages.2.0", "relu"]
+    assert stages(firsts, firsts) == [tuple(firsts)] * 2
+    assert stages(["stages.1", "relu"], sums) == [("stages.1", "relu")] * 2
+    assert stages(None, sums, "resnet8")[0] == ("stages.0", "stages.1", "relu")
+
+
 def test_a_run_refused_in_setup_leaves_no_run(digits_teacher: nn.Module, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     with pytest.raises(dfkd.UserError, match="STTS needs warm-up rounds"):

@@ -328,8 +328,13 @@ def test_plot_does_with_what_is_left(here: list[str], capsys: pytest.CaptureFixt
     capsys.readouterr()
     assert main(["plot", "a", "--out", "moved.pt"]) == 2
     assert "plot needs a folder to write to, got the file moved.pt" in capsys.readouterr().err
-    assert main(["plot", "--compare", "a,a"]) == 0
+    shutil.copytree("a", "z")
+    assert main(["plot", "--compare", "a,z"]) == 0
     assert Path("comparison.svg").exists()
+    for alone in (["--compare", "a"], ["--compare", "a,./a"], ["a", "--compare", "a"]):
+        capsys.readouterr()
+        assert main(["plot", *alone]) == 2
+        assert "plot --compare needs at least two runs, got only" in capsys.readouterr().err
     assert main(["plot"]) == 2
     assert main(["plot", "moved.pt"]) == 2
 

@@ -215,14 +215,18 @@ def test_mix_draw() -> None:
 def test_mix_distribution_is_that_of_a_loop() -> None:
     images, partner = draw(3, 2, 4, 5), torch.tensor([1, 2, 0])
     lam = torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64)
-    got = mixing.mix_distribution(images, lam, partner, eps=0.0)
-    for i in range(3):
-        for c in range(2):
-            x, y = images[i, c].numpy(), images[partner[i], c].numpy()
-            share = float(lam[i])
-            gamma = share * x.std() + (1 - share) * y.std()
-            beta = share * x.mean() + (1 - share) * y.mean()
-            np.testing.assert_allclose(got[i, c].numpy(), gamma * (x - x.mean()) / x.std() + beta)
+    for eps in (0.0, 1e-6, 0.1):  # large enough to tell a deviation's from a variance's
+        got = mixing.mix_distribution(images, lam, partner, eps)
+        for i in range(3):
+            for c in range(2):
+                x, y = images[i, c].numpy(), images[partner[i], c].numpy()
+                share = float(lam[i])
+                gamma = share * (x.std() + eps) + (1 - share) * (y.std() + eps)
+                beta = share * x.mean() + (1 - share) * y.mean()
+                np.testing.assert_allclose(got[i, c].numpy(), gamma * (x - x.mean()) / (x.std() + eps) + beta)
+    assert torch.equal(
+        mixing.mix_distribution(images, lam, partner), mixing.mix_distribution(images, lam, partner, 1e-6)
+    )
 
 
 @settings(max_examples=20, deadline=None)
@@ -244,12 +248,12 @@ def test_mix_distribution_is_smooth_and_finite_on_flat_images() -> None:
     partner, lam = torch.tensor([1, 0]), torch.tensor([0.2, 0.7], dtype=torch.float64)
     leaf = draw(2, 1, 3, 3).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: mixing.mix_distribution(x, lam, partner), leaf)
-    flat = torch.full((2, 1, 3, 3), 0.5, requires_grad=True)
-    out = mixing.mix_distribution(flat, lam.float(), partner)
-    out.sum().backward()
-    assert flat.grad is not None
-    assert flat.grad.isfinite().all()
-    torch.testing.assert_close(out.detach(), flat.detach())
+    flat = torch.full((2, 1, 3, 3), 0.5)
+    torch.testing.assert_close(mixing.mix_distribution(flat, lam.float(), partner), flat)
+    flat[0] = torch.rand(1, 3, 3, generator=seeded())  # one colour, mixed with a picture, takes the mixed mean
+    mixed = mixing.mix_distribution(flat, lam.float(), partner)
+    assert mixed.isfinite().all()
+    torch.testing.assert_close(mixed[1], (0.7 * flat[1] + 0.3 * flat[0].mean()).expand(1, 3, 3))
 
 
 # --- D-Dhash ------------------------------------------------------------------------------------------------
@@ -356,20 +360,11 @@ def test_difference_hash_survives_noise_and_tells_images_apart() -> None:
 
 
 @pytest.mark.parametrize("block", [1, 3, 100])
-def test_hamming_nearest_and_near_duplicates_are_scipys(block: int) -> None:
+def test_hamming_is_that_of_a_loop(block: int) -> None:
     a, b = bits(7, 20), bits(5, 20, seed=1)
-    b[4] = b[2] = a[3]
     slow = torch.tensor([[int((x != y).sum()) for y in b] for x in a])
     assert torch.equal(hashing.hamming(a, b, block), slow)
     assert torch.equal(hashing.hamming(a.bool(), b.bool(), block), slow)
-    found = hashing.nearest(a, b, block)
-    assert torch.equal(found.distance, slow.min(dim=1).values)
-    assert found.row[3] == 2
-    limit = int(slow.min(dim=1).values.median())
-    expected = [any(d <= limit for d in row) for row in slow.tolist()]
-    assert hashing.near_duplicates(a, b, limit, block).tolist() == expected
-    assert hashing.near_duplicates(a, a, 0).all()
-    assert not hashing.near_duplicates(a, b[:0], 99).any()
     assert hashing.hamming(a[:0], b).shape == (0, 5)
 
 

@@ -2,8 +2,9 @@
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,9 @@ from dfkd.nets.lenet import LeNet5
 from dfkd.nets.tail import find_tail, last_map
 from dfkd.nets.zoo import ZOO, build
 from dfkd.ops.pixels import as_bytes
+from dfkd.ops.targets import dirichlet_concentration
 from dfkd.prepare import build_task
+from dfkd.report.figures import figures_of
 from dfkd.report.targets import maximum_over_sigma, soft_labels
 
 PLAN = Plan(rounds=1, warmup=1, steps=2, batch_size=8, optimizer="adam", lr=1e-3, weight_decay=0)
@@ -263,3 +266,50 @@ def test_larger_variances_give_harder_targets(digits_teacher: nn.Module) -> None
     for rows in groups.values():
         assert rows.shape == (50, 10)
         torch.testing.assert_close(rows.sum(dim=1), torch.ones(50))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"space": "logits"}, "over the logits,"),
+        ({"layer": "logits"}, "over the logits,"),
+        ({"layer": "hidden", "space": "post_act"}, "over the output of the activation after hidden,"),
+        ({}, "over the output of hidden,"),
+    ],
+)
+def test_figures_of_targets_are_those_of_the_run(change: dict[str, Any], words: str) -> None:
+    method = STTS(sigma=3.0, temperature=2.0, betas=(0.05, 5.0), **change)
+    task, net = lenet_task()
+    task.teacher.freeze()
+    net.head.weight.mul_(4)  # layers far apart
+    made = {figure.name: figure for figure in figures_of(task, method, PLAN, None).figures}
+    assert words.removeprefix("over ").rstrip(",") in made["target-maximum"].caption
+    assert words in made["soft-labels"].caption
+    assert "β = 0.05, 5" in made["soft-labels"].caption
+    numbers = made["soft-labels"].numbers
+    rng = np.random.default_rng(0)
+    head, bias, hidden = (x.detach().double().numpy() for x in (net.head.weight, net.head.bias, net.hidden.weight))
+    rows = head if "logits" in change.values() else hidden
+    rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    y = rng.multivariate_normal(np.zeros(len(rows)), 3.0 * rows @ rows.T, 20_000)
+    if rows.shape == hidden.shape:
+        y = (y if "space" in change else np.maximum(y, 0)) @ head.T + bias
+    expected = float((np.exp(y / 2) / np.exp(y / 2).sum(axis=1, keepdims=True)).max(axis=1).mean())
+    assert numbers["largest probability, normal (STTS)"] == pytest.approx(expected, abs=0.03)
+    assert made["target-maximum"].numbers["σ = 3"] == pytest.approx(expected, abs=0.03)
+
+
+def test_dirichlet_soft_labels_have_the_scales_of_the_run(digits_teacher: nn.Module) -> None:
+    """Half the draws of each β, against draws by SciPy's Dirichlet."""
+    head = make(digits_teacher).teacher.head
+    assert head is not None
+    weight = head.weight.detach()
+    kinds: list[tuple[tuple[float, ...], Literal["fixed", "coded"]]] = [((1.0, 0.1), "fixed"), ((0.1,), "coded")]
+    for betas, dirichlet in kinds:
+        found = soft_labels(digits_teacher, (1, 8, 8), 2.0, stream(), 20.0, 1000, betas, dirichlet=dirichlet)
+        for i, beta in enumerate(betas):
+            part = found["Dirichlet (ZSKD)"].chunk(len(betas))[i].numpy()
+            concentration = dirichlet_concentration(weight, beta, dirichlet).double().numpy()
+            rng = np.random.default_rng(0)
+            drawn = np.concatenate([rng.dirichlet(row, 400) for row in concentration])
+            assert part.max(axis=1).mean() == pytest.approx(drawn.max(axis=1).mean(), abs=0.03)

@@ -3,13 +3,14 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dfkd.data.overlap import NearDuplicates, find_duplicates
 from dfkd.data.rows import Rows
 from dfkd.data.text import TextEmbedding
 from dfkd.engine.anatomy import Anatomy
@@ -29,9 +30,12 @@ from dfkd.report.files import METRICS_FILE, SAMPLES_FOLDER, read_run
 from dfkd.report.gallery import FIGURES_FOLDER, Gallery, write_gallery
 from dfkd.report.observers import JsonLines, RunFile, Samples
 from dfkd.report.page import write_page
+from dfkd.report.summary import duration
 from dfkd.runs import forget_run, network_bytes, open_run, provenance, save_student, settings_of, weights_hash
 
 __all__ = ["Distilled", "distill"]
+
+LONG = 10.0  # seconds of a look at the web images that are announced
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,7 @@ def distill(
     export: bool = True,
     figures: bool = True,
     metrics_every: int = 1,
+    overlap: bool = True,
 ) -> Distilled:
     """Distil ``teacher`` into ``student`` without the teacher's training data.
 
@@ -111,6 +116,8 @@ def distill(
         export: also write the student as a ``torch.export`` program.
         figures: draw figures into the run folder at the end (images by class, activation maps, t-SNE and so on).
         metrics_every: rounds between readings of the losses from the device.
+        overlap: where there are web and test images, look once, before the rounds, for near-duplicates of the test
+            images among the web images (:func:`~dfkd.data.overlap.find_duplicates`). They are told, not removed.
 
     Raises:
         UserError: anything that does not fit together, in one sentence, before any work.
@@ -142,6 +149,8 @@ def distill(
         saves = _checkpoint(folder, runtime)
         done = saves.rounds() if saves is not None and again else 0
         watchers = _observers(folder, done, runtime, stack, progress, keep)
+        earlier = read_run(folder).info.overlap if folder is not None and again and runtime.rank == 0 else None
+        info = replace(info, overlap=_overlap(task, exam, earlier, watchers) if overlap else earlier)
         watchers += [keep] if runtime.rank else [*observers, keep]
         watch = Watch(
             watchers,
@@ -161,7 +170,7 @@ def distill(
                 forget_run(folder)  # refused in setup: leave nothing that looks like a run
             raise
         if figures and folder is not None and runtime.rank == 0:  # before the export takes the student's hooks off
-            _draw(folder, figures_of(task, method, plan, state, exam))
+            _draw(folder, figures_of(task, method, plan, state, exam, overlap=info.overlap))
         result = _finish(task, info, folder, keep.records, first, watchers, spec, export)
     return Distilled(student.eval(), result)
 
@@ -259,6 +268,27 @@ def _observers(
     if progress:
         found.append(stack.enter_context(Progress()))
     return found
+
+
+def _overlap(
+    task: Task, exam: tuple[Tensor, Tensor] | None, earlier: NearDuplicates | None, watchers: Sequence[Observer]
+) -> NearDuplicates | None:
+    """Near-duplicates of the test images among the web images, by process 0; a resumed run has looked already."""
+    web = task.web
+    if web is None or exam is None or task.runtime.rank > 0:
+        return earlier
+    if earlier is not None and (earlier.web, earlier.images) == (len(web), len(exam[0])):
+        return earlier
+    screens = [watcher for watcher in watchers if isinstance(watcher, Progress)]
+
+    def warn(seconds: float) -> None:
+        for screen in screens if seconds > LONG else ():
+            screen.note(
+                f"looking for test images among {len(web):,} web images: about {duration(seconds)}; to leave that out, "
+                "--watch.overlap false (overlap=False)"
+            )
+
+    return find_duplicates(web, exam[0], expect=warn)
 
 
 def _checkpoint(folder: Path | None, runtime: Runtime) -> Checkpoint | None:

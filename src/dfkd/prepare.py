@@ -1,6 +1,7 @@
 """From plain modules to a task: both networks surveyed and wrapped, their stages matched, every input checked."""
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -100,14 +101,22 @@ def prepare(
 
 
 def _match_stages(old: Anatomy, new: Anatomy) -> tuple[Anatomy, Anatomy]:
-    """Keep, in order, the stages both networks have at the same size; the last map stays where the sizes agree."""
-    a = {side[1:]: (name, side) for name, side in zip(old.stages, old.sides, strict=True)}
-    b = {side[1:]: (name, side) for name, side in zip(new.stages, new.sides, strict=True)}
-    sizes = [size for size in a if size in b]
-    return tuple(  # type: ignore[return-value]
-        replace(facts, stages=tuple(have[s][0] for s in sizes), sides=tuple(have[s][1] for s in sizes))
-        for facts, have in ((old, a), (new, b))
-    )
+    """Keep, in order, the stages both networks have at the same size; the last map stays where the sizes agree.
+
+    Where one of them has more stages of a size than the other, its deepest ones stay.
+    """
+    shared = Counter(side[1:] for side in old.sides) & Counter(side[1:] for side in new.sides)
+    return _deepest(old, shared), _deepest(new, shared)
+
+
+def _deepest(facts: Anatomy, wanted: Counter[tuple[int, int]]) -> Anatomy:
+    """``facts`` with as many stages of every size as are wanted."""
+    left, kept = Counter(wanted), []
+    for name, side in reversed(list(zip(facts.stages, facts.sides, strict=True))):
+        if left[side[1:]]:
+            left[side[1:]] -= 1
+            kept.append((name, side))
+    return replace(facts, stages=tuple(name for name, _ in kept[::-1]), sides=tuple(side for _, side in kept[::-1]))
 
 
 def _shape(image_size: Sequence[int], mean: Sequence[float]) -> tuple[int, int, int]:

@@ -71,7 +71,7 @@ def _select(task: Task, method: KD3, web: Tensor, t: int, rounds: int) -> Tensor
 
 def _mix_distribution(x: Tensor, lam: Tensor, partner: Tensor) -> Tensor:
     mean = x.mean(dim=(2, 3), keepdim=True)
-    std = (x.var(dim=(2, 3), keepdim=True, correction=0) + 1e-6).sqrt()
+    std = x.std(dim=(2, 3), keepdim=True, correction=0) + 1e-6
     lam = lam.view(-1, 1, 1, 1)
     gamma = lam * std + (1 - lam) * std[partner]
     beta = lam * mean + (1 - lam) * mean[partner]

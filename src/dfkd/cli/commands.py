@@ -20,6 +20,7 @@ class Command:
         word: option that a word without dashes fills.
         examples: (what for, command).
         notes: further paragraphs.
+        more: option that further words without dashes fill, a list.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Command:
     word: str | None = None
     examples: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
+    more: str | None = None
 
     @property
     def free(self) -> tuple[str, ...]:
@@ -171,16 +173,18 @@ _ALL = (
         "plot",
         "draw the figures and curves of a run, or several runs beside each other",
         config.Plot,
-        "RUN [options]    or    --compare RUN,RUN",
+        "RUN [options]    or    --compare RUN,RUN    or    --over SETTING RUN RUN ...",
         "run",
         (
             ("figures for a paper", "dfkd plot runs/x --out paper --format png"),
             ("two methods", "dfkd plot --compare runs/x,runs/y --out paper"),
+            ("a sweep, seeds joined by their mean", "dfkd plot --over method.sigma runs/sigma-* --out paper"),
         ),
         (
             "Curves need only the run's metrics. The other figures need its last checkpoint, its teacher and whatever "
             "images it used; --teacher.weights and --data.test say where these are now. What cannot be drawn is named.",
         ),
+        more="compare",
     ),
     Command(
         "methods",

@@ -117,6 +117,7 @@ class Watching:
     tensorboard: bool = False  # also write TensorBoard events
     quiet: bool = False  # no progress display
     export: bool = True  # also write the student as a torch.export program
+    overlap: bool = True  # look once, before the rounds, for near-duplicates of the test images among the web images
     figures: bool = True  # draw figures at the end: images by class, activation maps, t-SNE; `dfkd plot` draws them too
 
 
@@ -241,6 +242,7 @@ class Plot:
 
     run: str | None = None  # run folder
     compare: list[str] | None = None  # run folders whose accuracies are drawn beside each other
+    over: str | None = None  # draw only the runs' last accuracies over this setting, such as method.sigma
     out: str | None = None  # folder; default figures in the run folder, or this one for --compare alone
     format: Literal["svg", "png"] = "svg"  # of figures made of lines; images are always PNG
     teacher: Network = field(default_factory=Network)

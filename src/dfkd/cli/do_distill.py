@@ -201,6 +201,7 @@ def _distill(job: Job, out: Path, machine: Runtime, resume: bool) -> Distilled:
         spec=job.student.built.spec,
         export=watch.export,
         figures=watch.figures,
+        overlap=watch.overlap,
     )
 
 

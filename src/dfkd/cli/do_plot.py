@@ -20,7 +20,8 @@ from dfkd.report.drawers import class_sheet
 from dfkd.report.figures import curves_of, figures_of
 from dfkd.report.files import StoredRun, read_run, write_whole
 from dfkd.report.gallery import FIGURES_FOLDER, Figure, Gallery, read_gallery, write_gallery
-from dfkd.report.summary import class_names
+from dfkd.report.summary import class_names, percent
+from dfkd.report.sweep import sweep_chart, sweep_of
 
 __all__ = ["run"]
 
@@ -29,6 +30,8 @@ def run(settings: Plot) -> int:
     """Draw what can be drawn, and say what cannot."""
     if settings.run is None and not settings.compare:
         raise UserError("plot needs a run folder, got none; for example `dfkd plot runs/x`")
+    if settings.over is not None:
+        return _over(settings.over, [*([settings.run] if settings.run else []), *(settings.compare or [])], settings)
     if settings.run is None:
         return _compare(Path(settings.out or "."), settings)
     folder = Path(settings.run)
@@ -68,6 +71,26 @@ def _compare(out: Path, settings: Plot) -> int:
     return 0
 
 
+def _over(name: str, folders: Sequence[str], settings: Plot) -> int:
+    """The last accuracies of several runs over one setting; one file, and its numbers on the screen."""
+    sweep = sweep_of({folder: read_run(Path(folder)) for folder in _different(folders)}, name)
+    means, spreads, many = sweep.means(), sweep.spreads(), [len(found) for found in sweep.accuracies.values()]
+    for value, mean, spread, n in zip(sweep.accuracies, means, spreads, many, strict=True):
+        told = f" ± {100 * spread:.2f}, {n} runs" if n > 1 else ""
+        print(f"{name} = {value:<12}{percent(mean)}{told}")
+    if sweep.others:
+        print(f"the runs also differ in {', '.join(sweep.others)}")
+    out = _writable(Path(settings.out or ".")) / f"over-{name}.{settings.format}"
+    write_whole(out, sweep_chart(sweep, settings.format))
+    print(f"{'over ' + name:<20}{out}")
+    return 0
+
+
+def _different(folders: Sequence[str]) -> list[str]:
+    """The folders, each once: a run that is given twice is no second run."""
+    return list({Path(folder).resolve(): folder for folder in folders}.values())
+
+
 def _of_run(folder: Path, settings: Plot) -> Gallery:
     """Curves from the metrics; the other figures from the checkpoint, or as many as go without."""
     stored_run = read_run(folder)
@@ -87,7 +110,7 @@ def _of_run(folder: Path, settings: Plot) -> Gallery:
         exam = exam_of(job, task)
     except UserError as error:
         skipped["test images"] = str(error)
-    rest = figures_of(task, job.method, job.plan, state, exam, settings.format)
+    rest = figures_of(task, job.method, job.plan, state, exam, settings.format, stored_run.info.overlap)
     return Gallery([*curves, *rest.figures], {**skipped, **rest.skipped})
 
 
@@ -127,6 +150,12 @@ def _without_teacher(folder: Path, stored_run: StoredRun, curves: Sequence[Figur
 
 def _compared(folders: Sequence[str], settings: Plot) -> Figure:
     """One chart of the accuracies of several runs."""
+    folders = _different(folders)
+    if len(folders) < 2:
+        raise UserError(
+            f"plot --compare needs at least two runs, got only {folders[0]}; add another, or draw the curves of one "
+            f"with `dfkd plot {folders[0]}`"
+        )
     runs = {folder: read_run(Path(folder)).rounds for folder in folders}
     blank = [name for name, records in runs.items() if all(record.evaluation is None for record in records)]
     if blank:

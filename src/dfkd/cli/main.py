@@ -78,6 +78,7 @@ def _run(command: Command, words: list[str]) -> int:
         command.settings,
         command.word,
         command.free,
+        command.more,
     )
     module: Any = importlib.import_module(f"dfkd.cli.do_{command.name}")
     if command.free:

@@ -26,7 +26,9 @@ _NOTHING: Mapping[str, Any] = MappingProxyType({})
 SHORT = {"teacher": "name", "student": "name", "network": "name", "method": "name", "data": "preset", "text": "encoder"}
 
 
-def flags(argv: Sequence[str], cls: type, positional: str | None, free: Iterable[str] = ()) -> Tree:
+def flags(
+    argv: Sequence[str], cls: type, positional: str | None, free: Iterable[str] = (), more: str | None = None
+) -> Tree:
     """Read ``argv`` into a nested dict of strings, one level per dot.
 
     Args:
@@ -34,6 +36,7 @@ def flags(argv: Sequence[str], cls: type, positional: str | None, free: Iterable
         cls: the command's settings; flags that it does not have are refused.
         positional: the field that a word without dashes fills.
         free: sections whose options are not known yet (the method's).
+        more: the field, a list, that further words fill.
 
     Raises:
         UserError: an unknown flag, a flag without its value, or a word too many.
@@ -41,9 +44,13 @@ def flags(argv: Sequence[str], cls: type, positional: str | None, free: Iterable
     known = {option.name: option for option in options(cls)}
     sections = {item.name for item in fields(cls)} & SHORT.keys()
     tree: Tree = {}
+    extra: list[str] = []
     words = list(argv)
     while words:
         word = words.pop(0)
+        if not word.startswith("--") and more is not None and positional in tree:
+            extra.append(word)
+            continue
         if not word.startswith("--"):
             _put_word(tree, _listed(word, known.get(positional or "")), positional)
             continue
@@ -57,7 +64,9 @@ def flags(argv: Sequence[str], cls: type, positional: str | None, free: Iterable
         if not equals:
             value = _value(words, option, name)
         put(tree, name, _listed(value, option))
-    return tree
+    if extra and more in tree:
+        raise UserError(f"dfkd needs the list either as words or as --{more}, got both; leave one out, see --help")
+    return {**tree, more: extra} if extra and more is not None else tree
 
 
 def put(tree: Tree, name: str, value: Any) -> None:

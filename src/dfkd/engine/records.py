@@ -5,6 +5,8 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
+from dfkd.data.overlap import NearDuplicates
+
 __all__ = ["Evaluation", "Keep", "Observer", "RoundRecord", "RunInfo", "RunResult"]
 
 
@@ -22,6 +24,7 @@ class RunInfo:
     names: tuple[str, ...] = ()
     text: dict[str, str] | None = None
     provenance: dict[str, object] = field(default_factory=dict)
+    overlap: NearDuplicates | None = None  # of evaluation images among the web images, where that was looked for
 
 
 @dataclass(frozen=True)

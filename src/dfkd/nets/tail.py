@@ -34,6 +34,11 @@ class Tail:
         self._net, self._shape, self._place = net, image_shape, place
         self.layer, self.weight = layer, weight.detach()
 
+    @property
+    def last(self) -> bool:
+        """Are the units the logits, with nothing that follows?"""
+        return self._place is None
+
     @torch.no_grad()
     def __call__(self, units: Tensor, background: float = 0.0) -> Logits:
         """The logits of ``units`` (n, number of units); the network should be in eval mode.

@@ -80,7 +80,8 @@ def _thin(depth: int, stem: int = 16, width: int = 16) -> Entry:
 
 
 def _wrn(depth: int, width: int) -> Entry:
-    # The third map is read after the final BatchNorm and ReLU, the others before any activation.
+    # The third map is the one that pooling sees, after the final BatchNorm and ReLU (CAM needs that one); the others
+    # are read before any activation.
     stages = (*_numbered(2), "relu")
     make = partial(WideResNet, depth=depth, width=width)
     return Entry(make, "head", stages, 1, None, f"wide ResNet of depth {depth}, {width} times as wide")

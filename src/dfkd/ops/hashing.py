@@ -1,6 +1,6 @@
 """Difference hashes: D3K's differentiable D-Dhash, and the classical one for finding near-duplicates."""
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -8,20 +8,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dfkd.errors import UserError
-from dfkd.types import Features, Images, Labels, Mask, Scalar
+from dfkd.types import Features, Images, Scalar
 
 StraightThrough = Literal["literal", "difference"]
 Pairing = Literal["all", "index", "random"]
 Bits = Bool[Tensor, "n b"]
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, what Pillow's "L" uses
-
-
-class Nearest(NamedTuple):
-    """The nearest bank row of each code: how many bits differ, and which row (the first of equals)."""
-
-    distance: Labels
-    row: Labels
 
 
 def to_gray(images: Images) -> Float[Tensor, "n 1 h w"]:
@@ -97,29 +90,6 @@ def hamming(
     """Number of differing bits of every pair of codes (zeros and ones), by matmul, ``block`` rows a time."""
     right = b.float()
     return torch.cat([_hamming_block(rows, right) for rows in a.split(block)])
-
-
-def nearest(
-    codes: Bool[Tensor, "n b"] | Float[Tensor, "n b"],
-    bank: Bool[Tensor, "m b"] | Float[Tensor, "m b"],
-    block: int = 4096,
-) -> Nearest:
-    """The nearest of the bank codes (at least one) for each code, in memory of ``block`` times the bank."""
-    right = bank.float()
-    found = [_hamming_block(rows, right).min(dim=1) for rows in codes.split(block)]
-    return Nearest(torch.cat([f.values for f in found]), torch.cat([f.indices for f in found]))
-
-
-def near_duplicates(
-    codes: Bool[Tensor, "n b"] | Float[Tensor, "n b"],
-    bank: Bool[Tensor, "m b"] | Float[Tensor, "m b"],
-    at_most: int,
-    block: int = 4096,
-) -> Mask:
-    """True for the codes that differ from some bank code in ``at_most`` bits or fewer."""
-    if bank.shape[0] == 0:
-        return torch.zeros(codes.shape[0], dtype=torch.bool, device=codes.device)
-    return nearest(codes, bank, block).distance <= at_most
 
 
 def _hamming_block(rows: Tensor, right: Float[Tensor, "m b"]) -> Int[Tensor, "n m"]:

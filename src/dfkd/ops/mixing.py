@@ -37,11 +37,13 @@ def mix_distribution(images: Images, lam: PerImage, permutation: Labels, eps: fl
     """Give each image a mixture of its own and a partner's channel means and deviations (KD3, eqs. 11-12).
 
     Statistics are per image and channel over positions; ``lam`` is the share of the image's own statistics (1
-    is the identity), ``permutation`` names the partners; ``eps`` is added to the variances. Any affine
-    normalisation commutes with it (up to ``eps``). The result may leave [0, 1]; it is not clamped.
+    is the identity), ``permutation`` names the partners; ``eps`` is added to the deviations, so that images of one
+    colour stay what they are where the partner is such an image too. Any affine normalisation commutes with it (up
+    to ``eps``). The result may leave [0, 1]; it is not clamped. The deviation of one colour has no gradient: mix
+    images that ask for none, or that have no such channel.
     """
     mean = images.mean(dim=(2, 3), keepdim=True)
-    std = (images.var(dim=(2, 3), keepdim=True, correction=0) + eps).sqrt()
+    std = images.std(dim=(2, 3), keepdim=True, correction=0) + eps
     own = lam.to(images.dtype).view(-1, 1, 1, 1)
     gamma = own * std + (1 - own) * std[permutation]
     beta = own * mean + (1 - own) * mean[permutation]

@@ -27,6 +27,7 @@ from dfkd.report.summary import (
     losses_of,
     number,
     operations,
+    overlap_told,
     percent,
 )
 
@@ -83,9 +84,16 @@ class Progress:
         if self.quiet:
             return
         self.console.print(Text(_headline(info), style="bold"), soft_wrap=True)
+        if info.overlap is not None:
+            self.note(overlap_told(info.overlap))
         if self.console.is_terminal:
             self._live = Live(get_renderable=self._render, console=self.console, refresh_per_second=5)
             self._live.start()
+
+    def note(self, line: str) -> None:
+        """Say something beside the rounds."""
+        if not self.quiet:
+            self._print(line)
 
     def stepped(self, round: int, phase: str, done: int, total: int) -> None:
         """Remember where the round is; the display looks at it when it is redrawn."""

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from dfkd.data.overlap import BITS
 from dfkd.engine.core import Task
 from dfkd.errors import UserError
 from dfkd.methods.kd3 import KD3State
@@ -19,7 +20,8 @@ from dfkd.report.scatter import tsne_figure
 from dfkd.report.scene import Examples, Scene, part_of
 from dfkd.report.selection import selection_features, selection_picture
 from dfkd.report.sheets import png
-from dfkd.report.targets import maximum_over_sigma, soft_labels
+from dfkd.report.summary import overlap_told
+from dfkd.report.targets import maximum_over_sigma, modelled, soft_labels
 from dfkd.types import Bytes, Labels
 
 __all__ = ["DRAWERS", "class_sheet"]
@@ -117,6 +119,34 @@ def _balance(scene: Scene) -> Figure | None:
     )
 
 
+def _duplicates(scene: Scene) -> Figure | None:
+    """The web images that resemble an evaluation image most."""
+    found, web = scene.overlap, scene.task.web
+    if found is None or not found.pairs:
+        return None
+    if web is None or scene.test is None or (found.web, found.images) != (len(web), len(scene.test[0])):
+        raise UserError(
+            "the pairs of evaluation and web images need the images that were compared, got others or none; "
+            "give the run's web and test images"
+        )
+    rows, places = [pair.web for pair in found.pairs], [pair.image for pair in found.pairs]
+    images = torch.cat([scene.test[0][places].cpu(), web.take(torch.tensor(rows)).cpu()])
+    picture = image_grid(images, torch.arange(2).repeat_interleave(len(rows)), len(rows), tile=64)
+    return Figure(
+        "near-duplicates",
+        f"The web images that are most like an evaluation image, each below it; above, in how many of {BITS} bits "
+        f"their difference hashes differ, and the correlation of their pixels. {overlap_told(found).capitalize()}.",
+        png(labelled(picture, ["evaluation", "web"], [f"{pair.bits}, {pair.correlation:.2f}" for pair in found.pairs])),
+        f"{len(rows)} evaluation images, below each the web image that resembles it most",
+        {
+            "found": float(found.found),
+            "alike": float(found.alike),
+            "fewest bits": float(min(pair.bits for pair in found.pairs)),
+            "highest correlation": max(pair.correlation for pair in found.pairs),
+        },
+    )
+
+
 def _features(scene: Scene) -> Figure | None:
     """The teacher's features of what the student learnt from, beside those of real images where there are any."""
     task, most = scene.task, scene.most(6_000_000, 60, 300)
@@ -151,7 +181,7 @@ def _target_maximum(scene: Scene) -> Figure | None:
     lines = {}
     for tau in (1.0, method.temperature):
         rng = scene.task.runtime.generator.manual_seed(scene.seed)
-        lines[tau] = maximum_over_sigma(net, shape, SIGMAS, rng, method.layer, tau, draws)
+        lines[tau] = maximum_over_sigma(net, shape, SIGMAS, rng, method.layer, tau, draws, method.space)
     own = lines[method.temperature]
     panel = Panel(
         "",
@@ -160,10 +190,12 @@ def _target_maximum(scene: Scene) -> Figure | None:
         {"as likely as any": 1 / scene.task.classes},
         whole=False,
     )
+    used = f"σ = {method.sigma:g}" if method.targets == "normal" else "Dirichlet targets instead"
     return Figure(
         "target-maximum",
-        f"Mean largest class probability of the targets over their variance σ; this run used σ = {method.sigma:g} and "
-        f"temperature {method.temperature:g}.",
+        f"Mean largest class probability of normal targets over their variance σ, drawn as "
+        f"{modelled(net, shape, method.layer, method.space)}; this run used {used} and temperature "
+        f"{method.temperature:g}.",
         chart([panel], scene.form, (4.4, 3.2)),
         "Curves that show how the largest class probability depends on the variance",
         {f"σ = {sigma:g}": value for sigma, value in own.items()},
@@ -175,11 +207,14 @@ def _soft_labels(scene: Scene) -> Figure | None:
     method = part_of(scene.method, STTS)
     if method is None:
         return None
-    rng, net = scene.task.runtime.generator, scene.task.teacher.net
-    groups = soft_labels(net, scene.task.image_shape, method.sigma, rng, method.temperature, draws=300)
+    rng, net, shape = scene.task.runtime.generator, scene.task.teacher.net, scene.task.image_shape
+    tau, betas = method.temperature, method.betas
+    groups = soft_labels(net, shape, method.sigma, rng, tau, 300, betas, method.layer, method.space, method.dirichlet)
     return Figure(
         "soft-labels",
-        "Soft labels drawn from STTS's multivariate normal and from ZSKD's Dirichlet distributions, by t-SNE.",
+        f"Soft labels by t-SNE, drawn from STTS's multivariate normal (σ = {method.sigma:g}, over "
+        f"{modelled(net, shape, method.layer, method.space)}, temperature {tau:g}) and from ZSKD's Dirichlet "
+        f"distributions (β = {', '.join(f'{beta:g}' for beta in betas)}).",
         tsne_figure(groups, tones=(TONES[1], TONES[0]), form=scene.form),
         "Points in two dimensions, one colour for each kind of soft label",
         {f"largest probability, {name}": float(rows.amax(dim=1).mean()) for name, rows in groups.items()},
@@ -207,6 +242,7 @@ DRAWERS: Mapping[str, Callable[[Scene], Figure | None]] = {
     "attention": _attention,
     "selection": _selection,
     "selection-classes": _balance,
+    "near-duplicates": _duplicates,
     "features": _features,
     "target-maximum": _target_maximum,
     "soft-labels": _soft_labels,

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from dfkd.data.overlap import NearDuplicates
 from dfkd.engine.core import Method, State, Task
 from dfkd.engine.plan import Plan
 from dfkd.engine.records import RoundRecord, RunResult
@@ -37,6 +38,7 @@ def figures_of(
     state: State | None,
     test: Examples | None = None,
     form: Format = "svg",
+    overlap: NearDuplicates | None = None,
 ) -> Gallery:
     """Draw every figure of :data:`~dfkd.report.drawers.DRAWERS` that this run has something for. Never fails.
 
@@ -45,6 +47,7 @@ def figures_of(
         state: what :func:`dfkd.engine.driver.run` returned, or None.
         test: labelled real images (uint8, int64).
         form: of figures made of lines; images are always PNG.
+        overlap: what ``RunInfo.overlap`` says.
     """
     runtime = copy.copy(task.runtime)
     runtime.generator = torch.Generator(runtime.device).manual_seed(SEED)
@@ -54,7 +57,7 @@ def figures_of(
     with _kept(task, state):
         examples = _try("images", skipped, lambda: shown(task, method, plan, state))
         examples = shown(task, method, plan, None) if examples is None else examples
-        scene = Scene(task, method, state, examples, test, form, SEED)
+        scene = Scene(task, method, state, examples, test, form, SEED, overlap)
         for name, draw in DRAWERS.items():
             runtime.generator.manual_seed(SEED)  # no figure depends on which others are drawn
             made = _try(name, skipped, lambda draw=draw: draw(scene))  # type: ignore[misc]

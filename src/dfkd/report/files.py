@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from dfkd.data.overlap import NearDuplicates, Pair
 from dfkd.engine.checkpoint import write_aside
 from dfkd.engine.records import Evaluation, RoundRecord, RunInfo, RunResult
 from dfkd.errors import UserError
@@ -196,7 +197,16 @@ def _info(row: Mapping[str, Any]) -> RunInfo:
         names=tuple(str(name) for name in row["names"]),
         text=None if row["text"] is None else {str(key): str(value) for key, value in row["text"].items()},
         provenance=dict(row["provenance"]),
+        overlap=_overlap(row.get("overlap")),  # newer than the first run folders
     )
+
+
+def _overlap(row: Mapping[str, Any] | None) -> NearDuplicates | None:
+    if row is None:
+        return None
+    pairs = tuple(Pair(int(web), int(image), int(bits), float(same)) for web, image, bits, same in row["pairs"])
+    counts = {name: int(row[name]) for name in ("web", "images", "found", "alike", "at_most")}
+    return NearDuplicates(**counts, pairs=pairs)
 
 
 def _result(info: RunInfo, rounds: list[RoundRecord], row: Mapping[str, Any] | None) -> RunResult | None:

@@ -27,6 +27,7 @@ from dfkd.report.summary import (
     finished_rounds,
     last_evaluation,
     number,
+    overlap_told,
     percent,
     rows_of,
     verdict_of,
@@ -124,8 +125,17 @@ def _context(
         "class_limit": MOST_CLASSES,
         "sections": _sections(info),
         "loading": _loading(info, result),
+        "overlap": _overlap(info),
         "files": {} if result is None else result.files,
     }
+
+
+def _overlap(info: RunInfo) -> str:
+    """Whether evaluation images are among those the student may have learnt from."""
+    if info.overlap is None:
+        return ""
+    counted = " They were counted, not removed." if info.overlap.alike else ""
+    return f"Near-duplicates: {overlap_told(info.overlap)}.{counted}"
 
 
 def _progress(rounds: Sequence[RoundRecord]) -> str:

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from dfkd.data.overlap import NearDuplicates
 from dfkd.engine.checkpoint import pools_of
 from dfkd.engine.core import Clock, Method, State, Task
 from dfkd.engine.plan import Plan
@@ -31,6 +32,7 @@ class Scene:
         test: labelled real images, or None.
         form: of figures made of lines.
         seed: of every random choice.
+        overlap: near-duplicates of the test images among the web images, where they were looked for.
     """
 
     task: Task
@@ -40,6 +42,7 @@ class Scene:
     test: Examples | None
     form: Format
     seed: int
+    overlap: NearDuplicates | None = None
 
     @property
     def names(self) -> tuple[str, ...]:

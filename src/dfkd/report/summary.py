@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dfkd.data.overlap import ALIKE, BITS, NearDuplicates
 from dfkd.engine.records import Evaluation, RoundRecord, RunInfo, RunResult
 
 Number = int | float | None
@@ -137,6 +138,16 @@ def class_names(info: RunInfo) -> tuple[str, ...]:
 def last_evaluation(records: Sequence[RoundRecord]) -> Evaluation | None:
     """The newest evaluation of the student."""
     return next((record.evaluation for record in reversed(records) if record.evaluation is not None), None)
+
+
+def overlap_told(found: NearDuplicates) -> str:
+    """One sentence about near-duplicates of the evaluation images among the web images."""
+    bits = "bit" if found.at_most == 1 else "bits"
+    within = f"within {found.at_most} {bits} of {BITS} (difference hash) of one of {found.images:,} evaluation images"
+    many = f"{found.found:,}" if found.found else "none"
+    told = f"{many} of {found.web:,} web images {'is' if found.found == 1 else 'are'} {within}"
+    same = f"{found.alike:,}" if found.alike else "none"
+    return f"{told}, {same} of them alike pixel by pixel (correlation {ALIKE:g} or more)" if found.found else told
 
 
 def rows_of(info: RunInfo, rounds: Sequence[RoundRecord], result: RunResult | None) -> list[Row]:

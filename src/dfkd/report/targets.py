@@ -1,6 +1,7 @@
 """STTS's figures about targets: how soft they are at each variance, and where they lie beside ZSKD's."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,21 @@ from dfkd.nets.tail import find_tail
 from dfkd.ops.labels import balanced_labels
 from dfkd.ops.targets import dirichlet_concentration, draw_dirichlet, draw_normal
 
-__all__ = ["maximum_over_sigma", "soft_labels"]
+__all__ = ["maximum_over_sigma", "modelled", "soft_labels"]
+
+Space = Literal["logits", "pre_act", "post_act"]
+
+
+def modelled(
+    teacher: nn.Module, image_shape: tuple[int, int, int], layer: str = "auto", space: Space = "pre_act"
+) -> str:
+    """What the normal distribution is over, in words: the logits, or the output of a layer or of its activation."""
+    rest = find_tail(teacher, image_shape, layer, space)
+    return (
+        "the logits"
+        if rest.last
+        else f"the output of {'' if space == 'pre_act' else 'the activation after '}{rest.layer}"
+    )
 
 
 def maximum_over_sigma(
@@ -20,6 +35,7 @@ def maximum_over_sigma(
     layer: str = "auto",
     temperature: float = 1.0,
     draws: int = 2000,
+    space: Space = "pre_act",
 ) -> dict[float, float]:
     """Mean largest class probability of the multivariate normal targets, for each variance.
 
@@ -31,8 +47,9 @@ def maximum_over_sigma(
         layer: which layer is modelled, as ``STTS.layer``.
         temperature: of the softmax.
         draws: targets per variance.
+        space: what the draws are, as ``STTS.space``.
     """
-    rest = find_tail(teacher, image_shape, layer)
+    rest = find_tail(teacher, image_shape, layer, space)
     softened = {s: torch.softmax(rest(draw_normal(rest.weight, draws, s, generator)) / temperature, 1) for s in sigmas}
     return {sigma: float(y.amax(dim=1).mean()) for sigma, y in softened.items()}
 
@@ -44,11 +61,26 @@ def soft_labels(
     generator: torch.Generator,
     temperature: float = 1.0,
     draws: int = 500,
-    beta: float = 1.0,
+    betas: Sequence[float] = (1.0,),
+    layer: str = "auto",
+    space: Space = "pre_act",
+    dirichlet: Literal["fixed", "coded"] = "fixed",
 ) -> dict[str, Tensor]:
-    """Soft labels (draws, K) of STTS and of ZSKD for one teacher, for :func:`~dfkd.report.scatter.tsne_figure`."""
-    rest, last = find_tail(teacher, image_shape), find_tail(teacher, image_shape, "logits")
+    """Soft labels (draws, K) of STTS and of ZSKD for one teacher, for :func:`~dfkd.report.scatter.tsne_figure`.
+
+    Args:
+        teacher: classifier in eval mode, whose classifier is one linear layer.
+        image_shape: (c, h, w).
+        sigma, layer, space, temperature: of the normal targets, as in ``STTS``.
+        generator: random stream on the teacher's device.
+        draws: of each kind.
+        betas, dirichlet: scales of the Dirichlet targets, in equal shares, and their order, as in ``STTS``.
+    """
+    rest, last = find_tail(teacher, image_shape, layer, space), find_tail(teacher, image_shape, "logits")
     normal = torch.softmax(rest(draw_normal(rest.weight, draws, sigma, generator)) / temperature, dim=1)
-    labels = balanced_labels(draws, len(last.weight), generator, last.weight.device)
-    dirichlet = draw_dirichlet(dirichlet_concentration(last.weight, beta), labels, generator).exp()
-    return {"Dirichlet (ZSKD)": dirichlet, "normal (STTS)": normal}
+    classes, device = len(last.weight), last.weight.device
+    labels = balanced_labels(draws, classes, generator, device)
+    rows = torch.cat([dirichlet_concentration(last.weight, beta, dirichlet) for beta in betas])
+    share = torch.arange(draws, device=device) * len(betas) // draws
+    zskd = draw_dirichlet(rows, labels + share * classes, generator).exp()
+    return {"Dirichlet (ZSKD)": zskd, "normal (STTS)": normal}

@@ -1,0 +1,166 @@
+"""Accuracy over one setting: a point for each run, those of one value joined by their mean."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dfkd.engine.records import RunInfo
+from dfkd.errors import UserError
+from dfkd.report.canvas import TONES, Format, drawn, plain_axes
+from dfkd.report.files import StoredRun, plain
+from dfkd.report.summary import number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["Sweep", "settings_in", "sweep_chart", "sweep_of"]
+
+# How papers write them; any other setting goes by its name.
+_LABELS = {
+    "method.sigma": "variance σ",
+    "method.lambda_a": "weight λₐ of the activation loss",
+    "method.theta": "weight θ",
+    "method.alpha": "weight α",
+    "method.temperature": "temperature τ",
+    "method.delta": "δ of the Beta distribution",
+    "method.v_th": "threshold V_th",
+    "method.p": "probability p",
+    "method.fraction": "share of the channels exchanged",
+    "method.pool_share": "share of the web images",
+}
+_WIDE = 50  # positive values that span more than this factor stand on a logarithmic axis
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Last-round accuracies over the values of one setting.
+
+    Attributes:
+        name: of the setting, as the command line writes it.
+        accuracies: value as text -> accuracies in [0, 1], one for each run; numbers in order, then words.
+        numbers: the values as numbers; empty where one of them is a word.
+        others: further settings in which the runs differ, seeds left aside.
+    """
+
+    name: str
+    accuracies: Mapping[str, Sequence[float]]
+    numbers: Sequence[float]
+    others: Sequence[str]
+
+    def means(self) -> list[float]:
+        """Mean accuracy of each value."""
+        return [statistics.fmean(found) for found in self.accuracies.values()]
+
+    def spreads(self) -> list[float]:
+        """Standard deviation (of a sample) of each value; NaN where one run alone has it."""
+        return [statistics.stdev(found) if len(found) > 1 else math.nan for found in self.accuracies.values()]
+
+
+def settings_in(info: RunInfo) -> dict[str, object]:
+    """Hyper-parameters of the method and of the plan by dotted name."""
+    held: dict[str, object] = {}
+    for part, values in (("method", info.settings), ("plan", info.plan)):
+        held |= _flat(values, f"{part}.")
+    return held
+
+
+def sweep_of(runs: Mapping[str, StoredRun], name: str) -> Sweep:
+    """Gather what finished runs came to over the setting ``name``.
+
+    Args:
+        runs: folder -> run.
+        name: dotted, such as ``method.sigma`` or ``plan.steps``.
+
+    Raises:
+        UserError: a run without that setting, unfinished or without accuracy, or fewer than two values.
+    """
+    found: dict[str, tuple[object, list[float]]] = {}
+    for folder, run in runs.items():
+        held = settings_in(run.info)
+        if name not in held:
+            raise UserError(
+                f"plot --over needs a setting of every run, such as method.sigma or plan.steps, got {name!r} and "
+                f"{folder} ({run.info.method}) without it; choose another setting or leave that run out"
+            )
+        accuracy = None if run.result is None or run.result.final is None else number(run.result.final.accuracy)
+        if accuracy is None:
+            lacks = "that has not finished" if run.result is None else "without accuracy on test images"
+            raise UserError(f"plot --over needs finished runs with an accuracy, got {folder} {lacks}; leave it out")
+        found.setdefault(_text(held[name]), (held[name], []))[1].append(accuracy)
+    if len(found) < 2:
+        said = f"only {', '.join(found)}" if found else "no runs"
+        raise UserError(f"plot --over needs at least two values of {name}, got {said}; add runs with others")
+    values = {text: number(value) for text, (value, _) in found.items()}
+    order = sorted(found, key=lambda text: math.inf if values[text] is None else float(values[text] or 0))
+    known = [value for text in order if (value := values[text]) is not None]
+    return Sweep(
+        name, {text: found[text][1] for text in order}, known if len(known) == len(order) else (), _others(runs, name)
+    )
+
+
+def sweep_chart(sweep: Sweep, form: Format = "svg") -> bytes:
+    """Runs as faint points, their means joined by a line with bars of one standard deviation."""
+
+    def draw(figure: "Figure") -> None:
+        axes = figure.add_subplot()
+        plain_axes(axes)
+        places = list(sweep.numbers) or [float(k) for k in range(len(sweep.accuracies))]
+        _mark(axes, sweep, places)
+        if sweep.numbers and min(places) > 0 and max(places) / min(places) > _WIDE:
+            axes.set_xscale("log")
+        if len(places) <= 12:
+            axes.set_xticks(places, list(sweep.accuracies), minor=False)
+            axes.set_xticks([], minor=True)
+        axes.set_xlabel(_LABELS.get(sweep.name, sweep.name))
+        axes.set_ylabel("accuracy of the student")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+        axes.margins(x=0.06, y=0.15)
+
+    return drawn((4.4, 3.2), draw, form)
+
+
+def _mark(axes: "Axes", sweep: Sweep, places: Sequence[float]) -> None:
+    for place, found in zip(places, sweep.accuracies.values(), strict=True):
+        if len(found) > 1:
+            axes.scatter([place] * len(found), found, s=12, color=TONES[1], alpha=0.8, linewidths=0, zorder=3)
+    style: Any = {
+        "color": TONES[0],
+        "linewidth": 1.4,
+        "marker": "o",
+        "markersize": 3.5,
+        "capsize": 2.5,
+        "elinewidth": 0.9,
+    }
+    line = "-" if sweep.numbers else "none"  # nothing lies between two words
+    axes.errorbar(places, sweep.means(), yerr=sweep.spreads(), linestyle=line, **style)
+
+
+def _others(runs: Mapping[str, StoredRun], name: str) -> list[str]:
+    """Settings beside ``name`` that are not the same in all runs."""
+    told = []
+    for run in runs.values():
+        nets = {f"{who}.{key}": value for who in ("teacher", "student") for key, value in _net(run.info, who).items()}
+        told.append({"method": run.info.method, **settings_in(run.info), **nets})
+    names = dict.fromkeys(key for held in told for key in held)
+    return [key for key in names if key != name and len({_text(held.get(key)) for held in told}) > 1]
+
+
+def _net(info: RunInfo, who: str) -> dict[str, object]:
+    about = info.teacher if who == "teacher" else info.student
+    return {key: about.get(key) for key in ("kind", "parameters", "sha256")}
+
+
+def _flat(values: Mapping[str, object], prefix: str) -> dict[str, object]:
+    held: dict[str, object] = {}
+    for key, value in values.items():
+        held |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return held
+
+
+def _text(value: object) -> str:
+    """A value as people write it."""
+    found = number(value)
+    return f"{found:g}" if found is not None else str(plain(value))
