@@ -14,7 +14,7 @@ from dfkd.engine.core import Clock, Method
 from dfkd.engine.driver import Watch, run
 from dfkd.engine.records import Keep
 from dfkd.engine.runtime import Runtime
-from dfkd.methods.d3k import MOST_GRAPHS, D3K
+from dfkd.methods.d3k import D3K, MOST_GRAPHS
 from settings import SETTINGS, Setting, tiny_task
 
 ONE_SHAPE = {"widths": (5, 5), "kernels": (3,)}
