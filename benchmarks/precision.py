@@ -34,7 +34,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     }
 )
 # Largest relative differences from eager fp32: of a loss; of the whole gradient (Euclidean norm) that makes images, by
-# pixels or by a generator's weights; of the student's. Compiled, most gradients are 1e-6 away, but a rounding error at a
+# pixels or by a generator's weights; of the student's. Compiled, most gradients are 1e-6 away; a rounding error at a
 # ReLU's kink switches a unit: 0.2 % and 1.3 % in the worst of ten. In bf16 the worst are 8 % for images and 31 % for
 # students. The bounds on gradients are 1.5 to 6 times what was measured, for other pairs differ.
 TOLERANCES: Mapping[str, tuple[float, float, float]] = MappingProxyType(
