@@ -105,6 +105,18 @@ def test_bench_says_where_the_time_goes(capsys: pytest.CaptureFixture[str]) -> N
     assert all(word in shown for word in ("synthesis", "student steps", "saving", "ceilings", "memory"))
 
 
+def test_bench_of_a_method_that_makes_its_images_first(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["bench", "stts/mnist-lenet5-lenet5-half", "--data.test", "null", "--rounds", "2", "--plan.steps", "2"]
+    words += ["--plan.batch_size", "8", "--method.steps", "20", "--method.synthesis_batch", "8"]
+    assert main([*words, "--json"]) == 0
+    rounds = json.loads(capsys.readouterr().out)["rounds"]
+    assert len(rounds) == 3
+    assert rounds[0]["synthesis"] > 10 * max(one["synthesis"] for one in rounds[1:])
+    assert rounds[0]["step"] < min(one["step"] for one in rounds[1:])
+    assert main(words) == 0
+    assert "s in a warm-up round" in capsys.readouterr().out
+
+
 def test_bench_needs_a_round(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", *TINY[:-1], "0"]) == 2
     assert "--rounds" in capsys.readouterr().err

@@ -64,10 +64,9 @@ def distance(job: Job, variant: str) -> dict[str, Any]:
     device = job.runtime().device
     batches = [(as_images(x.to(device)), y.to(device)) for x, y in zip(pixels.split(n), labels.split(n), strict=True)]
     found = compare(lambda settings: task_of(job, settings), variant, batches)
-    allowed = TOLERANCES[variant]
-    within = all(d.loss <= allowed[0] and d.gradient <= allowed[1] for many in found.values() for d in many)
+    within = all(d.within(variant, what) for what, many in found.items() for d in many)
     differences = {what: [asdict(d) for d in many] for what, many in found.items()}
-    return {"differences": differences, "tolerances": allowed, "within": within}
+    return {"differences": differences, "tolerances": TOLERANCES[variant], "within": within}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -16,6 +16,7 @@ from dfkd.engine.checkpoint import Checkpoint
 from dfkd.engine.runtime import Runtime
 from dfkd.engine.work import Work
 from dfkd.errors import UserError
+from dfkd.methods.stts import STTS
 from dfkd.recipes import yaml_of
 from dfkd.report.summary import file_size, operations
 
@@ -28,7 +29,8 @@ def run(tree: Tree, show: bool = False) -> int:
     if mine.rounds < 1:
         raise UserError(f"bench needs --rounds of at least 1, got {mine.rounds}; raise it")
     job = prepare(*settled(Distill, with_recipe(tree)), trained=False)
-    job = replace(job, plan=replace(job.plan, rounds=mine.rounds, warmup=0))
+    warmup = int(isinstance(job.method, STTS))  # it makes its images there and nowhere else
+    job = replace(job, plan=replace(job.plan, rounds=mine.rounds, warmup=warmup))
     if show:
         print(yaml_of(resolved(job)), end="")
         return 0
@@ -71,6 +73,10 @@ def _show(job: Job, found: Account) -> None:
     if job.settings.teacher.weights is None:
         console.print("The teacher's weights are random: times are right, losses mean nothing.")
     console.print(sheet)
+    if job.plan.warmup:  # the first round, which is not in the table
+        console.print(
+            f"\nimages    {found.rounds[0].synthesis:.3g} s in a warm-up round, before the first of the table"
+        )
     console.print(
         f"\nround     {typical.total:.3g} s, {3600 / typical.total:.3g} an hour; the plan has {found.steps} student "
         f"steps in each\nceilings  {operations(round(top.flops))}FLOP/s (matrix product), {top.bytes / 1e9:.3g} GB/s "

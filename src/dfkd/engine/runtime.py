@@ -32,7 +32,7 @@ class Runtime:
         devices: processes on this machine; more than one needs a launcher (``torchrun``) or :meth:`launch`. Under a
             launcher, 1 stands for as many as it started.
         precision: ``"fp32"`` or ``"bf16"`` (networks under autocast; statistics, losses and weights stay float32).
-        compile: compile objectives and losses with ``torch.compile``.
+        compile: compile objectives, losses and generators with ``torch.compile``.
         channels_last: channels-last convolutions.
         seed: of both streams.
         backend: of ``torch.compile``.

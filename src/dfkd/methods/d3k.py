@@ -46,6 +46,8 @@ from dfkd.types import Batch, Images, Labels, Logits, Scalar
 
 __all__ = ["D3K", "D3KState"]
 
+MOST_GRAPHS = 8  # generator shapes that are compiled: one width and two kernel sizes
+
 
 @dataclass
 class D3KState(State):
@@ -115,6 +117,7 @@ class D3K(Method[D3KState]):
     def synthesize(self, task: Task, state: D3KState, clock: Clock) -> Metrics:
         """Lines 2 to 7."""
         T, S, rng, device = task.teacher, task.student, task.runtime.generator, task.runtime.device
+        make = task.runtime.compile(generate) if _few_shapes(self) else generate
         step = task.runtime.compile(objective)
         for _ in range(self.batches):
             G = _generator(self, task)  # line 3
@@ -127,7 +130,7 @@ class D3K(Method[D3KState]):
             for _ in range(self.steps):  # line 5
                 shape = draw_subnet(self.widths, self.kernels) if self.resample == "iteration" else None
                 with task.runtime.autocast():
-                    x = G(z, shape).float()
+                    x = make(G, z, shape).float()
                 bank = _bank(self, state.bank, len(x), rng)
                 out = step(self, T, S, x, crop_flip(x, rng, self.pad, self.flip), c, bank, not clock.warmup)
                 best = keep_best(best, out.loss, x)
@@ -168,6 +171,12 @@ class Parts(NamedTuple):
     logits: Logits
 
 
+def generate(G: nn.Module, z: Tensor, shape: SubnetShape | None) -> Images:
+    """``G(z)``, or the image of its slice ``shape``."""
+    images: Images = G(z, shape)
+    return images
+
+
 def objective(
     method: D3K, T: Probe, S: Probe, x: Images, seen: Images, c: Labels, bank: Tensor, adversarial: bool
 ) -> Parts:
@@ -194,6 +203,12 @@ def _generator(method: D3K, task: Task) -> nn.Module:
     largest = SubnetShape((method.widths[1],) * 3, (max(method.kernels),) * 3)
     shape = largest if method.resample == "iteration" else draw_subnet(method.widths, method.kernels)
     return task.runtime.place(SuperNet(method.width, task.image_shape, shape, method.init, task.runtime.device))
+
+
+def _few_shapes(method: D3K) -> bool:
+    """Is G worth compiling? Each shape is a graph; of the default ranges' 112 million hardly any comes back."""
+    low, high = method.widths
+    return ((high - low + 1) * len(set(method.kernels))) ** 3 <= MOST_GRAPHS
 
 
 def _bank(method: D3K, bank: Tensor, n: int, generator: torch.Generator) -> Tensor:

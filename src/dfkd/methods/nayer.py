@@ -125,7 +125,7 @@ class NAYER(Method[NayerState]):
     def synthesize(self, task: Task, state: NayerState, clock: Clock) -> Metrics:
         """Lines 4 to 7."""
         T, S, G, Z, M, rng = task.teacher, task.student, state.G, state.Z, state.pool, task.runtime.generator
-        step = task.runtime.compile(objective)
+        make, step = task.runtime.compile(generate), task.runtime.compile(objective)
         if self.renew is not None and clock.round % self.renew == 0:
             redraw(nn.ModuleList([G, Z]))
             state.born = clock.round
@@ -143,7 +143,7 @@ class NAYER(Method[NayerState]):
             best = no_best(e.new_zeros(len(y), *task.image_shape))
             for _ in range(self.steps):  # line 6
                 with task.runtime.autocast():
-                    x = G(Z(e)).float()
+                    x = make(G, Z, e).float()
                 out = step(self, T, S, crop_flip(x, rng, self.pad, self.flip), y, state.moments, not clock.warmup)
                 best = keep_best(best, out.loss, x)
                 task.runtime.step(out.loss, optimizer)
@@ -182,6 +182,12 @@ class Parts(NamedTuple):
     adv: Scalar
     logits: Logits
     stats: tuple[Moments, ...]
+
+
+def generate(G: nn.Module, Z: nn.Module, e: Tensor) -> Images:
+    """``G(Z(e))``; line 6 compiles it apart from the objective, for the random crop lies between the two."""
+    images: Images = G(Z(e))
+    return images
 
 
 def objective(

@@ -135,7 +135,7 @@ class SpaceshipNet(Method[SpaceshipState]):
     def synthesize(self, task: Task, state: SpaceshipState, clock: Clock) -> Metrics:
         """Lines 3 to 5, and the choices of lines 7 and 8 for the whole round: the device is asked once."""
         T, G, rng, device = task.teacher, state.G, task.runtime.generator, task.runtime.device
-        step = task.runtime.compile(objective)
+        make, step = task.runtime.compile(generate), task.runtime.compile(objective)
         z = torch.randn(self.synthesis_batch, self.width, generator=rng, device=device)  # line 3
         y = _labels(self, task)
         optimizer = Adam(G.parameters(), lr=self.lr, betas=self.betas, fused=True)
@@ -143,9 +143,8 @@ class SpaceshipNet(Method[SpaceshipState]):
         G.train()
         for _ in range(self.steps):  # line 4
             with task.runtime.autocast():
-                taps = G.features(z)
-                x = G.decode(taps[-1], G.taps - 1).float()
-            out = step(self, T, crop_flip(x, rng, self.pad, self.flip), y)
+                taps, x = make(G, z)
+            out = step(self, T, crop_flip(x.float(), rng, self.pad, self.flip), y)
             best = keep_features(best, out.loss, [taps[i] for i in self.taps], self.keep)
             task.runtime.step(out.loss, optimizer)
         G.eval()
@@ -169,7 +168,7 @@ class SpaceshipNet(Method[SpaceshipState]):
         if mixed and self.diversity == "cfe":
             features = exchange_channels(features, self.fraction, rng, self.pairs)  # line 8, in half the bytes
         with task.runtime.autocast():
-            x = state.G.decode(features, tap).float()  # line 9
+            x = task.runtime.compile(decode)(state.G, features, tap).float()  # line 9
         if mixed and self.diversity in ("mixup", "cutmix"):
             x = (draw_mixup if self.diversity == "mixup" else draw_cutmix)(x, self.mix_alpha, rng)
         return Batch(crop_flip(x, rng, self.pad, self.flip), rows["labels"])
@@ -208,6 +207,17 @@ class Stored(NamedTuple):
 
     loss: Scalar
     features: tuple[Tensor, ...]
+
+
+def generate(G: ConvGenerator, z: Tensor) -> tuple[tuple[Tensor, ...], Images]:
+    """What the taps see of ``z``, and the image; line 4 compiles it apart from the objective: a crop lies between."""
+    taps = G.features(z)
+    return taps, G.decode(taps[-1], G.taps - 1)
+
+
+def decode(G: ConvGenerator, features: Tensor, tap: int) -> Images:
+    """Line 9. Every tap is a graph of its own."""
+    return G.decode(features, tap)
 
 
 def objective(method: SpaceshipNet, T: Probe, x: Images, y: Labels) -> Parts:
