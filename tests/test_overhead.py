@@ -149,7 +149,7 @@ def test_the_work_is_that_of_the_method(name: str) -> None:
         torch.manual_seed(4)  # D3K's shape
         bare.prepare()
         least = STEPS * count_work(bare.generator_step).flops
-        assert own == least
+        assert least <= own < 1.002 * least  # NAYER's codes of the newest batch are computed once more, for others
 
 
 @pytest.mark.parametrize("resample", ["batch", "iteration"])
