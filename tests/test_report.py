@@ -275,6 +275,13 @@ def test_low_entropy_warns_on_one_side_of_half_log_k() -> None:
     assert kinds([low, low, high, high, high], 10) == []
 
 
+def test_selected_images_of_few_classes_get_advice_on_selecting() -> None:
+    made, chosen = a_record(class_entropy=0.1), a_record(class_entropy=0.1, selected=30)
+    assert "synthetic" in warnings_of([made], 10)[0].text
+    assert "selected" in warnings_of([chosen], 10)[0].text
+    assert "v_th" in warnings_of([chosen], 10)[0].text
+
+
 def test_equal_images_warn() -> None:
     assert kinds([a_record(pairwise_distance=0.0199)], 10) == ["distance"]
     assert kinds([a_record(pairwise_distance=0.0201)], 10) == []

@@ -63,10 +63,16 @@ def _entropy(records: Sequence[RoundRecord], classes: int) -> Concern | None:
     entropy, most = _recent(records, "class_entropy"), math.log(classes)
     if entropy is None or entropy >= ENTROPY_SHARE * most:
         return None
-    text = (
-        f"The synthetic images show few of the {classes} classes: the entropy of a batch is {entropy:.2f} "
-        f"nats, balanced classes have {most:.2f}; raise the weight of the class loss or the synthesis steps."
-    )
+    if _recent(records, "selected") is not None:
+        text = (
+            f"The selected images belong to few of the {classes} classes: the entropy of their classes is {entropy:.2f} "
+            f"nats, balanced classes have {most:.2f}; lower v_th, or give more or closer web images."
+        )
+    else:
+        text = (
+            f"The synthetic images show few of the {classes} classes: the entropy of a batch is {entropy:.2f} "
+            f"nats, balanced classes have {most:.2f}; raise the weight of the class loss or the synthesis steps."
+        )
     return Concern("entropy", text)
 
 
