@@ -65,8 +65,8 @@ def _entropy(records: Sequence[RoundRecord], classes: int) -> Concern | None:
         return None
     if _recent(records, "selected") is not None:
         text = (
-            f"The selected images belong to few of the {classes} classes: the entropy of their classes is {entropy:.2f} "
-            f"nats, balanced classes have {most:.2f}; lower v_th, or give more or closer web images."
+            f"The selected images belong to few of the {classes} classes: the entropy of these is {entropy:.2f} nats, "
+            f"balanced classes have {most:.2f}; lower v_th, or give more or closer web images."
         )
     else:
         text = (
