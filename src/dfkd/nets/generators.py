@@ -31,7 +31,7 @@ class ConvGenerator(nn.Module):
     ``Linear(inputs, 2w·s0²) -> BN -> x2 -> conv 2w -> x2 -> conv w -> conv c -> sigmoid`` with s0 = side / 4 and w =
     ``width``. It decodes in stages, so that a method may read or exchange features between them: tap 0 after the
     first BN (2w at side/4), tap 1 after the first block (2w at side/2), tap 2 after the second (w at full side). A
-    doubling and the convolution after it are one layer, :class:`dfkd.ops.doubling.DoublingConv`.
+    doubling and the convolution after it are one layer, ``dfkd.ops.doubling.DoublingConv``.
 
     Args:
         inputs: length of the code.
