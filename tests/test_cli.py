@@ -199,6 +199,10 @@ def test_synthesize_from_a_recipe(distil: list[str], capsys: pytest.CaptureFixtu
         == 0
     )
     assert len(list(Path("noise").glob("*/*.png"))) == 5
+    small = "--method SpaceshipNet --method.steps 2 --method.synthesis_batch 20 --method.channels 4 --method.pad 1"
+    plan = "--plan.rounds 1 --plan.steps 2 --plan.batch_size 4 --count 11 --out decoded"  # more than a round's batches
+    assert main(["synthesize", *noise[:cut], *small.split(), *plan.split()]) == 0
+    assert len(list(Path("decoded").glob("*/*.png"))) == 11
 
 
 def test_print_config_is_a_recipe(distil: list[str], capsys: pytest.CaptureFixture[str]) -> None:

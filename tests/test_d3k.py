@@ -221,3 +221,10 @@ def test_codes_follow_only_when_asked() -> None:
 def test_values_that_cannot_be_are_refused(change: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         tiny(**change)
+
+
+@pytest.mark.parametrize("pool", [8, 16])
+def test_a_hash_needs_two_blocks(pool: int) -> None:
+    with pytest.raises(UserError, match="lower hash_pool"):
+        tiny(hash_pool=pool).setup(tiny_task(ROW), ROW.plan)
+    assert tiny(hash_pool=4).setup(tiny_task(ROW), ROW.plan).bank.shape == (0, 3)

@@ -100,6 +100,14 @@ def commands(path: Path) -> Iterator[tuple[str, ...]]:
                 yield tuple(words[words.index("dfkd") + 1 :])
 
 
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_a_card_lists_every_hyper_parameter(method: str) -> None:
+    (text,) = (path.read_text("utf-8") for path in CARDS if f"dfkd.{method}(" in path.read_text("utf-8"))
+    cells = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    listed = {name for cell in cells for name in re.findall(r"`([a-z_0-9]+)`", cell)}
+    assert listed == {field.name for field in fields(METHODS[method])}  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("path", [*PAGES, *CARDS], ids=named)
 def test_commands_on_a_page_are_known(path: Path) -> None:
     for words in commands(path):

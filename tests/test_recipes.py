@@ -135,6 +135,7 @@ def test_rows_at_224_pixels() -> None:
     settings, _, _ = settled(Distill, recipe(hundred.name))
     facts = facts_of(settings.data, Sidecar())
     assert (facts.image_size, facts.classes, facts.names) == ((3, 224, 224), 100, ())
+    assert settings.teacher.stages == settings.student.stages == ["layer1", "layer2", "layer3", "layer4"]
 
 
 def test_a_cinic10_folder_is_read(tmp_path: Path) -> None:

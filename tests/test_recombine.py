@@ -1,6 +1,7 @@
 """Images from one method, loss from another."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from dfkd.engine.driver import Watch, run
 from dfkd.engine.estimate import estimate
 from dfkd.engine.plan import Plan
 from dfkd.engine.recombine import Recombine
+from dfkd.errors import UserError
+from dfkd.methods.kd3 import KD3
 from dfkd.methods.nayer import NAYER
 from dfkd.methods.spaceship import SpaceshipNet
 from dfkd.runs import settings_of
@@ -98,3 +101,17 @@ def test_the_record_names_both_methods() -> None:
     assert settings["images_from"]["method"] == "NAYER"  # type: ignore[index]
     assert settings["images_from"]["steps"] == 7  # type: ignore[index]
     assert settings["loss_from"]["method"] == "SpaceshipNet"  # type: ignore[index]
+
+
+def test_what_the_parts_cannot_give_each_other_is_refused() -> None:
+    kd3 = SETTINGS["KD3"].method
+    assert isinstance(kd3, KD3)
+    with pytest.raises(UserError, match=r'second view .* set mdcl="none"'):
+        run(tiny_task(SETTINGS["KD3"]), Recombine(SETTINGS["NoiseInput"].method, kd3), tiny_plan())
+    with pytest.raises(UserError, match=r"KD3, which sets .*share_head=False"):
+        run(tiny_task(SETTINGS["KD3"]), Recombine(kd3, SETTINGS["NoiseInput"].method), tiny_plan())
+    fine = Recombine(replace(kd3, share_head=False), SETTINGS["NoiseInput"].method)
+    task = tiny_task(SETTINGS["KD3"])
+    assert run(task, fine, tiny_plan()).held == ()
+    assert not torch.equal(task.student.head.weight, task.teacher.head.weight)  # type: ignore[union-attr]
+    run(tiny_task(SETTINGS["KD3"]), Recombine(replace(kd3, select="random"), kd3), tiny_plan())  # both share the head

@@ -297,9 +297,19 @@ def test_values_that_cannot_be_are_refused(change: dict[str, Any], said: str) ->
 def test_a_head_that_does_not_pool_is_refused() -> None:
     row = replace(ROW, teacher="lenet5", student="lenet5", image_shape=(1, 32, 32))
     task = tiny_task(row)
-    with pytest.raises(UserError, match="whose head sees its last stage through global pooling"):
+    with pytest.raises(UserError, match="whose head sees its last stage through global average pooling"):
         tiny(lambda_bn=0.0).setup(task, row.plan)
     assert tiny(lambda_bn=0.0, constraint="at").setup(task, row.plan)
+
+
+def test_a_last_stage_that_is_not_what_the_head_pools_is_refused() -> None:
+    """At 64 pixels VGG-11's last map has no partner in ResNet-18; the one before has as many channels."""
+    for teacher, student, role in (("vgg11", "resnet18", "teacher"), ("resnet18", "vgg11", "student")):
+        task = tiny_task(replace(ROW, teacher=teacher, student=student, image_shape=(1, 64, 64)))
+        with pytest.raises(UserError, match=f"needs a {role} whose head sees"):
+            tiny().setup(task, ROW.plan)
+    small = tiny_task(replace(ROW, teacher="vgg11", student="resnet18", image_shape=(1, 32, 32)), precision="bf16")
+    assert tiny().setup(small, ROW.plan)
 
 
 def test_stages_of_unequal_sizes_are_refused() -> None:

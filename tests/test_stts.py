@@ -16,7 +16,7 @@ from dfkd.engine.driver import run
 from dfkd.engine.plan import Plan
 from dfkd.engine.runtime import Runtime
 from dfkd.errors import UserError
-from dfkd.methods.stts import STTS, STTSState, objective
+from dfkd.methods.stts import STTS, STTSState, _tools, objective
 from dfkd.nets.lenet import LeNet5
 from dfkd.nets.tail import find_tail, last_map
 from dfkd.nets.zoo import ZOO, build
@@ -120,9 +120,8 @@ def test_layers_that_cannot_be_modelled_are_refused() -> None:
 def test_the_objective_agrees_with_loops(act: Any, tau2: bool) -> None:
     task, net = lenet_task()
     method = STTS(act_reduction=act, kl_tau2=tau2, lambda_a=0.3, lambda_d=0.7)
-    state = method.setup(task, PLAN)
-    assert state.tools.value is not None
-    _, eye = state.tools.value
+    with _tools(method, task, method.setup(task, PLAN)) as (_, eye):
+        pass
     x, y = torch.randn(3, 1, 32, 32, generator=stream()), torch.randn(3, 4, generator=stream(1))
     with torch.no_grad():
         out = objective(method, eye, x, y)
@@ -224,6 +223,59 @@ def test_post_activation_units_can_be_modelled() -> None:
     assert 0.25 <= made["target_maximum"] <= 1
 
 
+def test_units_are_modelled_before_an_activation_in_place() -> None:
+    for rest in (nn.ReLU(inplace=True), nn.LeakyReLU(inplace=True), nn.Hardswish(inplace=True)):
+        net = nn.Sequential(nn.Flatten(), nn.Linear(12, 5), rest, nn.Linear(5, 3)).eval()
+        tail, s = find_tail(net, (3, 2, 2)), torch.randn(4, 5, generator=stream())
+        assert tail.layer == "1"
+        copy = s.clone()
+        torch.testing.assert_close(tail(s), net[3](net[2](copy.clone())).detach())
+        assert torch.equal(s, copy)
+
+
+class Interrupted(Exception):
+    """Stands for Ctrl-C in the middle of a synthesis."""
+
+
+@pytest.mark.parametrize("when", ["setup", "warm-up", "interrupted"])
+def test_nothing_stays_hooked_to_the_teacher(
+    digits_teacher: nn.Module, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = make(digits_teacher)
+
+    def hooks() -> int:
+        return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in task.teacher.net.modules())
+
+    before, state = hooks(), SMALL.setup(task, PLAN)
+    assert hooks() == before  # a report or another method's loss sets STTS up without making images
+    if when == "warm-up":
+        SMALL.synthesize(task, state, Clock(PLAN, 0))
+        assert hooks() > before
+        SMALL.synthesize(task, state, Clock(PLAN, 1))
+    if when == "interrupted":
+        monkeypatch.setattr("dfkd.methods.stts._bound", lambda *_: (_ for _ in ()).throw(Interrupted))
+        with pytest.raises(Interrupted):
+            SMALL.synthesize(task, state, Clock(PLAN, 0))
+    assert hooks() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"steps": 0}, "steps of at least 1"),
+        ({"memory": 0}, "memory of at least 1"),
+        ({"sigma": -1.0}, "sigma of at least 0"),
+        ({"temperature": 0.0}, "temperature above 0"),
+        ({"scale": 1.0}, "scale below 1"),
+        ({"betas": ()}, "betas above 0"),
+        ({"betas": (1.0, 0.0)}, "betas above 0"),
+    ],
+)
+def test_values_that_cannot_be_are_refused(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        STTS(**change)
+
+
 def test_a_plan_without_warm_up_is_refused(digits_teacher: nn.Module) -> None:
     with pytest.raises(UserError, match="warm-up"):
         SMALL.setup(make(digits_teacher), replace(PLAN, warmup=0))
@@ -256,6 +308,9 @@ def test_dirichlet_targets_are_met_at_tau(digits_teacher: nn.Module) -> None:
     torch.testing.assert_close(y.sum(dim=1), torch.ones(400))
     flat, peaked = y[:200].amax(dim=1).mean(), y[200:].amax(dim=1).mean()  # β = 1 and β = 0.1
     assert float(peaked) > float(flat) + 0.1
+    few = [_draw(replace(method, synthesis_batch=10, betas=(1.0, 1e-4)), task, rest) for _ in range(20)]
+    sure = torch.stack(few)[:, 5:]  # the half with the small β: one class each
+    assert len(sure.argmax(dim=2).unique()) > 7  # as many images as classes, and yet not always the same half of them
 
 
 def test_larger_variances_give_harder_targets(digits_teacher: nn.Module) -> None:

@@ -123,7 +123,7 @@ def _made(task: Task, method: Method[Any], plan: Plan, count: int) -> tuple[Byte
     labels: list[Tensor] = []
     with torch.no_grad():
         while sum(len(part) for part in images) < count:
-            batch = method.batch(task, state, Clock(plan, plan.total - 1, len(images)))
+            batch = method.batch(task, state, Clock(plan, plan.total - 1, len(images) % plan.steps))
             images.append(as_bytes(batch.images).cpu())
             labels.append(
                 (task.teacher(batch.images).logits.argmax(dim=1) if batch.labels is None else batch.labels).cpu()

@@ -16,7 +16,7 @@ from dfkd.errors import UserError
 from dfkd.ops.moments import moments
 from dfkd.types import Images, Moments, Readout
 
-__all__ = ["Probe"]
+__all__ = ["Probe", "pools_last_map"]
 
 
 class Probe(nn.Module):
@@ -147,6 +147,19 @@ def _submodule(net: nn.Module, name: str) -> nn.Module:
         raise UserError(
             f"{type(net).__name__} needs a layer named by its path, got {name!r}; its top-level layers are: {have}"
         ) from None
+
+
+def pools_last_map(out: Readout) -> bool:
+    """Are the features the means of the last map, so that the head's weights are those of its CAM?
+
+    Ask it of a reading in eval mode, of images that are not of one colour. bfloat16 rounds the two differently.
+    """
+    means = out.maps[-1].float().mean((2, 3)) if out.maps else None
+    return (
+        means is not None
+        and means.shape == out.features.shape
+        and torch.allclose(means, out.features, rtol=0.05, atol=1e-3)
+    )
 
 
 def _check_normalisation(mean: Sequence[float], std: Sequence[float]) -> None:

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, final
 from dfkd.data.pool import Pool
 from dfkd.engine.core import Clock, Method, Metrics, Need, State, Task
 from dfkd.engine.plan import Plan
+from dfkd.errors import UserError
 from dfkd.types import Batch, Scalar
 
 __all__ = ["Recombine", "RecombinedState"]
@@ -26,7 +27,8 @@ class Recombine(Method[RecombinedState]):
     """``synthesize`` and ``batch`` of one method, ``loss`` of another.
 
     ``Recombine(NAYER(), SpaceshipNet())`` trains on NAYER's images with Spaceship-Net's activation regions. The loss
-    has to be content with the batches it gets: KD3's contrast, for one, wants a second view that only KD3 makes.
+    has to be content with the batches it gets: KD3's contrast, for one, wants a second view that only KD3 makes. And
+    the images have to leave the student's weights to the loss: KD3, for one, with ``share_head=False``.
     """
 
     images_from: Method[Any]  # the method that makes the images, with its own settings
@@ -49,7 +51,13 @@ class Recombine(Method[RecombinedState]):
     def setup(self, task: Task, plan: Plan) -> RecombinedState:
         """Both setups; the loss's one for a single round, since what it would synthesise is never made."""
         images = self.images_from.setup(task, plan)
+        held, name = images.held, type(self.images_from).__name__
         learning = self.loss_from.setup(task, replace(plan, rounds=1, warmup=1))
+        if not set(held) <= set(learning.held):
+            raise UserError(
+                f"Recombine needs images_from to leave the student's weights alone, got {name}, which sets "
+                f"{', '.join(held)}; turn that off (KD3: share_head=False)"
+            )
         return RecombinedState(
             images, learning, getattr(images, "pool", None), joint=learning.joint, held=learning.held
         )

@@ -111,6 +111,12 @@ class D3K(Method[D3KState]):
         device = task.runtime.device
         made = self.synthesis_batch * self.batches * plan.total
         columns = {"images": (task.image_shape, torch.uint8), "labels": ((), torch.int64)}
+        _, h, w = task.image_shape
+        if (h // self.hash_pool) * (w // self.hash_pool) < 2:
+            raise UserError(
+                f"D3K needs images of at least two blocks of hash_pool={self.hash_pool} pixels a side, got {h}x{w}; "
+                "lower hash_pool"
+            )
         codes = dhash_codes(torch.zeros(1, *task.image_shape, device=device), self.hash_pool)
         return D3KState(Pool(min(made, self.memory or made), columns, device), bank=codes[:0])
 

@@ -164,8 +164,13 @@ class KD3(Method[KD3State]):
         loss = weighted_feature_alignment(s.features, t.features, w)  # eq. 10
         if not self.share_head:
             loss = loss + self.label_weight * _label_loss(self, s, t)
-        if batch.other is None:
+        if self.mdcl == "none":
             return loss
+        if batch.other is None:
+            raise UserError(
+                "KD3's contrast needs batches with a second view of every image, which only KD3 makes, got one view; "
+                'set mdcl="none"'
+            )
         B_ref = len(x) if self.reference_batch is None else self.reference_batch
         return loss + self.alpha * B_ref * contrast(self, task, state.joint, s, t, batch.other)  # eq. 18
 

@@ -21,6 +21,8 @@ The paper's algorithm box and this file:
 ``targets="dirichlet"`` draws the targets of ZSKD (Nayak et al. 2019) in place of lines 3 and 4, for comparison.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NamedTuple, final
 
@@ -52,7 +54,7 @@ class STTSState(State):
     """What STTS remembers. The tools are the layer that is modelled and a probe that reads T's last map."""
 
     pool: Pool  # the transfer set
-    tools: Cache[tuple[Tail, Probe]] = field(default_factory=Cache)
+    tools: Cache[tuple[Tail, Probe]] = field(default_factory=Cache)  # while images are made
 
 
 @final
@@ -98,6 +100,22 @@ class STTS(Method[STTSState]):
         schedule="constant",
     )
 
+    def check_values(self) -> None:
+        """Counts are at least 1, the temperature and the β are above 0, variances are not below 0, the zoom below 1."""
+        for name in ("synthesis_batch", "batches", "steps", "memory"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"STTS needs {name} of at least 1, got {value}; raise it")
+        for name in ("sigma", "init_std", "noise", "degrees", "scale", "shift", "pad"):
+            if getattr(self, name) < 0:
+                raise UserError(f"STTS needs {name} of at least 0, got {getattr(self, name)}; raise it")
+        if self.temperature <= 0:
+            raise UserError(f"STTS needs a temperature above 0, got {self.temperature}; raise it")
+        if self.scale >= 1:
+            raise UserError(f"STTS needs a scale below 1, got {self.scale}; lower it")
+        if not self.betas or min(self.betas) <= 0:
+            raise UserError(f"STTS needs betas above 0, at least one, got {self.betas}; for example (1.0, 0.1)")
+
     def needs(self) -> frozenset[Need]:
         """A linear classifier, unless another layer is named."""
         classifier = self.layer in ("auto", "logits") or self.space == "logits" or self.targets == "dirichlet"
@@ -109,36 +127,31 @@ class STTS(Method[STTSState]):
             raise UserError(
                 "STTS needs warm-up rounds, in which it makes all its images, got a plan with warmup=0; set plan.warmup"
             )
-        tail = find_tail(task.teacher.net, task.image_shape, self.layer, self.space)
+        find_tail(task.teacher.net, task.image_shape, self.layer, self.space)  # refuses what cannot be modelled
+        _map_place(self, task)
         made = plan.warmup * self.batches * self.synthesis_batch
         columns = {"images": (task.image_shape, torch.uint8), "labels": ((), torch.int64)}
-        state = STTSState(Pool(min(made, self.memory or made), columns, task.runtime.device))
-        state.tools.value = tail, _eye(self, task)
-        return state
+        return STTSState(Pool(min(made, self.memory or made), columns, task.runtime.device))
 
     def synthesize(self, task: Task, state: STTSState, clock: Clock) -> Metrics:
         """Lines 3 to 7, in warm-up rounds only."""
-        if state.tools.value is None:
+        if not clock.warmup:  # the set is complete
+            _put_away(state)
             return {}
-        rest, T = state.tools.value
-        if not clock.warmup:  # the set is complete: leave nothing hooked to the teacher
-            T.release()
-            state.tools.value = None
-            return {}
-        step = task.runtime.compile(objective)
-        for _ in range(self.batches):
-            y = _draw(self, task, rest)  # lines 3 and 4
-            x = _start(self, task).requires_grad_(True)  # line 5
-            optimizer = Adam([x], lr=self.lr, fused=True)
-            best = no_best(x)
-            for _ in range(self.steps):  # line 6
-                out = step(self, T, x, y)
-                if self.keep == "best":
-                    best = keep_best(best, out.loss, x)
-                task.runtime.step(out.loss, private=[optimizer])
-                _bound(self, T, x)
-            images = T.denormalise(best.images if self.keep == "best" else x)
-            state.pool.add(images=as_bytes(images), labels=out.logits.argmax(dim=1))  # line 7
+        with _tools(self, task, state) as (rest, T):
+            step = task.runtime.compile(objective)
+            for _ in range(self.batches):
+                y = _draw(self, task, rest)  # lines 3 and 4
+                x = _start(self, task).requires_grad_(True)  # line 5
+                optimizer = Adam([x], lr=self.lr, fused=True)
+                best = no_best(x)
+                for _ in range(self.steps):  # line 6
+                    out = step(self, T, x, y)
+                    best = keep_best(best, out.loss, x) if self.keep == "best" else best
+                    task.runtime.step(out.loss, private=[optimizer])
+                    _bound(self, T, x)
+                images = T.denormalise(best.images if self.keep == "best" else x)
+                state.pool.add(images=as_bytes(images), labels=out.logits.argmax(dim=1))  # line 7
         softened = torch.softmax(y / self.temperature, dim=1)
         return {
             "loss/synthesis": out.loss.detach(),
@@ -184,12 +197,7 @@ def objective(method: STTS, T: Probe, x: Images, y: Logits) -> Parts:
 
 def _eye(method: STTS, task: Task) -> Probe:
     """A probe of T that reads the map fed to pooling or flattening, whichever stages the task's own probe names."""
-    T, place = task.teacher, last_map(task.teacher.net, task.image_shape)
-    if place is None and method.lambda_a != 0:
-        raise UserError(
-            f"STTS needs a teacher with feature maps for its activation loss, got {type(T.net).__name__} without; "
-            "set lambda_a=0"
-        )
+    T, place = task.teacher, _map_place(method, task)
     eye = Probe(
         T.net,
         mean=T.mean.flatten().tolist(),
@@ -201,6 +209,37 @@ def _eye(method: STTS, task: Task) -> Probe:
     return eye.to(task.runtime.device).freeze()
 
 
+def _map_place(method: STTS, task: Task) -> str | None:
+    """Where the map is that L_a reads; None where there is none and none is needed."""
+    place = last_map(task.teacher.net, task.image_shape)
+    if place is None and method.lambda_a != 0:
+        raise UserError(
+            "STTS needs a teacher with feature maps for its activation loss, got "
+            f"{type(task.teacher.net).__name__} without; set lambda_a=0"
+        )
+    return place
+
+
+@contextmanager
+def _tools(method: STTS, task: Task, state: STTSState) -> Iterator[tuple[Tail, Probe]]:
+    """The modelled layer and the probe, built when first asked for; put away when an error (or Ctrl-C) ends the run."""
+    if state.tools.value is None:
+        rest = find_tail(task.teacher.net, task.image_shape, method.layer, method.space)
+        state.tools.value = rest, _eye(method, task)
+    try:
+        yield state.tools.value
+    except BaseException:
+        _put_away(state)
+        raise
+
+
+def _put_away(state: STTSState) -> None:
+    """Leave nothing hooked to the teacher."""
+    if state.tools.value is not None:
+        state.tools.value[1].release()
+        state.tools.value = None
+
+
 def _draw(method: STTS, task: Task, rest: Tail) -> Logits:
     """Lines 3 and 4 for one batch: the logits of its targets (before τ)."""
     n, rng = method.synthesis_batch, task.runtime.generator
@@ -210,6 +249,7 @@ def _draw(method: STTS, task: Task, rest: Tail) -> Logits:
     if head is None:
         raise RuntimeError("Dirichlet targets need a linear classifier; the driver checks that before setup")
     labels = balanced_labels(n, task.classes, rng, task.runtime.device)
+    labels = labels[torch.randperm(n, generator=rng, device=labels.device)]  # any β for any class
     rows = [dirichlet_concentration(head.weight.detach(), beta, method.dirichlet) for beta in method.betas]
     share = torch.arange(n, device=labels.device) * len(rows) // n
     # The targets are probabilities at τ already: undo the division that is to come.

@@ -44,12 +44,13 @@ class Tail:
         """The logits of ``units`` (n, number of units); the network should be in eval mode.
 
         The whole network runs, on images of the constant ``background``, and the units take the place of the
-        layer's output, so that nothing needs to be known of how the network is written.
+        layer's output, so that nothing needs to be known of how the network is written. They are copied, for what
+        follows may work in place.
         """
         if self._place is None:
             return units
         images = units.new_full((len(units), *self._shape), background)
-        handle = self._net.get_submodule(self._place).register_forward_hook(lambda module, given, made: units)
+        handle = self._net.get_submodule(self._place).register_forward_hook(lambda module, given, made: units.clone())
         try:
             return self._net(images)
         finally:

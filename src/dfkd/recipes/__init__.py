@@ -51,9 +51,10 @@ def recipe(name: str) -> dict[str, Any]:
     row = find(name)
     tests = row.data if row.data in _READABLE else None
     data = {"preset": row.data, **({"test": tests} if tests else {}), **row.inputs}
+    stages = {"stages": list(row.stages)} if row.stages else {}
     return {
-        "teacher": {"name": row.teacher},
-        "student": {"name": row.student},
+        "teacher": {"name": row.teacher, **stages},
+        "student": {"name": row.student, **stages},
         "data": {key: value for key, value in data.items() if value is not None},
         **({"text": dict(row.text)} if row.text else {}),
         "method": {"name": row.method, **row.settings},

@@ -25,6 +25,7 @@ class Row:
         note: what else to know.
         inputs: further settings of the section ``data``.
         text: settings of the section ``text``.
+        stages: paths of the stages in teacher and student, where the search should not decide.
         variant: what differs from the recipe of the same name without it, or "".
         part: the name of the classes taken, where they are only some of the preset's.
     """
@@ -39,6 +40,7 @@ class Row:
     note: str = ""
     inputs: Plain = field(default_factory=dict)
     text: Plain = field(default_factory=dict)
+    stages: tuple[str, ...] = ()
     variant: str = ""
     part: str = ""
 
@@ -104,9 +106,13 @@ def _spaceship() -> Iterator[Row]:
     # A sample's features take 10 MB at 224 pixels, so the pool needs a limit.
     large = {"synthesis_batch": 64, "memory": 4096}
     nets, note = ("torchvision:resnet34", "torchvision:resnet18"), "no settings were released at 224 pixels"
-    yield Row("SpaceshipNet", "imagenette", *nets, large, {"batch_size": 64}, 80.59, f"{note}: these are a start")
+    groups = ("layer1", "layer2", "layer3", "layer4")  # a search would add the stem's map
+    start = f"{note}: these are a start"
+    yield Row("SpaceshipNet", "imagenette", *nets, large, {"batch_size": 64}, 80.59, start, stages=groups)
     note = f"{note}, nor which 100 classes: give yours, --data.classes"
-    hundred = Row("SpaceshipNet", "imagenet", *nets, large, {"batch_size": 64}, 65.40, note, {"classes": 100})
+    hundred = Row(
+        "SpaceshipNet", "imagenet", *nets, large, {"batch_size": 64}, 65.40, note, {"classes": 100}, stages=groups
+    )
     yield replace(hundred, part="imagenet100")
 
 

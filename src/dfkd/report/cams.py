@@ -7,7 +7,7 @@ from PIL import Image
 from torch import Tensor
 
 from dfkd.engine.core import Task
-from dfkd.engine.probe import Probe
+from dfkd.engine.probe import Probe, pools_last_map
 from dfkd.errors import UserError
 from dfkd.losses.regions import Regions, cam_difference, class_activation_maps, grad_cams
 from dfkd.ops.pixels import as_images
@@ -32,7 +32,7 @@ def activation_regions(probe: Probe, images: Tensor, classes: Labels) -> Regions
     probe.eval()
     with torch.enable_grad():
         out = probe(images.detach().clone().requires_grad_(True), maps=True)
-        if head is None or not out.maps or out.maps[-1].shape[1] != head.in_features:
+        if head is None or not pools_last_map(out):
             raise UserError(
                 f"{type(probe.net).__name__} needs stages and a linear head behind global pooling for activation maps, "
                 "got a network without; name them when the task is built"

@@ -80,6 +80,7 @@ def soft_labels(
     normal = torch.softmax(rest(draw_normal(rest.weight, draws, sigma, generator)) / temperature, dim=1)
     classes, device = len(last.weight), last.weight.device
     labels = balanced_labels(draws, classes, generator, device)
+    labels = labels[torch.randperm(draws, generator=generator, device=device)]  # any β for any class
     rows = torch.cat([dirichlet_concentration(last.weight, beta, dirichlet) for beta in betas])
     share = torch.arange(draws, device=device) * len(betas) // draws
     zskd = draw_dirichlet(rows, labels + share * classes, generator).exp()
