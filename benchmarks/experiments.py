@@ -215,6 +215,7 @@ def _mnist_d3k() -> list[Row]:
     plan = replace(MNIST_SMALL, rounds=10, steps=30, warmup=4)
     variants: list[tuple[str, dict[str, Any]]] = [
         ("SG and D-Dhash", {}),
+        ("SG and a tenth of D-Dhash", {"theta": 0.1}),
         ("SG only", {"theta": 0.0}),
         ("D-Dhash only", {"widths": (40, 40), "kernels": (3,)}),
         ("base", {"widths": (40, 40), "kernels": (3,), "theta": 0.0}),

@@ -1,6 +1,7 @@
 """The committed tables are those of the committed records, and every experiment can be built."""
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,23 @@ def test_rows_have_different_names_and_records_belong_to_a_row(experiment: str) 
         assert slug(record["row"]) in labels
         assert record["data"] == data.name
         assert {"commit", "date", "hardware", "torch"} <= record["provenance"].keys()
+
+
+def test_accuracies_quoted_in_the_text_are_those_of_the_tables() -> None:
+    root = RESULTS.parent.parent
+    tables = (RESULTS / "README.md").read_text()
+    section = re.search(r"\n## Which orders .*?(?=\n## )", (root / "docs/benchmarks.md").read_text(), re.DOTALL)
+    assert section is not None
+    quoted = {value for text in (section[0], *_cards(root)) for value in re.findall(r"\b\d\d\.\d\d\b", text)}
+    assert len(quoted) > 20
+    assert {value for value in quoted if not re.search(rf"(?<![\d.]){value}(?![\d])", tables)} == set()
+
+
+def _cards(root: Path) -> list[str]:
+    """The sentences of the methods' pages that name a table of ours."""
+    texts = [path.read_text() for path in sorted((root / "docs/methods").glob("*.md"))]
+    points = [point for text in texts for point in re.split(r"\n(?=- |\n|#)", text)]
+    return [point for point in points if re.search(r"`(mnist|cifar10|digits)-", point)]
 
 
 def test_records_are_sound_json() -> None:
