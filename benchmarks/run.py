@@ -139,7 +139,7 @@ def run_row(
         **row.inputs,
     )
     final = done.record.final
-    last = done.record.rounds[-1].metrics
+    last = {name: value for past in done.record.rounds for name, value in past.metrics.items()}  # each metric's newest
     return {
         "experiment": experiment,
         "row": row.label,
