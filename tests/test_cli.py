@@ -17,11 +17,14 @@ import yaml
 from safetensors.torch import load_file
 
 from dfkd.cli.commands import COMMANDS
+from dfkd.cli.config import Distill, Images
 from dfkd.cli.do_demo import free_folder
 from dfkd.cli.fields import notes, options, spell
 from dfkd.cli.main import main
-from dfkd.cli.parse import flags, merge
+from dfkd.cli.parse import fill, flags, merge
+from dfkd.cli.setup import settled
 from dfkd.engine.plan import Plan
+from dfkd.methods import METHODS
 from dfkd.methods.nayer import NAYER
 from dfkd.recipes import recipe
 
@@ -36,6 +39,16 @@ TINY = shlex.split(
     --runtime.device cpu --runtime.threads 1
     """
 )
+
+
+def _flags(line: str) -> dict[str, Any]:
+    command = COMMANDS["distill"]
+    return flags(shlex.split(line), command.settings, command.word, command.free)
+
+
+def _lists(kind: type) -> list[str]:
+    """Hyper-parameters that are lists and are not empty."""
+    return [option.name for option in options(kind) if isinstance(option.default, tuple) and option.default]
 
 
 def cli(line: str) -> int:
@@ -109,11 +122,41 @@ def test_flags_and_merge() -> None:
     assert tree == {
         "recipe": "my.yaml",
         "teacher": {"name": "x"},
-        "data": {"mean": "[0.1,0.2]"},
+        "data": {"mean": "0.1,0.2"},
         "watch": {"quiet": "true", "export": "false"},
         "method": {"steps": "4"},
     }
     assert merge({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}, "d": 4}) == {"a": {"b": 3, "c": 2}, "d": 4}
+
+
+@pytest.mark.parametrize("name", [name for name, kind in METHODS.items() if _lists(kind)])
+def test_lists_are_taken_as_they_are_printed(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """`dfkd methods` shows a default, which can be given as it stands there; likewise within another method."""
+    assert main(["methods", name]) == 0
+    printed = {line.split()[0]: line.split()[1] for line in capsys.readouterr().out.splitlines() if "--method." in line}
+    for option in _lists(METHODS[name]):
+        value = printed[f"--method.{option}"].replace("0.999", "0.9")
+        words = f"--method Recombine --method.images_from {name} --method.images_from.{option} {value}"
+        method = settled(Distill, _flags(f"--method {name} --method.{option} {value}"))[1]
+        mixed: Any = settled(Distill, _flags(f"{words} --method.loss_from VanillaKD"))[1]
+        assert ",".join(map(str, getattr(method, option))) == value
+        assert mixed.images_from == method
+
+
+@pytest.mark.parametrize(
+    ("told", "names"),
+    [
+        ("0,1,2", ["0", "1", "2"]),
+        ("[0, 1]", ["0", "1"]),
+        ("yes,no,null,010", ["yes", "no", "null", "010"]),
+        ('sheep dog,"hen, brown"', ["sheep dog", "hen, brown"]),
+        ("C #,a: b", ["C #", "a: b"]),
+        ("12", 12),
+        ("cifar10", "cifar10"),
+    ],
+)
+def test_names_of_classes_are_texts(told: str, names: object) -> None:
+    assert fill(Images, {"classes": told}).classes == names
 
 
 def test_teach_inspect_evaluate(capsys: pytest.CaptureFixture[str]) -> None:
@@ -283,6 +326,8 @@ def test_embed(capsys: pytest.CaptureFixture[str]) -> None:
     assert load_file("names.safetensors")["vectors"].shape == (10, 384)
     assert cli("embed 4 --text index") == 0
     assert cli("embed 'horse,sheep dog,hen'") == 0
+    assert "3 classes" in capsys.readouterr().out
+    assert cli("embed 1,2,3") == 0
     assert "3 classes" in capsys.readouterr().out
 
 
