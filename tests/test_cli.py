@@ -16,9 +16,11 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from dfkd import extras
 from dfkd.cli.commands import COMMANDS
 from dfkd.cli.config import Distill, Images
 from dfkd.cli.do_demo import free_folder
+from dfkd.cli.do_doctor import EXTRAS, examine
 from dfkd.cli.fields import notes, options, spell
 from dfkd.cli.main import main
 from dfkd.cli.parse import fill, flags, merge
@@ -373,6 +375,29 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     found = {row["what"]: row for row in json.loads(capsys.readouterr().out)}
     assert found["torch"]["text"].startswith(torch.__version__)
     assert all(row["repair"] for row in found.values() if row["state"] != "ok")
+
+
+def test_what_installs_a_missing_package_leaves_torch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The packages are named, since no index has dfkd, and the torch that is there, which pip may replace otherwise."""
+    held = [
+        "kornia-rs>=0.1",
+        "kornia>=0.8.2",
+        'timm>=1.0.20; extra == "timm"',
+        "b==2; extra == 'text'",
+        "c; extra == 'text'",
+    ]
+    torches = f"'torch=={torch.__version__.split('+')[0]}'"
+    with monkeypatch.context() as patch:
+        patch.setattr(extras, "requires", lambda name: held)
+        assert extras.install_extra("timm") == f"pip install 'timm>=1.0.20' {torches}"
+        assert extras.install_extra("text") == f"pip install 'b==2' 'c' {torches}"
+        assert extras.install_core("kornia") == f"pip install 'kornia>=0.8.2' {torches}"
+        patch.setattr(extras, "requires", lambda name: None)  # run from a folder, not installed
+        assert extras.install_extra("text") == f"pip install '.[text]' {torches}"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    lines = [one.repair for one in examine() if one.what.startswith("extra ")]
+    assert len(lines) == len(EXTRAS)
+    assert all(line.endswith(torches) and "dfkd" not in line for line in lines)
 
 
 def test_free_folder() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from dfkd.errors import UserError
+from dfkd.extras import install_extra
 from dfkd.nets.vision import import_torchvision, mend_torchvision
 from dfkd.types import Logits, Maps
 
@@ -35,7 +36,7 @@ def suggest(name: str, names: Iterable[str], otherwise: str) -> str:
     return f"try {', '.join(near)}" if near else otherwise
 
 
-def _import(package: str, prefix: str, line: str) -> ModuleType:
+def _import(package: str, extra: str) -> ModuleType:
     """Import an optional package after torchvision has been mended, or name the command that installs it."""
     mend_torchvision()
     try:
@@ -43,12 +44,12 @@ def _import(package: str, prefix: str, line: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != package:
             raise
-    raise UserError(f"{prefix}: needs the package {package}, got none installed; run `pip install {line}`")
+    raise UserError(f"{extra}: needs the package {package}, got none installed; run `{install_extra(extra)}`")
 
 
 def build_timm(name: str, classes: int, channels: int) -> nn.Module:
     """Build a timm model with untrained weights."""
-    timm = _import("timm", "timm", '"dfkd[timm]"')
+    timm = _import("timm", "timm")
     if not name.startswith("hf-hub:") and not timm.is_model(name):
         hint = suggest(name, timm.list_models(), "timm.list_models() lists them")
         raise UserError(f"timm: needs the name of a timm model, got {name!r}; {hint}")
@@ -69,7 +70,7 @@ def build_torchvision(name: str, classes: int, channels: int) -> nn.Module:
 
 def build_hf(name: str, classes: int, channels: int) -> nn.Module:
     """Load an image classifier of transformers with its trained weights, from a folder or a repository."""
-    transformers = _import("transformers", "hf", '"dfkd[hf]"')
+    transformers = _import("transformers", "hf")
     try:
         model = transformers.AutoModelForImageClassification.from_pretrained(name)
     except OSError as error:
