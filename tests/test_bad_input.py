@@ -177,6 +177,23 @@ def test_inspect_names_layers_that_are_not_there(capsys: pytest.CaptureFixture[s
     _refused(shlex.split(f"{line} --teacher.stages stages.0,head"), ["return maps", "'head'"], capsys)
 
 
+@pytest.mark.parametrize("command", ["inspect", "distill --student wrn10-1 --teacher", "bench --teacher"])
+def test_what_is_neither_a_network_nor_a_path_is_said_first(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("teachers/r34").mkdir(parents=True)
+    Path("mine.pt").touch()
+    for name, hint in {
+        "teachers/r43": "try teachers/r34",
+        "mime.pt": "try mine.pt",
+        "wrn-16-1": "try wrn16-1",
+        "nowhere/qqqq": "check the path, or take a name that `dfkd inspect` lists",
+    }.items():
+        said = f"teacher needs the name of a network or the path of weights, got '{name}', which is neither; {hint}"
+        _refused([*shlex.split(command), name], [said], capsys)
+    told = _refused(shlex.split(f"{command} renset18 --teacher.weights mine.pt"), ["'renset18'; try resnet18"], capsys)
+    assert "path of weights" not in told
+    _refused(shlex.split(f"{command} wrn16-1 --student wrn161"), ["student needs", "'wrn161'", "try wrn16-1"], capsys)
+
+
 def test_recipe_files(capsys: pytest.CaptureFixture[str]) -> None:
     good = {"teacher": {"name": "wrn16-1"}, "plan": {"rounds": 3}}
     cases: dict[str, tuple[object, list[str]]] = {

@@ -28,6 +28,7 @@ from dfkd.cli.setup import settled
 from dfkd.engine.plan import Plan
 from dfkd.methods import METHODS
 from dfkd.methods.nayer import NAYER
+from dfkd.nets.zoo import ZOO, build
 from dfkd.recipes import recipe
 
 SNAPSHOT = Path(__file__).with_name("cli_options.txt")
@@ -257,6 +258,18 @@ def test_print_config_is_a_recipe(distil: list[str], capsys: pytest.CaptureFixtu
     assert tree["plan"]["rounds"] == 3
     assert tree["data"]["mean"] == [0.3053]
     assert not Path("runs").exists()
+
+
+def test_inspect_without_a_name_lists_the_networks(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli("inspect") == 0
+    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
+    assert set(ZOO) <= rows.keys()
+    assert rows["wrn16-1"].split()[1:3] == ["175,066", "wide"]  # 174,778 on one channel, and 2 x 9 x 16 weights more
+    assert rows["lenet5"].endswith("LeNet-5; 32 pixels only")
+    assert cli("inspect --json") == 0
+    told = {row["name"]: row["parameters"] for row in json.loads(capsys.readouterr().out)}
+    assert told.keys() == ZOO.keys()
+    assert told["resnet18"] == sum(weight.numel() for weight in build("resnet18", 10).net.parameters())
 
 
 def test_own_method_and_short_recipe_forms(digits_weights: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -191,6 +191,14 @@ def test_pages_hold_only_markers_that_are_filled() -> None:
             assert known[marker]().strip()
 
 
+@pytest.mark.parametrize("path", PAGES, ids=named)
+def test_a_list_that_only_the_site_shows_has_a_command(path: Path) -> None:
+    """Readers of the repository see a marker as a gap; the page says what prints what belongs there."""
+    text = path.read_text("utf-8")
+    shown = {"cli": "`dfkd --help`", "methods": "`dfkd methods`", "recipes": "`dfkd recipes`", "zoo": "`dfkd inspect`"}
+    assert all(shown[marker] in text for marker in re.findall(r"^<!-- (\w+) -->$", text, re.MULTILINE))
+
+
 def test_every_method_has_a_card_a_row_in_the_readme_and_a_link_in_the_overview() -> None:
     overview, readme = hooks().methods(), (ROOT / "README.md").read_text("utf-8")
     rows = re.findall(r"^\| `(\w+)`.*\[\w+\]\(docs/methods/(\w+\.md)\) \|$", readme, re.MULTILINE)
