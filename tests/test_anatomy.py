@@ -1,6 +1,7 @@
 """What a dry forward pass finds out about a network."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -75,6 +76,20 @@ def test_unfit_images_and_classes_are_named() -> None:
         survey(net, (3, 32, 32))
     with pytest.raises(UserError, match="as many outputs as there are classes, got 10 outputs for 7 classes"):
         survey(net, (1, 32, 32), 7)
+
+
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [
+        ({"head": "haed"}, "the path of a layer it has as its head, got 'haed'; try head"),
+        ({"head": "nope"}, "got 'nope'; its linear layers are head"),
+        ({"stages": ["stages.0", "stages.9"]}, "layer it has as its stage, got 'stages.9'; try stages."),
+        ({"stages": ["head"]}, "stages that return maps .* got 'head'; the last of each size are .*relu"),
+    ],
+)
+def test_paths_of_layers_that_are_not_there_are_named(layers: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=f"^student needs {said}" if said.startswith("stages") else said):
+        survey(build("wrn16-1", 10, 1).net, (1, 8, 8), role="student", **layers)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -113,6 +113,8 @@ def test_wrapped_weights_are_found(digits_weights: Path, capsys: pytest.CaptureF
         (["--data.image_size", "1,10,10"], ["multiple of 4"]),
         (["--student", "vgg8", "--data.image_size", "1,9,9"], ["multiples of 8", "9 by 9"]),
         (["--student", "resnet17"], ["resnet17", "try"]),
+        (["--teacher.head", "haed"], ["teacher needs", "'haed'; try head"]),
+        (["--student.stages", "stages.0,stages.11"], ["student needs", "'stages.11'; try stages.1"]),
         (["--method", "NAYR"], ["did you mean NAYER?"]),
         (["--method", "nowhere.Class"], ["nowhere"]),
         (["--method.stepz", "3"], ["method.stepz", "did you mean method.steps?"]),
@@ -167,6 +169,29 @@ def test_missing_parts(digits_weights: Path, capsys: pytest.CaptureFixture[str])
     _refused(["embed"], ["classes"], capsys)
     _refused(["synthesize", "--run", "nowhere"], ["--out"], capsys)
     _refused(["synthesize", "--run", "nowhere", "--out", "x"], ["nowhere"], capsys)
+
+
+def test_inspect_names_layers_that_are_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    line = "inspect wrn16-1 --data digits"
+    _refused(shlex.split(f"{line} --teacher.head nope"), ["'nope'; its linear layers are head"], capsys)
+    _refused(shlex.split(f"{line} --teacher.stages stages.0,head"), ["return maps", "'head'"], capsys)
+
+
+@pytest.mark.parametrize("command", ["inspect", "distill --student wrn10-1 --teacher", "bench --teacher"])
+def test_what_is_neither_a_network_nor_a_path_is_said_first(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("teachers/r34").mkdir(parents=True)
+    Path("mine.pt").touch()
+    for name, hint in {
+        "teachers/r43": "try teachers/r34",
+        "mime.pt": "try mine.pt",
+        "wrn-16-1": "try wrn16-1",
+        "nowhere/qqqq": "check the path, or take a name that `dfkd inspect` lists",
+    }.items():
+        said = f"teacher needs the name of a network or the path of weights, got '{name}', which is neither; {hint}"
+        _refused([*shlex.split(command), name], [said], capsys)
+    told = _refused(shlex.split(f"{command} renset18 --teacher.weights mine.pt"), ["'renset18'; try resnet18"], capsys)
+    assert "path of weights" not in told
+    _refused(shlex.split(f"{command} wrn16-1 --student wrn161"), ["student needs", "'wrn161'", "try wrn16-1"], capsys)
 
 
 def test_recipe_files(capsys: pytest.CaptureFixture[str]) -> None:

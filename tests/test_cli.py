@@ -16,13 +16,19 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from dfkd import extras
 from dfkd.cli.commands import COMMANDS
+from dfkd.cli.config import Distill, Images
 from dfkd.cli.do_demo import free_folder
+from dfkd.cli.do_doctor import EXTRAS, examine
 from dfkd.cli.fields import notes, options, spell
 from dfkd.cli.main import main
-from dfkd.cli.parse import flags, merge
+from dfkd.cli.parse import fill, flags, merge
+from dfkd.cli.setup import settled
 from dfkd.engine.plan import Plan
+from dfkd.methods import METHODS
 from dfkd.methods.nayer import NAYER
+from dfkd.nets.zoo import ZOO, build
 from dfkd.recipes import recipe
 
 SNAPSHOT = Path(__file__).with_name("cli_options.txt")
@@ -36,6 +42,16 @@ TINY = shlex.split(
     --runtime.device cpu --runtime.threads 1
     """
 )
+
+
+def _flags(line: str) -> dict[str, Any]:
+    command = COMMANDS["distill"]
+    return flags(shlex.split(line), command.settings, command.word, command.free)
+
+
+def _lists(kind: type) -> list[str]:
+    """Hyper-parameters that are lists and are not empty."""
+    return [option.name for option in options(kind) if isinstance(option.default, tuple) and option.default]
 
 
 def cli(line: str) -> int:
@@ -109,11 +125,41 @@ def test_flags_and_merge() -> None:
     assert tree == {
         "recipe": "my.yaml",
         "teacher": {"name": "x"},
-        "data": {"mean": "[0.1,0.2]"},
+        "data": {"mean": "0.1,0.2"},
         "watch": {"quiet": "true", "export": "false"},
         "method": {"steps": "4"},
     }
     assert merge({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}, "d": 4}) == {"a": {"b": 3, "c": 2}, "d": 4}
+
+
+@pytest.mark.parametrize("name", [name for name, kind in METHODS.items() if _lists(kind)])
+def test_lists_are_taken_as_they_are_printed(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """`dfkd methods` shows a default, which can be given as it stands there; likewise within another method."""
+    assert main(["methods", name]) == 0
+    printed = {line.split()[0]: line.split()[1] for line in capsys.readouterr().out.splitlines() if "--method." in line}
+    for option in _lists(METHODS[name]):
+        value = printed[f"--method.{option}"].replace("0.999", "0.9")
+        words = f"--method Recombine --method.images_from {name} --method.images_from.{option} {value}"
+        method = settled(Distill, _flags(f"--method {name} --method.{option} {value}"))[1]
+        mixed: Any = settled(Distill, _flags(f"{words} --method.loss_from VanillaKD"))[1]
+        assert ",".join(map(str, getattr(method, option))) == value
+        assert mixed.images_from == method
+
+
+@pytest.mark.parametrize(
+    ("told", "names"),
+    [
+        ("0,1,2", ["0", "1", "2"]),
+        ("[0, 1]", ["0", "1"]),
+        ("yes,no,null,010", ["yes", "no", "null", "010"]),
+        ('sheep dog,"hen, brown"', ["sheep dog", "hen, brown"]),
+        ("C #,a: b", ["C #", "a: b"]),
+        ("12", 12),
+        ("cifar10", "cifar10"),
+    ],
+)
+def test_names_of_classes_are_texts(told: str, names: object) -> None:
+    assert fill(Images, {"classes": told}).classes == names
 
 
 def test_teach_inspect_evaluate(capsys: pytest.CaptureFixture[str]) -> None:
@@ -214,6 +260,18 @@ def test_print_config_is_a_recipe(distil: list[str], capsys: pytest.CaptureFixtu
     assert not Path("runs").exists()
 
 
+def test_inspect_without_a_name_lists_the_networks(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli("inspect") == 0
+    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
+    assert set(ZOO) <= rows.keys()
+    assert rows["wrn16-1"].split()[1:3] == ["175,066", "wide"]  # 174,778 on one channel, and 2 x 9 x 16 weights more
+    assert rows["lenet5"].endswith("LeNet-5; 32 pixels only")
+    assert cli("inspect --json") == 0
+    told = {row["name"]: row["parameters"] for row in json.loads(capsys.readouterr().out)}
+    assert told.keys() == ZOO.keys()
+    assert told["resnet18"] == sum(weight.numel() for weight in build("resnet18", 10).net.parameters())
+
+
 def test_own_method_and_short_recipe_forms(digits_weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("mine_for_test.py").write_text(
         "from dataclasses import dataclass\nfrom dfkd.methods.noise import NoiseInput\nQuiet = NoiseInput\n"
@@ -284,6 +342,8 @@ def test_embed(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli("embed 4 --text index") == 0
     assert cli("embed 'horse,sheep dog,hen'") == 0
     assert "3 classes" in capsys.readouterr().out
+    assert cli("embed 1,2,3") == 0
+    assert "3 classes" in capsys.readouterr().out
 
 
 def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
@@ -328,6 +388,29 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     found = {row["what"]: row for row in json.loads(capsys.readouterr().out)}
     assert found["torch"]["text"].startswith(torch.__version__)
     assert all(row["repair"] for row in found.values() if row["state"] != "ok")
+
+
+def test_what_installs_a_missing_package_leaves_torch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The packages are named, since no index has dfkd, and the torch that is there, which pip may replace otherwise."""
+    held = [
+        "kornia-rs>=0.1",
+        "kornia>=0.8.2",
+        'timm>=1.0.20; extra == "timm"',
+        "b==2; extra == 'text'",
+        "c; extra == 'text'",
+    ]
+    torches = f"'torch=={torch.__version__.split('+')[0]}'"
+    with monkeypatch.context() as patch:
+        patch.setattr(extras, "requires", lambda name: held)
+        assert extras.install_extra("timm") == f"pip install 'timm>=1.0.20' {torches}"
+        assert extras.install_extra("text") == f"pip install 'b==2' 'c' {torches}"
+        assert extras.install_core("kornia") == f"pip install 'kornia>=0.8.2' {torches}"
+        patch.setattr(extras, "requires", lambda name: None)  # run from a folder, not installed
+        assert extras.install_extra("text") == f"pip install '.[text]' {torches}"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    lines = [one.repair for one in examine() if one.what.startswith("extra ")]
+    assert len(lines) == len(EXTRAS)
+    assert all(line.endswith(torches) and "dfkd" not in line for line in lines)
 
 
 def test_free_folder() -> None:

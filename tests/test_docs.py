@@ -16,6 +16,7 @@ from dfkd.cli.commands import COMMANDS
 from dfkd.cli.help import command_help
 from dfkd.cli.parse import fill, flags
 from dfkd.methods import COMBINATIONS, METHODS
+from dfkd.recipes import recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 TOP = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
@@ -117,12 +118,15 @@ def test_commands_on_a_page_are_known(path: Path) -> None:
 
 
 def check_command(words: tuple[str, ...]) -> None:
-    """The command exists, every option of it exists and takes such a value."""
+    """The command exists, every option of it exists and takes such a value, and so does the recipe it names."""
     command = COMMANDS[words[0]]
     rest = [word for word in words[1:] if word not in ("--print_config", "--debug", "--help")]
     if ">" in rest:
         rest = rest[: rest.index(">")]
     tree = flags(rest, command.settings, command.word, command.free)
+    named_recipe = str(tree.get("name" if command.name == "recipes" else "recipe", "my.yaml"))
+    if "/" in named_recipe and not named_recipe.endswith(".yaml"):
+        recipe(named_recipe)
     check_method(tree.pop("method", {}))
     fill(command.settings, tree)
 
@@ -185,6 +189,14 @@ def test_pages_hold_only_markers_that_are_filled() -> None:
         for marker in re.findall(r"^<!-- (\w+) -->$", path.read_text("utf-8"), re.MULTILINE):
             assert marker in known
             assert known[marker]().strip()
+
+
+@pytest.mark.parametrize("path", PAGES, ids=named)
+def test_a_list_that_only_the_site_shows_has_a_command(path: Path) -> None:
+    """Readers of the repository see a marker as a gap; the page says what prints what belongs there."""
+    text = path.read_text("utf-8")
+    shown = {"cli": "`dfkd --help`", "methods": "`dfkd methods`", "recipes": "`dfkd recipes`", "zoo": "`dfkd inspect`"}
+    assert all(shown[marker] in text for marker in re.findall(r"^<!-- (\w+) -->$", text, re.MULTILINE))
 
 
 def test_every_method_has_a_card_a_row_in_the_readme_and_a_link_in_the_overview() -> None:

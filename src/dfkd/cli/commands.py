@@ -68,11 +68,12 @@ _ALL = (
     ),
     Command(
         "inspect",
-        "what a network is, and which methods fit it",
+        "what a network is, and which methods fit it; without a name, the networks there are",
         config.Inspect,
-        "NETWORK|WEIGHTS [options]",
+        "[NETWORK|WEIGHTS] [options]",
         "teacher.name",
         (
+            ("the networks there are", "dfkd inspect"),
             ("by name", "dfkd inspect resnet34 --data cifar10"),
             ("a pair", "dfkd inspect teachers/r34 --student resnet18"),
             (

@@ -9,6 +9,7 @@ from typing import Any
 
 from dfkd.api import Distilled, distill
 from dfkd.cli.config import Distill, Machine, Network
+from dfkd.cli.names import check_name
 from dfkd.cli.parse import Tree, merge, read_yaml
 from dfkd.cli.setup import (
     Facts,
@@ -95,6 +96,8 @@ def prepare(settings: Distill, method: Method[Any], plan: Plan, trained: bool = 
         UserError: anything that is missing or does not fit.
     """
     settings = replace(settings, teacher=located(settings.teacher), student=located(settings.student))
+    check_name(settings.teacher, "teacher")
+    check_name(settings.student, "student")
     _, sidecar = known(settings.teacher, "teacher")
     facts = facts_of(settings.data, sidecar)
     teacher = load(settings.teacher, facts, "teacher", trained)

@@ -13,6 +13,7 @@ import torch
 from dfkd import __version__
 from dfkd.cli.config import Doctor
 from dfkd.errors import UserError
+from dfkd.extras import install_core, install_extra
 from dfkd.nets.vision import SYMPTOM, import_torchvision
 
 __all__ = ["Finding", "examine", "run"]
@@ -93,7 +94,7 @@ def _torchvision() -> Finding:
         found = importlib.import_module("torchvision")
         return Finding("torchvision", "ok", f"{found.__version__} (optional)")
     except ImportError:
-        return Finding("torchvision", "absent", "not installed (optional)", "pip install 'dfkd[torchvision]'")
+        return Finding("torchvision", "absent", "not installed (optional)", install_extra("torchvision"))
     except RuntimeError as error:
         if SYMPTOM not in str(error):
             return Finding("torchvision", "broken", str(error).splitlines()[0], "pip uninstall torchvision")
@@ -102,9 +103,7 @@ def _torchvision() -> Finding:
     except (UserError, RuntimeError) as error:
         return Finding("torchvision", "broken", str(error).splitlines()[0], "pip uninstall torchvision")
     text = f"{found.__version__} belongs to another torch; worked around"
-    return Finding(
-        "torchvision", "absent", text, f"pip install 'torchvision' 'torch=={torch.__version__.split('+')[0]}'"
-    )
+    return Finding("torchvision", "absent", text, install_extra("torchvision"))
 
 
 def _package(name: str) -> Finding:
@@ -113,13 +112,13 @@ def _package(name: str) -> Finding:
     except PackageNotFoundError:
         if name == "lightning-fabric" and importlib.util.find_spec("lightning_fabric") is not None:
             return Finding(name, "ok", "comes with another package")
-        return Finding(name, "broken", "not installed", f"pip install {name}")
+        return Finding(name, "broken", "not installed", install_core(name))
 
 
 def _extra(extra: str, module: str) -> Finding:
     if importlib.util.find_spec(module) is not None:
         return Finding(f"extra {extra}", "ok", f"{module} is there")
-    return Finding(f"extra {extra}", "absent", "not installed (optional)", f"pip install 'dfkd[{extra}]'")
+    return Finding(f"extra {extra}", "absent", "not installed (optional)", install_extra(extra))
 
 
 def _data() -> Finding:

@@ -6,21 +6,32 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from dfkd.cli.config import Inspect
+import torch
+
+from dfkd.cli.config import Inspect, Network
+from dfkd.cli.names import check_name
 from dfkd.cli.setup import Facts, Loaded, facts_of, known, load, located, text_of, wide_console
 from dfkd.engine.anatomy import Anatomy, survey
 from dfkd.engine.core import Need, unmet
 from dfkd.engine.runtime import Runtime
 from dfkd.methods import METHODS
+from dfkd.nets.count import count_parameters
+from dfkd.nets.zoo import ZOO, build
 from dfkd.prepare import build_task
 from dfkd.report.summary import count, operations
 
 __all__ = ["run"]
 
+CLASSES = 10
+
 
 def run(settings: Inspect) -> int:
-    """Say what the teacher (and the student) is, and which methods fit the pair."""
+    """Say what the teacher (and the student) is, and which methods fit the pair; without a name, which there are."""
+    if settings.teacher == settings.student == Network():
+        return _list(settings.json)
     settings = replace(settings, teacher=located(settings.teacher), student=located(settings.student))
+    check_name(settings.teacher, "teacher")
+    check_name(settings.student, "student")
     _, sidecar = known(settings.teacher, "teacher")
     facts = facts_of(settings.data, sidecar)
     nets = [load(settings.teacher, facts, "teacher")]
@@ -35,6 +46,25 @@ def run(settings: Inspect) -> int:
         print(json.dumps(_plain(facts, nets, found, missing), indent=1))
     else:
         _show(facts, nets, found, missing)
+    return 0
+
+
+def _list(plain: bool) -> int:
+    """The networks of the zoo, with their parameters for ten classes of colour images."""
+    with torch.device("meta"):  # parameters are counted, not made
+        sizes = {name: count_parameters(build(name, CLASSES).net) for name in ZOO}
+    if plain:
+        about = [{"name": name, "parameters": sizes[name], "summary": ZOO[name].summary} for name in ZOO]
+        print(json.dumps(about, indent=1))
+        return 0
+    print(f"{'network':<19}{'parameters':>12}  for {CLASSES} classes and 3 channels")
+    for name, entry in ZOO.items():
+        side = "" if entry.fixed_side is None else f"; {entry.fixed_side} pixels only"
+        print(f"{name:<19}{count(sizes[name]):>12}  {entry.summary}{side}")
+    print(
+        "\nOther wide ResNets likewise, such as wrn28-10. From elsewhere: timm:NAME, torchvision:NAME, hf:REPO, "
+        "package.module:callable.\n`dfkd inspect NAME --data cifar10` says more of one."
+    )
     return 0
 
 

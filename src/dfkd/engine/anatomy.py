@@ -1,6 +1,6 @@
 """What a network is: its head, stages, BatchNorm layers, size. Found by one dry forward pass, checked once."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dfkd.errors import UserError
+from dfkd.nets.adapters import suggest
 from dfkd.nets.count import count_macs, count_parameters
 
 __all__ = ["Anatomy", "survey"]
@@ -61,7 +62,7 @@ def survey(
 
     Raises:
         UserError: the network cannot take such images, returns something else than logits or another number of
-            classes, or holds weights that are not finite.
+            classes, holds weights that are not finite, or lacks a layer that ``head`` or ``stages`` names.
     """
     _check_finite(net, role)
     seen = _Trace(net)
@@ -72,8 +73,8 @@ def survey(
             f"{role} needs as many outputs as there are classes, got {logits.shape[1]} outputs for {classes} classes; "
             "give the classes the network was trained on"
         )
-    head = head if head is not None else seen.head()
-    stages = tuple(stages) if stages is not None else seen.stages()
+    head = seen.linear(head, role) if head is not None else seen.head()
+    stages = tuple(seen.mapped(name, role) for name in stages) if stages is not None else seen.stages()
     norms = [m for m in net.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     layer = net.get_submodule(head) if head is not None else None
     return Anatomy(
@@ -82,7 +83,7 @@ def survey(
         head=head,
         features=layer.in_features if isinstance(layer, nn.Linear) else 0,
         stages=stages,
-        sides=tuple(seen.shapes[name] for name in stages if name in seen.shapes),
+        sides=tuple(seen.shapes[name] for name in stages),
         norms=len(norms),
         norm_channels=sum(norm.num_features for norm in norms),
         parameters=count_parameters(net),
@@ -145,6 +146,25 @@ class _Trace:
                 last[size] = name
                 self.shapes[name] = (output.shape[1], *size)
         return tuple(last.values())
+
+    def linear(self, path: str, role: str) -> str:
+        """``path`` of a head, where the network has such a layer; a UserError with the nearest linear ones if not."""
+        linear = [name for name, module, _ in self.order if isinstance(module, nn.Linear)]
+        return self._has(path, role, "head", linear, f"its linear layers are {', '.join(linear[-8:]) or 'none'}")
+
+    def mapped(self, path: str, role: str) -> str:
+        """``path`` of a stage, where the network has such a layer and it returned a map; a UserError if not."""
+        hint = f"the last of each size are {', '.join(self.stages()) or 'none'}"
+        self._has(path, role, "stage", self.shapes, hint)
+        if path not in self.shapes:
+            raise UserError(f"{role} needs stages that return maps (images, channels, h, w), got {path!r}; {hint}")
+        return path
+
+    def _has(self, path: str, role: str, what: str, fitting: Iterable[str], hint: str) -> str:
+        if path not in [name for name, _ in self.net.named_modules(remove_duplicate=False)]:
+            near = suggest(path, fitting, hint)
+            raise UserError(f"{role} needs the path of a layer it has as its {what}, got {path!r}; {near}")
+        return path
 
     def _note(self, name: str):  # type: ignore[no-untyped-def]
         def note(module: nn.Module, inputs: object, output: object) -> None:

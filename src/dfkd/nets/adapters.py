@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from dfkd.errors import UserError
+from dfkd.extras import install_extra
 from dfkd.nets.vision import import_torchvision, mend_torchvision
 from dfkd.types import Logits, Maps
 
@@ -35,7 +36,7 @@ def suggest(name: str, names: Iterable[str], otherwise: str) -> str:
     return f"try {', '.join(near)}" if near else otherwise
 
 
-def _import(package: str, prefix: str, line: str) -> ModuleType:
+def _import(package: str, extra: str) -> ModuleType:
     """Import an optional package after torchvision has been mended, or name the command that installs it."""
     mend_torchvision()
     try:
@@ -43,12 +44,12 @@ def _import(package: str, prefix: str, line: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != package:
             raise
-    raise UserError(f"{prefix}: needs the package {package}, got none installed; run `pip install {line}`")
+    raise UserError(f"{extra}: needs the package {package}, got none installed; run `{install_extra(extra)}`")
 
 
 def build_timm(name: str, classes: int, channels: int) -> nn.Module:
     """Build a timm model with untrained weights."""
-    timm = _import("timm", "timm", '"dfkd[timm]"')
+    timm = _import("timm", "timm")
     if not name.startswith("hf-hub:") and not timm.is_model(name):
         hint = suggest(name, timm.list_models(), "timm.list_models() lists them")
         raise UserError(f"timm: needs the name of a timm model, got {name!r}; {hint}")
@@ -69,7 +70,7 @@ def build_torchvision(name: str, classes: int, channels: int) -> nn.Module:
 
 def build_hf(name: str, classes: int, channels: int) -> nn.Module:
     """Load an image classifier of transformers with its trained weights, from a folder or a repository."""
-    transformers = _import("transformers", "hf", '"dfkd[hf]"')
+    transformers = _import("transformers", "hf")
     try:
         model = transformers.AutoModelForImageClassification.from_pretrained(name)
     except OSError as error:
@@ -102,14 +103,8 @@ def _locate(name: str) -> Callable[..., Any]:
     module_name, _, attribute = name.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        missing = error.name or ""
-        if module_name != missing and not module_name.startswith(f"{missing}."):
-            raise  # the module is there, but something that it imports is not
-        raise UserError(
-            f"{name} needs an importable module {module_name}, got none; "
-            "run from the folder that holds it or install it"
-        ) from error
+    except Exception as error:  # a module of the user may fail in any way
+        raise _not_imported(name, module_name, error) from error
     found = getattr(module, attribute, None)
     if not callable(found):
         hint = suggest(attribute, vars(module), f"define it in {module.__name__}")
@@ -117,13 +112,59 @@ def _locate(name: str) -> Callable[..., Any]:
     return found
 
 
+def _not_imported(name: str, module: str, error: Exception) -> UserError:
+    """The module is not there, or it is and fails itself."""
+    missing = (error.name or "") if isinstance(error, ModuleNotFoundError) else ""
+    if missing and (module == missing or module.startswith(f"{missing}.")):
+        return UserError(
+            f"{name} needs an importable module {module}, got none; run from the folder that holds it or install it"
+        )
+    return UserError(
+        f"{name} needs a module {module} that can be imported, got {_first_line(error)}; "
+        "correct it or install what it lacks (--debug shows where)"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+
+
+def _arguments(name: str, make: Callable[..., Any], offered: dict[str, int]) -> dict[str, int]:
+    """Those of ``offered`` that ``make`` takes.
+
+    Raises:
+        UserError: it needs others.
+    """
+    try:
+        accepted = inspect.signature(make).parameters
+    except (TypeError, ValueError):  # some callables written in C have no signature
+        return {}
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [key for key, one in accepted.items() if one.default is one.empty and one.kind not in variadic]
+    lacking = [key for key in needed if key not in offered or accepted[key].kind is inspect.Parameter.POSITIONAL_ONLY]
+    if lacking:
+        raise UserError(
+            f"{name} needs to be callable without arguments other than classes and channels, got one that asks for "
+            f"{', '.join(lacking)}; wrap it in a function"
+        )
+    return {key: value for key, value in offered.items() if key in accepted}
+
+
 def build_callable(name: str, classes: int, channels: int) -> nn.Module:
     """Call ``package.module:callable``, with ``classes=`` and ``channels=`` where it has such parameters."""
     with _working_folder_importable():
         make = _locate(name)
-        accepted = inspect.signature(make).parameters
-        offered = {"classes": classes, "channels": channels}
-        net = make(**{key: value for key, value in offered.items() if key in accepted})
+        given = _arguments(name, make, {"classes": classes, "channels": channels})
+        try:
+            net = make(**given)
+        except UserError:
+            raise
+        except Exception as error:  # code of the user may fail in any way
+            told = ", ".join(f"{key}={value}" for key, value in given.items())
+            raise UserError(
+                f"{name} needs to return a network when it is called with ({told}), got {_first_line(error)}; "
+                "correct it (--debug shows where)"
+            ) from error
     if not isinstance(net, nn.Module):
         raise UserError(f"{name} needs to return a torch.nn.Module, got {type(net).__name__}; return the network")
     return net

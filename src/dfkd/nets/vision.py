@@ -14,6 +14,7 @@ from types import ModuleType
 import torch
 
 from dfkd.errors import UserError
+from dfkd.extras import install_extra
 
 NAMESPACE = "torchvision"
 SYMPTOM = "torchvision::nms"
@@ -62,7 +63,7 @@ def import_torchvision() -> ModuleType:
         if error.name != NAMESPACE:
             raise
     raise UserError(
-        'torchvision: needs the package torchvision, got none installed; run `pip install "dfkd[torchvision]"`'
+        f"torchvision: needs the package torchvision, got none installed; run `{install_extra('torchvision')}`"
     )
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from dfkd.engine.records import Evaluation, Observer, RoundRecord, RunInfo, RunResult
 from dfkd.errors import UserError
+from dfkd.extras import install_extra
 from dfkd.report.files import keep_rounds, record_line, write_run, write_whole, writing
 from dfkd.report.grid import Layout, layout
 from dfkd.report.sheets import png, sheet_of
@@ -147,7 +148,8 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise UserError(
-                "the TensorBoard observer needs the package tensorboard, got none; run: pip install 'dfkd[tensorboard]'"
+                "the TensorBoard observer needs the package tensorboard, got none; "
+                f"run `{install_extra('tensorboard')}`"
             ) from error
         self._layout = layout(info.image_shape, info.classes)
         purge = self.resume_at + 1 if self.resume_at > 0 else None
