@@ -6,9 +6,10 @@ come from all-MiniLM-L6-v2 (the paper uses CLIP ViT-B/32, the ``clip`` extra); t
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -57,6 +58,13 @@ def class_list(name: str) -> tuple[str, ...]:
 def clean(name: str) -> str:
     """A class name as prompts use it: "_" and "-" become spaces, runs of white space become one space."""
     return " ".join(name.replace("_", " ").replace("-", " ").split())
+
+
+@functools.cache
+def wordnet() -> Mapping[str, str]:
+    """The name of each WordNet id of ImageNet's classes; those of Tiny-ImageNet and Imagenette are among them."""
+    held = _names()
+    return MappingProxyType(dict(zip(held["wnids"]["imagenet"], held["lists"]["imagenet"], strict=True)))
 
 
 def embed(
@@ -120,9 +128,8 @@ def _texts(names: Sequence[str] | None, classes: int, prompt: str) -> _Texts:
         raise UserError(f"embed needs one name for each of {classes} classes, got {len(names)}; check the list")
     if names is None or prompt == "P3":
         return _Texts(tuple(PROMPTS["P3"].format(index=index) for index in range(classes)), PROMPTS["P3"])
-    lists = _names()
-    wordnet = dict(zip(lists["wnids"]["imagenet"], lists["lists"]["imagenet"], strict=True))
-    cleaned = [clean(wordnet.get(name, name)) for name in names]
+    known = wordnet()
+    cleaned = [clean(known.get(name, name)) for name in names]
     _refuse_twins(cleaned)
     return _Texts(tuple(PROMPTS[prompt].format(name=name) for name in cleaned), PROMPTS[prompt])
 
