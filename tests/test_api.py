@@ -362,9 +362,7 @@ def test_test_images_as_arrays_paths_and_in_another_order(digits_teacher: nn.Mod
     np.savez(tmp_path / "digits.npz", x=images, y=labels)
     order = torch.randperm(10)
     renamed = replace(digits, labels=order.argsort()[digits.labels], names=tuple(str(int(k)) for k in order))
-    task = dfkd.build_task(
-        digits_teacher, a_student(), image_size=(1, 8, 8), mean=MEAN, std=STD, real=renamed
-    )
+    task = dfkd.build_task(digits_teacher, a_student(), image_size=(1, 8, 8), mean=MEAN, std=STD, real=renamed)
     for given in ((images, labels), (images / 255, labels), tmp_path / "digits.npz", renamed):
         read = labelled(given, task, "test")
         assert read is not None
