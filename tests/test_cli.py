@@ -379,8 +379,21 @@ def test_embed(capsys: pytest.CaptureFixture[str]) -> None:
     assert "automobile - truck" in out
     assert load_file("names.safetensors")["vectors"].shape == (10, 384)
     assert cli("embed 4 --text index") == 0
+
+
+@pytest.mark.filterwarnings("default")
+def test_embed_without_vectors_for_the_names(
+    monkeypatch: pytest.MonkeyPatch, distil: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("dfkd.data.text.has_minilm", lambda: False)
     assert cli("embed 'horse,sheep dog,hen'") == 0
-    assert "3 classes" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "3 classes" in told.out
+    assert told.err.startswith("warning: there is no vector for 'a photo of sheep dog' in the package")
+    assert "dfkd[text]" in told.err
+    own = ["--data.classes", ",".join(f"kind of {k}" for k in "abcdefghij"), "--out", "own"]
+    assert main([*distil, *own]) == 0
+    assert capsys.readouterr().err.count("no vector for 'a photo of kind of a' and 9 more") == 1
 
 
 def test_lists(capsys: pytest.CaptureFixture[str]) -> None:

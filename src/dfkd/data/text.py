@@ -6,6 +6,7 @@ come from all-MiniLM-L6-v2 (the paper uses CLIP ViT-B/32, the ``clip`` extra); t
 
 import functools
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,8 +81,9 @@ def embed(
         names: class names in label order (WordNet ids of ImageNet are resolved); None uses index prompts.
         classes: K.
         encoder: "auto" takes the shipped vectors where they cover all names, else MiniLM where the ``text``
-            extra is installed, else index prompts. "shipped", "minilm" (extra ``text``) and "clip" (extra
-            ``clip``, downloads weights) insist; "file" reads ``file``; "index" ignores the names.
+            extra is installed, else index prompts (with a warning where there are names). "shipped", "minilm"
+            (extra ``text``) and "clip" (extra ``clip``, downloads weights) insist; "file" reads ``file``; "index"
+            ignores the names.
         prompt: "P1", "P2" or "P3", NAYER's three prompts (P3 uses the class index and needs no names).
         file: .safetensors, .npy or .pt holding one K x d tensor; with "auto" it is used too.
 
@@ -158,6 +160,12 @@ def _shipped_or_next(texts: _Texts, classes: int, insist: bool) -> TextEmbedding
     if not insist and has_minilm():
         return _encoded(texts, *minilm(texts.prompts))
     if not insist and texts.template != PROMPTS["P3"]:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        warnings.warn(
+            f"there is no vector for {missing[0]!r}{more} in the package, so the texts are class indices, not names; "
+            "install dfkd[text], or give vectors of your own with --text.file (text=)",
+            stacklevel=2,
+        )
         return _shipped_or_next(_texts(None, classes, "P3"), classes, insist=True)
     raise UserError(
         f"embed needs shipped vectors for every prompt, got none for {missing[0]!r}; "
