@@ -2,6 +2,7 @@
 
 import json
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -115,6 +116,22 @@ def test_bench_of_a_method_that_makes_its_images_first(capsys: pytest.CaptureFix
     assert rounds[0]["step"] < min(one["step"] for one in rounds[1:])
     assert main(words) == 0
     assert "s in a warm-up round" in capsys.readouterr().out
+
+
+def test_bench_without_the_test_images_of_a_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DFKD_DATA", raising=False)
+    words = ["bench", "noiseinput/mnist-lenet5-lenet5-half", "--plan.steps", "1", "--plan.batch_size", "4"]
+    words += ["--runtime.device", "cpu", "--rounds", "1", "--json"]
+    assert main(words) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["typical"]["evaluation"] < 1e-3
+    assert told.err.startswith("evaluation is not timed, the recipe's test images are left out: mnist needs ")
+    assert told.err.count("\n") == 1
+    assert main([*words, "--data.test", "mnist"]) == 2
+    assert capsys.readouterr().err.startswith("error: mnist needs the published files")
 
 
 def test_bench_needs_a_round(capsys: pytest.CaptureFixture[str]) -> None:

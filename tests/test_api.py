@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -16,6 +17,7 @@ from dfkd.data.readers import STATISTICS
 from dfkd.engine.records import RoundRecord, RunInfo, RunResult
 from dfkd.methods.noise import NoiseInput
 from dfkd.nets.zoo import build
+from dfkd.prepare import labelled
 from dfkd.report.files import read_run
 from dfkd.runs import weights_hash
 from settings import tiny_plan
@@ -234,6 +236,62 @@ def bad_count(teacher: nn.Module) -> dict[str, Any]:
     return {"test": (torch.rand(3, 1, 8, 8), torch.tensor([0, 1]))}
 
 
+def bytes_as_floats(teacher: nn.Module) -> dict[str, Any]:
+    return {"test": (torch.rand(3, 1, 8, 8) * 255, torch.tensor([0, 1, 2]))}
+
+
+def normalised_images(teacher: nn.Module) -> dict[str, Any]:
+    return {"method": dfkd.VanillaKD(), "real": (torch.randn(3, 1, 8, 8), torch.tensor([0, 1, 2]))}
+
+
+def nan_images(teacher: nn.Module) -> dict[str, Any]:
+    return {"test": (torch.full((3, 1, 8, 8), torch.nan), torch.tensor([0, 1, 2]))}
+
+
+def wider_integers(teacher: nn.Module) -> dict[str, Any]:
+    return {"test": (torch.ones(3, 1, 8, 8, dtype=torch.int64), torch.tensor([0, 1, 2]))}
+
+
+def float_labels(teacher: nn.Module) -> dict[str, Any]:
+    return {"test": (torch.rand(3, 1, 8, 8), torch.tensor([0.0, 1.0, 2.5]))}
+
+
+def one_hot_labels(teacher: nn.Module) -> dict[str, Any]:
+    return {"test": (torch.rand(3, 1, 8, 8), torch.eye(10, dtype=torch.int64)[:3])}
+
+
+def no_pair(teacher: nn.Module) -> dict[str, Any]:
+    return {"test": torch.rand(3, 1, 8, 8)}
+
+
+def no_numbers(teacher: nn.Module) -> dict[str, Any]:
+    return {"test": (object(), object())}
+
+
+def one_mean(teacher: nn.Module) -> dict[str, Any]:
+    return {"mean": 0.3}
+
+
+def named_std(teacher: nn.Module) -> dict[str, Any]:
+    return {"std": "digits"}
+
+
+def two_stds(teacher: nn.Module) -> dict[str, Any]:
+    return {"std": (0.3, 0.3)}
+
+
+def one_size(teacher: nn.Module) -> dict[str, Any]:
+    return {"image_size": 8}
+
+
+def method_class(teacher: nn.Module) -> dict[str, Any]:
+    return {"method": dfkd.NAYER}
+
+
+def method_name(teacher: nn.Module) -> dict[str, Any]:
+    return {"method": "NAYER"}
+
+
 def bad_normalisation(teacher: nn.Module) -> dict[str, Any]:
     return {"test": "digits", "mean": (50.0,), "std": (0.01,)}
 
@@ -263,6 +321,20 @@ BAD = {
     bad_labels: "labels need to be 0 to 9, got 0 to 10",
     bad_shape: r"images need the shape \(1, 8, 8\) of the task, got \(1, 9, 9\)",
     bad_count: "one label each, got 3 images and 2 labels",
+    bytes_as_floats: r"test images need to be in \[0, 1\] as floats, got 0\.\d+ to 25\d",
+    normalised_images: r"real images need to be in \[0, 1\] as floats, got -",
+    nan_images: r"test images need to be in \[0, 1\] as floats, got nan",
+    wider_integers: r"test images need to be uint8, or floats in \[0, 1\], got torch\.int64",
+    float_labels: "test labels need to be one integer for each image, got torch.float32",
+    one_hot_labels: r"test labels need to be one integer for each image, got torch.int64 of shape \(3, 10\)",
+    no_pair: "test needs images with labels, got Tensor",
+    no_numbers: "test needs images as a tensor or an array of numbers, got object",
+    one_mean: "mean as a list with one number per channel, got 0.3",
+    named_std: "std as a list with one number per channel, got 'digits'",
+    two_stds: "one mean and std per channel, got 2 for 1 channels",
+    one_size: r"image_size as \(channels, height, width\), got 8",
+    method_class: r"a method with its settings, got the class NAYER; give an instance, such as dfkd.NAYER\(\)",
+    method_name: "a method with its settings, got 'NAYER'",
     bad_normalisation: "teacher needs to do better than chance on the test images",
     bad_weights: "teacher needs finite weights",
     bad_need: "NAYER needs a teacher with BatchNorm layers",
@@ -281,6 +353,24 @@ def test_bad_input_is_one_sentence_and_leaves_no_folder(bad: Any, digits_teacher
     left = {path.name for path in (tmp_path / "run").rglob("*")} if (tmp_path / "run").exists() else set()
     assert left == set()
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in teacher.modules())
+
+
+def test_test_images_as_arrays_paths_and_in_another_order(digits_teacher: nn.Module, tmp_path: Path) -> None:
+    digits = dfkd.read_images("digits")
+    images, labels = digits.images.numpy(), digits.labels.numpy()
+    images.flags.writeable = False
+    np.savez(tmp_path / "digits.npz", x=images, y=labels)
+    order = torch.randperm(10)
+    renamed = replace(digits, labels=order.argsort()[digits.labels], names=tuple(str(int(k)) for k in order))
+    task = dfkd.build_task(digits_teacher, a_student(), image_size=(1, 8, 8), mean=MEAN, std=STD, real=renamed)
+    for given in ((images, labels), (images / 255, labels), tmp_path / "digits.npz", renamed):
+        read = labelled(given, task, "test")
+        assert read is not None
+        assert torch.equal(read[0], digits.images)
+        assert torch.equal(read[1], digits.labels)
+    web = dfkd.build_task(digits_teacher, a_student(), image_size=(1, 8, 8), mean=MEAN, std=STD, web=images).web
+    assert web is not None
+    assert len(web) == len(images)
 
 
 def test_a_folder_with_a_run_is_kept(digits_teacher: nn.Module, tmp_path: Path) -> None:

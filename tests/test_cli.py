@@ -25,6 +25,7 @@ from dfkd.cli.fields import notes, options, spell
 from dfkd.cli.main import main
 from dfkd.cli.parse import fill, flags, merge
 from dfkd.cli.setup import settled
+from dfkd.data.readers import read_images
 from dfkd.engine.plan import Plan
 from dfkd.methods import METHODS
 from dfkd.methods.nayer import NAYER
@@ -192,6 +193,102 @@ def test_teach_own_images_and_statistics() -> None:
     assert told["std"][0] == pytest.approx(images.std() / 255, abs=1e-3)
 
 
+def _as_folders(names: dict[int, str]) -> None:
+    """The digits for testing as folders of PNG files, those classes only."""
+    from PIL import Image
+
+    digits = read_images("digits")
+    for number, (image, label) in enumerate(zip(digits.images, digits.labels.tolist(), strict=True)):
+        if label in names:
+            folder = Path("shown", names[label])
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image[0].numpy()).save(folder / f"{number}.png")
+
+
+def _accuracy(words: list[str], capsys: pytest.CaptureFixture[str]) -> float:
+    capsys.readouterr()
+    assert main([*words, "--json", "--runtime.device", "cpu"]) == 0
+    return float(json.loads(capsys.readouterr().out)["accuracy"])
+
+
+def test_folders_are_read_by_name(digits_weights: Path, distil: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    measure = ["evaluate", str(digits_weights), "--network", "wrn16-1", "--data", "digits"]
+    whole = _accuracy([*measure, "--data.test", "digits"], capsys)
+    words = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    _as_folders({label: word for label, word in enumerate(words) if label != 3})
+    folder = ["--data.test", "folder:shown"]
+    assert main([*measure, *folder]) == 2
+    assert "got 9 (eight, five, four and 6 more)" in capsys.readouterr().err
+    assert main([*distil, *folder, "--out", "x"]) == 2
+    assert not Path("x").exists()
+    assert _accuracy([*measure, *folder, "--data.classes", ",".join(words)], capsys) == pytest.approx(whole, abs=0.03)
+    for label, word in enumerate(words):
+        if label != 3:
+            Path("shown", word).rename(Path("shown", f"{label}"))
+    assert _accuracy([*measure, *folder], capsys) == pytest.approx(whole, abs=0.03)
+
+
+@pytest.mark.filterwarnings("default")
+def test_folders_in_alphabetical_order_are_told(digits_weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _as_folders({label: f"kind {label}" for label in range(10)})
+    measure = f"evaluate {digits_weights} --network wrn16-1 --data digits --runtime.device cpu --data.test"
+    assert cli(f"{measure} folder:shown") == 0
+    seen = capsys.readouterr()
+    assert seen.err.count("warning: no test folder has the name of a class (kind 0, ") == 1
+    assert cli(f"{measure} digits") == 0
+    assert capsys.readouterr() == (seen.out, "")
+
+
+def test_a_teacher_and_folders_of_its_classes(capsys: pytest.CaptureFixture[str]) -> None:
+    """Training and test folders in the order of the names told, whatever the alphabet says."""
+    stream = np.random.default_rng(0)
+    for part, kinds in (("train", ("hen", "cat", "dog")), ("test", ("hen", "dog"))):
+        for kind in kinds:
+            folder = Path("pets", part, kind)
+            folder.mkdir(parents=True)
+            _noise_files(folder, stream, {"hen": 0, "cat": 100, "dog": 200}[kind])
+    words = "teach wrn10-1 --data.train folder:pets --plan.epochs 4 --plan.lr 0.02 --plan.flip false --quiet"
+    for more, names in (("", ["cat", "dog", "hen"]), ("--data.classes hen,dog,cat", ["hen", "dog", "cat"])):
+        out = f"t{len(more)}"
+        assert cli(f"{words} {more} --data.test folder:pets --runtime.device cpu --out {out}") == 0
+        told = json.loads(Path(out, "weights.json").read_text())
+        assert told["names"] == names
+        assert _accuracy(["evaluate", out, "--data.test", "folder:pets"], capsys) == told["accuracy"]
+    assert cli(f"{words} --data.classes hen,dog,fox --out no") == 2
+    assert "train folders need the names of the teacher's classes, got cat beside" in capsys.readouterr().err
+
+
+def _noise_files(folder: Path, stream: np.random.Generator, low: int) -> None:
+    from PIL import Image
+
+    for number in range(12):
+        Image.fromarray(stream.integers(low, low + 50, (8, 8), dtype=np.uint8)).save(folder / f"{number}.png")
+
+
+def test_images_that_are_not_square(capsys: pytest.CaptureFixture[str]) -> None:
+    stream = np.random.default_rng(0)
+    images = stream.integers(0, 256, (40, 3, 16, 32), dtype=np.uint8)
+    np.savez("wide.npz", images=images, labels=np.arange(40) % 3)
+    for out, more in (("a", "--data.image_size 3,16,32"), ("b", "--data.test wide.npz")):
+        words = f"teach resnet8 --data.train wide.npz --plan.epochs 1 --quiet --runtime.device cpu --out {out} {more}"
+        assert cli(words) == 0
+        told = json.loads(Path(out, "weights.json").read_text())
+        assert told["image_shape"] == [3, 16, 32]
+        assert told["mean"] == pytest.approx((images / 255).mean((0, 2, 3)), abs=1e-4)
+    assert _accuracy(["evaluate", "b", "--data.test", "wide.npz"], capsys) == told["accuracy"]
+    words = "bench --teacher b --student resnet8 --data.test wide.npz --method NoiseInput --rounds 1 --plan.steps 1"
+    assert cli(f"{words} --plan.batch_size 4 --json --runtime.device cpu") == 0
+
+
+def test_teach_with_labels_beyond_the_classes(capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez("four.npz", images=np.zeros((8, 8, 8, 3), dtype=np.uint8), labels=np.arange(8) % 4)
+    np.savez("three.npz", images=np.zeros((8, 8, 8, 3), dtype=np.uint8), labels=np.arange(8) % 3)
+    assert cli("teach resnet8 --data.train four.npz --data.classes 3 --out t") == 2
+    assert "train labels need to be 0 to 2, got 0 to 3" in capsys.readouterr().err
+    assert cli("teach resnet8 --data.train three.npz --data.test four.npz --out t") == 2
+    assert "test labels need to be 0 to 2, got 0 to 3" in capsys.readouterr().err
+
+
 def test_distill_and_what_comes_of_it(distil: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*distil, "--out", "runs/a"]) == 0
     out = capsys.readouterr().out
@@ -340,10 +437,25 @@ def test_embed(capsys: pytest.CaptureFixture[str]) -> None:
     assert "automobile - truck" in out
     assert load_file("names.safetensors")["vectors"].shape == (10, 384)
     assert cli("embed 4 --text index") == 0
+
+
+@pytest.mark.filterwarnings("default")
+def test_embed_without_vectors_for_the_names(
+    monkeypatch: pytest.MonkeyPatch, distil: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("dfkd.data.text.has_minilm", lambda: False)
     assert cli("embed 'horse,sheep dog,hen'") == 0
     assert "3 classes" in capsys.readouterr().out
     assert cli("embed 1,2,3") == 0
     assert "3 classes" in capsys.readouterr().out
+
+    told = capsys.readouterr()
+    assert "3 classes" in told.out
+    assert told.err.startswith("warning: there is no vector for 'a photo of sheep dog' in the package")
+    assert "dfkd[text]" in told.err
+    own = ["--data.classes", ",".join(f"kind of {k}" for k in "abcdefghij"), "--out", "own"]
+    assert main([*distil, *own]) == 0
+    assert capsys.readouterr().err.count("no vector for 'a photo of kind of a' and 9 more") == 1
 
 
 def test_lists(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from dfkd.cli.setup import made_of, method_settings, settled, with_recipe
 from dfkd.engine.exchange import Exchange
 from dfkd.engine.recombine import Recombine
 from dfkd.errors import UserError
-from dfkd.methods import COMBINATIONS, METHODS, NAYER, SpaceshipNet
+from dfkd.methods import COMBINATIONS, D3K, METHODS, NAYER, SpaceshipNet
 
 TINY = """
     --student wrn10-1 --data digits --data.test digits
@@ -117,8 +117,22 @@ def test_the_recipe_of_the_page() -> None:
     page = (Path(__file__).parent.parent / "docs/recombining.md").read_text()
     Path("mixed.yaml").write_text(page.split('```yaml title="mixed.yaml"\n')[1].split("```")[0])
     nayer = NAYER(steps=40, synthesis_batch=200, batches=1, pad=1, flip=False)
-    wanted = Recombine(Exchange(nayer), SpaceshipNet())
+    wanted = Recombine(Exchange(nayer), SpaceshipNet(pad=1, flip=False))  # as digits want it
     assert chosen("mixed.yaml --method.images_from.of.steps 40") == wanted
+
+
+def test_the_data_set_decides_about_mirroring_where_nothing_is_said() -> None:
+    assert chosen("--data digits") == NAYER(flip=False, pad=1)
+    assert chosen("--data svhn --method D3K") == D3K(flip=False)
+    assert chosen("--data cifar10") == NAYER()
+    assert chosen("--data digits --method noiseinput") == METHODS["NoiseInput"]()
+    assert chosen("--data digits --method.flip true --method.pad 2") == NAYER(pad=2)
+    assert chosen("--data digits --data.image_size 1,32,32") == NAYER(flip=False)
+    assert chosen("--data mnist --method exchange --method.of nayer") == Exchange(NAYER(flip=False))
+    parts = "--method recombine --method.images_from nayer --method.images_from.flip true --method.loss_from D3K"
+    assert chosen(f"--data mnist {parts}") == Recombine(NAYER(), D3K(flip=False))
+    Path("my.yaml").write_text("data: digits\nmethod: {name: NAYER, flip: true}\n")
+    assert chosen("my.yaml") == NAYER(pad=1)
 
 
 def test_class_paths_and_own_classes() -> None:

@@ -6,6 +6,7 @@ import os
 import pickle
 import struct
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 
 from dfkd.data import _formats, _pixels
+from dfkd.data.classes import in_order
 from dfkd.data.readers import STATISTICS, ImageSet, read_images
 from dfkd.errors import UserError
 
@@ -477,3 +479,91 @@ def test_result_is_plain(tmp_path: Path) -> None:
     for means, deviations in STATISTICS.values():
         assert len(means) == len(deviations)
         assert all(0 < value < 1 for value in (*means, *deviations))
+
+
+# -- names of folders and of classes --------------------------------------------------------------------------
+
+
+def folders(*names: str, labels: tuple[int, ...] | None = None) -> ImageSet:
+    """One 2 x 2 image for each name (or label), as a folder of classes is read."""
+    held = torch.tensor(range(len(names)) if labels is None else labels)
+    return ImageSet(torch.zeros(len(held), 1, 2, 2, dtype=torch.uint8), held, names, "t", folders=True)
+
+
+@pytest.mark.parametrize(
+    ("names", "known", "expected"),
+    [
+        (("cat", "dog", "hen"), ("hen", "dog", "cat"), [2, 1, 0]),
+        (("cat", "hen"), ("hen", "dog", "cat"), [2, 0]),
+        (("Sheep Dog", "tabby-cat"), ("tabby_cat", "sheep_dog"), [1, 0]),
+        (("Cat", "cat"), ("cat", "Cat"), [1, 0]),
+        (("0", "1", "10", "4"), (), [0, 1, 10, 4]),
+        (("0003", "007"), (), [3, 7]),
+        (("n01440764", "n02102040"), ("English springer, English springer spaniel", "tench, Tinca tinca"), [1, 0]),
+    ],
+)
+def test_folders_get_the_labels_of_their_names(
+    names: tuple[str, ...], known: tuple[str, ...], expected: list[int]
+) -> None:
+    held = in_order(folders(*names), known, len(known) or 11, "test")
+    assert held.labels.tolist() == expected
+    assert held.names == known
+
+
+def test_folders_whose_names_say_nothing() -> None:
+    for known, said in (((), "not known"), (("0", "1", "2"), "the teacher's are 0, 1, 2")):
+        with pytest.warns(UserWarning, match=f"no test folder .*cat, dog, hen.*{said}.*alphabetical.*data.classes"):
+            assert in_order(folders("cat", "dog", "hen"), known, 3, "test").labels.tolist() == [0, 1, 2]
+        with pytest.raises(UserError, match=r"teacher's 3 classes they are, got 2 \(cat, dog\)") as caught:
+            in_order(folders("cat", "dog"), known, 3, "test")
+        one_folder_sentence(caught)
+
+
+def test_folders_of_which_some_are_no_class() -> None:
+    for names, known in (
+        (("cat", "horse"), ("cat", "dog")),
+        (("Cat", "CAT", "dog"), ("cat", "dog")),
+        (("1", "2", "3"), ()),
+    ):
+        with pytest.raises(UserError, match=r"got (horse|Cat, CAT|3) beside names that it has") as caught:
+            in_order(folders(*names), known, len(known) or 3, "test")
+        one_folder_sentence(caught)
+    empty = in_order(folders("cat", "dog", "no images", labels=(1, 0)), ("dog", "cat"), 2, "test")
+    assert empty.labels.tolist() == [0, 1]
+
+
+def one_folder_sentence(caught: pytest.ExceptionInfo[UserError]) -> None:
+    text = str(caught.value)
+    assert text.startswith("test folders need ")
+    assert "; " in text
+    assert "\n" not in text
+
+
+def test_other_sets_keep_their_labels() -> None:
+    own = ImageSet(torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 1, 2]), ("bird", "cat", "dog"), "t")
+    assert in_order(own, ("dog", "bird", "cat"), 3, "test").labels.tolist() == [1, 2, 0]
+    assert in_order(own, ("plane", "cat", "dog"), 3, "test").labels.tolist() == [0, 1, 2]
+    assert in_order(replace(own, names=()), ("dog", "bird", "cat"), 3, "test").labels.tolist() == [0, 1, 2]
+    with pytest.raises(UserError, match="train labels need to be 0 to 1, got 0 to 2"):
+        in_order(own, ("plane", "cat"), 2, "train")
+
+
+def test_folders_that_are_numbers_are_sorted_by_value(tmp_path: Path) -> None:
+    for name in ("0", "2", "10"):
+        fill(tmp_path / name, 1)
+    assert read_images(f"folder:{tmp_path}").names == ("0", "2", "10")
+
+
+# -- images that are not square -------------------------------------------------------------------------------
+
+
+def test_height_and_width(tmp_path: Path) -> None:
+    images = pixels(1, 3, 1, 8, 16)
+    np.savez(tmp_path / "wide.npz", x=images, y=np.arange(3))
+    fill(tmp_path / "f" / "a", 2, side=16)
+    assert np.array_equal(read_images(tmp_path / "wide.npz", side=(8, 16)).images.numpy(), images)
+    assert read_images(tmp_path / "wide.npz", side=8).images.shape == (3, 1, 8, 8)
+    assert read_images(f"folder:{tmp_path / 'f'}", side=(4, 12)).images.shape == (1, 3, 4, 12)
+    assert read_images("digits", side=(8, 16)).images.shape == (359, 1, 8, 16)
+    with pytest.raises(UserError, match=r"at least 1 pixel, got \(8, 0\)"):
+        read_images("digits", side=(8, 0))

@@ -44,6 +44,8 @@ def test_every_recipe_fits_its_types(row: Row) -> None:
             assert find(net) is not None
             check_image_shape(net, shape)
     assert class_list(row.data)
+    for key in {"flip", "pad"} & vars(method).keys():  # what the data set says changes no packaged recipe
+        assert getattr(method, key) == row.settings.get(key, getattr(METHODS[row.method](), key))
     for key, value in row.plan.items():
         assert getattr(plan, key) == (tuple(value) if isinstance(value, list) else value)
 

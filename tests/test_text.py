@@ -135,7 +135,11 @@ def test_index_prompts() -> None:
 
 def test_auto_falls_back_to_the_index(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text, "has_minilm", lambda: False)
-    held = embed(["gadget", "gizmo"], 2)
+    with pytest.warns(
+        UserWarning, match="no vector for 'a photo of gadget' and 1 more .*class indices.*text.file"
+    ) as told:
+        held = embed(["gadget", "gizmo"], 2)
+    assert len(told) == 1
     assert torch.equal(held.vectors, embed(None, 2).vectors)
     assert held.source["prompt"] == PROMPTS["P3"]
     with pytest.raises(UserError, match="gadget"):

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from dfkd.data.overlap import NearDuplicates, find_duplicates
-from dfkd.data.rows import Rows
 from dfkd.data.text import TextEmbedding
 from dfkd.engine.anatomy import Anatomy
 from dfkd.engine.checkpoint import Checkpoint
@@ -23,7 +22,7 @@ from dfkd.engine.records import Evaluation, Keep, Observer, RoundRecord, RunInfo
 from dfkd.engine.runtime import Runtime
 from dfkd.errors import UserError
 from dfkd.methods import METHODS, NAYER
-from dfkd.prepare import Real, labelled, prepare
+from dfkd.prepare import Real, Web, instance, labelled, prepare
 from dfkd.report.console import Progress
 from dfkd.report.figures import figures_of
 from dfkd.report.files import METRICS_FILE, SAMPLES_FOLDER, read_run
@@ -66,7 +65,7 @@ def distill(
     test: Real = None,
     text: TextEmbedding | Tensor | str = "auto",
     prompt: str = "P2",
-    web: Rows | Tensor | str | Path | None = None,
+    web: Web = None,
     real: Real = None,
     runtime: Runtime | None = None,
     seed: int = 0,
@@ -122,7 +121,7 @@ def distill(
     Raises:
         UserError: anything that does not fit together, in one sentence, before any work.
     """
-    method = NAYER() if method is None else method
+    method = instance(method, NAYER())
     plan = method.budget() if plan is None else plan
     runtime = runtime or Runtime(seed=seed)
     if resume and out is None:

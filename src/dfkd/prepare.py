@@ -1,5 +1,6 @@
 """From plain modules to a task: both networks surveyed and wrapped, their stages matched, every input checked."""
 
+import operator
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -7,21 +8,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import torch
 from torch import Tensor, nn
 
+from dfkd.data.classes import in_order
 from dfkd.data.readers import ImageSet, read_images
 from dfkd.data.rows import Rows, open_rows
 from dfkd.data.text import TextEmbedding, embed
 from dfkd.engine.anatomy import Anatomy, survey
-from dfkd.engine.core import Task
+from dfkd.engine.core import Method, Task
 from dfkd.engine.probe import Probe
 from dfkd.engine.runtime import Runtime
 from dfkd.errors import UserError
 from dfkd.ops.pixels import as_bytes
 
-__all__ = ["Real", "build_task", "labelled", "prepare"]
+__all__ = ["Real", "Web", "build_task", "instance", "labelled", "prepare"]
 
-Real = ImageSet | tuple[Tensor, Tensor] | str | None
+Array = Tensor | npt.NDArray[Any]
+Real = ImageSet | tuple[Array, Array] | str | Path | None
+Web = Rows | Array | str | Path | None
+
+TOLERANCE = 1e-3  # of floats in [0, 1]: what resizing may leave
 
 
 def build_task(
@@ -34,7 +43,7 @@ def build_task(
     classes: Sequence[str] | int | None = None,
     text: TextEmbedding | Tensor | str = "auto",
     prompt: str = "P2",
-    web: Rows | Tensor | str | Path | None = None,
+    web: Web = None,
     real: Real = None,
     runtime: Runtime | None = None,
     teacher_layers: Mapping[str, Any] | None = None,
@@ -59,12 +68,13 @@ def prepare(
     classes: Sequence[str] | int | None,
     text: TextEmbedding | Tensor | str | None,
     prompt: str,
-    web: Rows | Tensor | str | Path | None,
+    web: Web,
     real: Real,
     layers: tuple[Mapping[str, Any], Mapping[str, Any]],
 ) -> tuple[Task, tuple[Anatomy, Anatomy], dict[str, str]]:
     """Check the pair and build the task; also what the networks are and where the embeddings came from."""
-    shape = _shape(image_size, mean)
+    shape = _shape(image_size)
+    mean, std = _per_channel("mean", mean, shape[0]), _per_channel("std", std, shape[0])
     wanted = None if classes is None else classes if isinstance(classes, int) else len(classes)
     old = survey(teacher, shape, wanted, "teacher", **layers[0])
     new = survey(student, shape, old.classes, "student", **layers[1])
@@ -72,6 +82,9 @@ def prepare(
     k = old.classes
     names = () if classes is None or isinstance(classes, int) else tuple(classes)
     embedding = None if text is None else _embedding(text, names, k, prompt)
+    # Whatever can be refused comes before the probes, which hook the networks.
+    pool = web if web is None or isinstance(web, Rows) else open_rows(web, shape, _cache())
+    training = _labelled(real, shape, names, k, "real")
     probes = [
         Probe(
             runtime.place(net),
@@ -93,11 +106,10 @@ def prepare(
         runtime,
         names,
         text=None if embedding is None else embedding.vectors.to(runtime.device),
-        web=None if web is None else web if isinstance(web, Rows) else open_rows(web, shape, _cache()),
+        web=pool,
+        real=None if training is None else (training[0].to(runtime.device), training[1].to(runtime.device)),
     )
-    training = labelled(real, task, "real")
-    training = None if training is None else (training[0].to(runtime.device), training[1].to(runtime.device))
-    return replace(task, real=training), (old, new), {} if embedding is None else embedding.source
+    return task, (old, new), {} if embedding is None else embedding.source
 
 
 def _match_stages(old: Anatomy, new: Anatomy) -> tuple[Anatomy, Anatomy]:
@@ -119,16 +131,44 @@ def _deepest(facts: Anatomy, wanted: Counter[tuple[int, int]]) -> Anatomy:
     return replace(facts, stages=tuple(name for name, _ in kept[::-1]), sides=tuple(side for _, side in kept[::-1]))
 
 
-def _shape(image_size: Sequence[int], mean: Sequence[float]) -> tuple[int, int, int]:
-    if len(image_size) != 3 or min(image_size) < 1:
+def instance(method: Method[Any] | None, default: Method[Any]) -> Method[Any]:
+    """The method, or the default where there is none.
+
+    Raises:
+        UserError: something else, such as the class.
+    """
+    if method is None:
+        return default
+    if not isinstance(method, Method):
+        got = f"the class {method.__name__}" if isinstance(method, type) else repr(method)
+        raise UserError(f"distill needs a method with its settings, got {got}; give an instance, such as dfkd.NAYER()")
+    return method
+
+
+def _shape(image_size: Any) -> tuple[int, int, int]:
+    try:
+        size = tuple(operator.index(side) for side in image_size)
+    except TypeError:
+        size = ()
+    if len(size) != 3 or min(size) < 1:
+        got = tuple(image_size) if isinstance(image_size, Sequence) else image_size
+        raise UserError(f"distill needs image_size as (channels, height, width), got {got}; give all three")
+    return size
+
+
+def _per_channel(what: str, given: Any, channels: int) -> tuple[float, ...]:
+    """One number per channel."""
+    try:
+        numbers = tuple(float(number) for number in given)
+    except (TypeError, ValueError) as error:
         raise UserError(
-            f"distill needs image_size as (channels, height, width), got {tuple(image_size)}; give all three"
-        )
-    if len(mean) != image_size[0]:
+            f"distill needs {what} as a list with one number per channel, got {given!r}; give {channels} in a list"
+        ) from error
+    if len(numbers) != channels:
         raise UserError(
-            f"distill needs one mean and std per channel, got {len(mean)} for {image_size[0]} channels; give as many"
+            f"distill needs one mean and std per channel, got {len(numbers)} for {channels} channels; give as many"
         )
-    return image_size[0], image_size[1], image_size[2]
+    return numbers
 
 
 def _embedding(text: TextEmbedding | Tensor | str, names: tuple[str, ...], k: int, prompt: str) -> TextEmbedding:
@@ -146,28 +186,76 @@ def _embedding(text: TextEmbedding | Tensor | str, names: tuple[str, ...], k: in
 
 
 def labelled(given: Real, task: Task, role: str) -> tuple[Tensor, Tensor] | None:
-    """Labelled images as uint8 and int64, checked against the task."""
+    """Labelled images as uint8 and int64, checked against the task, labels in the order of its classes.
+
+    Raises:
+        UserError: images or labels of another kind, shape or range.
+    """
+    return _labelled(given, task.image_shape, task.names, task.classes, role)
+
+
+def _labelled(
+    given: Real, shape: tuple[int, int, int], names: tuple[str, ...], classes: int, role: str
+) -> tuple[Tensor, Tensor] | None:
     if given is None:
         return None
-    if isinstance(given, str):
+    if isinstance(given, str | Path):
         split = "test" if role == "test" else "train"
-        given = read_images(given, split, side=task.image_shape[1], channels=task.image_shape[0])
-    images, labels = (given.images, given.labels) if isinstance(given, ImageSet) else given
-    images = as_bytes(images) if images.is_floating_point() else images
-    if tuple(images.shape[1:]) != task.image_shape:
+        given = read_images(given, split, side=shape[1:], channels=shape[0])
+    held = given if isinstance(given, ImageSet) else ImageSet(*_pair(given, role), (), role)
+    images, labels = _tensor(held.images, role, "images"), _tensor(held.labels, role, "labels")
+    if tuple(images.shape[1:]) != shape:
+        raise UserError(f"{role} images need the shape {shape} of the task, got {tuple(images.shape[1:])}; resize them")
+    if labels.dim() != 1 or labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
         raise UserError(
-            f"{role} images need the shape {task.image_shape} of the task, got {tuple(images.shape[1:])}; resize them"
+            f"{role} labels need to be one integer for each image, got {labels.dtype} of shape "
+            f"{tuple(labels.shape)}; give class indices"
         )
     if len(images) != len(labels) or not len(images):
         raise UserError(
             f"{role} images need one label each, got {len(images)} images and {len(labels)} labels; give as many"
         )
-    if int(labels.min()) < 0 or int(labels.max()) >= task.classes:
+    held = replace(held, images=_pixels(images, role), labels=labels.long())
+    held = in_order(held, names, classes, role)
+    return held.images, held.labels
+
+
+def _pair(given: Any, role: str) -> tuple[Any, Any]:
+    if not isinstance(given, tuple | list) or len(given) != 2:
         raise UserError(
-            f"{role} labels need to be 0 to {task.classes - 1}, got {int(labels.min())} to {int(labels.max())}; "
-            "use the teacher's label order"
+            f"{role} needs images with labels, got {type(given).__name__}; give (images, labels), an ImageSet, or a "
+            "source that read_images knows"
         )
-    return images, labels.long()
+    return given[0], given[1]
+
+
+def _tensor(given: Any, role: str, what: str) -> Tensor:
+    """A tensor as it is, an array as a tensor."""
+    if isinstance(given, Tensor):
+        return given
+    try:
+        return torch.from_numpy(np.array(given, order="C"))
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{role} needs {what} as a tensor or an array of numbers, got {type(given).__name__}; convert it"
+        ) from error
+
+
+def _pixels(images: Tensor, role: str) -> Tensor:
+    """As uint8. What lies outside [0, 1] by more than rounding is in another scale, or normalised."""
+    if images.dtype == torch.uint8:
+        return images
+    if not images.is_floating_point():
+        raise UserError(
+            f"{role} images need to be uint8, or floats in [0, 1], got {images.dtype}; convert them to torch.uint8"
+        )
+    low, high = (float(end) for end in images.aminmax())
+    if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):
+        raise UserError(
+            f"{role} images need to be in [0, 1] as floats, got {low:.3g} to {high:.3g}; give pixels that are not "
+            "normalised, or uint8"
+        )
+    return as_bytes(images)
 
 
 def _cache() -> Path:

@@ -9,6 +9,7 @@ from dfkd.cli.config import Evaluate, Network
 from dfkd.cli.do_distill import RECIPE_FILE, runtime_of
 from dfkd.cli.parse import read_yaml
 from dfkd.cli.setup import Facts, facts_of, known, load, located, seed_everything
+from dfkd.data.classes import in_order
 from dfkd.data.readers import read_images
 from dfkd.engine.evaluate import evaluate
 from dfkd.engine.probe import Probe
@@ -28,11 +29,8 @@ def run(settings: Evaluate) -> int:
     _, sidecar = known(settings.network, "network")
     facts = facts_of(settings.data, sidecar, "network")
     seed_everything(settings.runtime.seed, settings.runtime.threads)
-    images = read_images(settings.data.test, "test", side=facts.image_size[1], channels=facts.image_size[0])
-    if int(images.labels.max()) >= facts.classes:
-        raise UserError(
-            f"evaluate needs labels below {facts.classes}, got {int(images.labels.max())}; use the same classes"
-        )
+    images = read_images(settings.data.test, "test", side=facts.image_size[1:], channels=facts.image_size[0])
+    images = in_order(images, facts.names, facts.classes, "test")
     runtime = runtime_of(settings.runtime).launch()
     student = _probe(settings.network, facts, runtime, "network")
     teacher = None

@@ -11,6 +11,7 @@ import torch
 from dfkd.cli.config import UPRIGHT, Teach
 from dfkd.cli.do_distill import runtime_of
 from dfkd.cli.setup import facts_of, load, seed_everything
+from dfkd.data.classes import in_order
 from dfkd.data.readers import ImageSet, read_images
 from dfkd.errors import UserError
 from dfkd.ops.pixels import as_images
@@ -30,11 +31,13 @@ def run(settings: Teach) -> int:
     told = replace(
         data,
         image_size=data.image_size or _shape(train),
-        classes=data.classes if data.classes is not None else list(train.names) or int(train.labels.max()) + 1,
+        classes=_classes(settings, train),
     )
     if data.preset is None and data.mean is None and data.std is None:
         told.mean, told.std = _statistics(train)
     facts = facts_of(told, Sidecar(), "teach")
+    train = in_order(train, facts.names, facts.classes, "train")
+    test = None if test is None else in_order(test, facts.names, facts.classes, "test")
     if data.preset in UPRIGHT:
         plan = replace(plan, flip=False)
     seed_everything(settings.runtime.seed, settings.runtime.threads)
@@ -106,19 +109,28 @@ def _read(settings: Teach) -> tuple[ImageSet, ImageSet | None]:
     if source is None:
         raise UserError("teach needs training images, got none; give --data.train folder:DIR or --data cifar10")
     size = data.image_size
-    side, channels = (size[1], size[0]) if size else _preset_size(settings)
+    side, channels = (size[1:], size[0]) if size else _preset_size(settings)
     train = read_images(source, "train", side=side, channels=channels)
     test = data.test or (data.preset if data.train is None else None)
     if test is None:
         return train, None
-    return train, read_images(test, "test", side=int(train.images.shape[-1]), channels=int(train.images.shape[1]))
+    channels, height, width = _shape(train)
+    return train, read_images(test, "test", side=(height, width), channels=channels)
 
 
-def _preset_size(settings: Teach) -> tuple[int | None, int | None]:
+def _classes(settings: Teach, train: ImageSet) -> list[str] | int | str:
+    """As told; the names of the training images where nothing or only their number was told."""
+    told = settings.data.classes
+    if told is None or told == len(train.names):
+        return list(train.names) or int(train.labels.max()) + 1
+    return told
+
+
+def _preset_size(settings: Teach) -> tuple[tuple[int, int] | None, int | None]:
     from dfkd.cli.config import PRESETS
 
     preset = settings.data.preset
-    return (PRESETS[preset][1], PRESETS[preset][0]) if preset else (None, None)
+    return (PRESETS[preset][1:], PRESETS[preset][0]) if preset else (None, None)
 
 
 def _shape(train: ImageSet) -> tuple[int, int, int]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_origin, get_type_hints
 
 import torch
 
-from dfkd.cli.config import PRESETS, Images, Network, TeachImages, Text
+from dfkd.cli.config import PRESETS, UPRIGHT, Images, Network, TeachImages, Text
 from dfkd.cli.parse import SHORT, Tree, fill, merge, read_yaml, unknown
 from dfkd.data.readers import STATISTICS
 from dfkd.data.text import TextEmbedding, class_list, embed
@@ -99,7 +99,7 @@ def settled(cls: type[T], tree: Tree) -> tuple[T, Method[Any], Plan]:
     tree = _long(tree)
     chosen = tree.get("method", {})
     chosen = {"name": "NAYER", **chosen} if isinstance(chosen, Mapping) else chosen
-    method = _method(chosen, "method")
+    method = _method(chosen, "method", tree.get("data"))
     told = tree.get("plan", {})
     if not isinstance(told, Mapping):
         raise UserError(f"plan needs settings of its own (name: value), got {told!r}; indent them below it")
@@ -108,16 +108,32 @@ def settled(cls: type[T], tree: Tree) -> tuple[T, Method[Any], Plan]:
     return settings, method, plan
 
 
-def _method(told: Any, at: str) -> Method[Any]:
-    """A method with its settings; methods it is made of first, each from settings of its own."""
+def _method(told: Any, at: str, data: Any) -> Method[Any]:
+    """A method with its settings; methods it is made of first, each from settings of its own.
+
+    ``data`` are the settings of the images, from which some defaults follow.
+    """
     if not isinstance(told, Mapping) or "name" not in told:
         got, last = told if told is not None else "none", at.rpartition(".")[2]
         raise UserError(f"{at} needs the name of a method, got {got}; give --{at} NAYER, or {last}: {{name: NAYER}}")
     kind = find_method(str(told["name"]))
     inner = made_of(kind)
-    ready = {part: _method(told.get(part), f"{at}.{part}") for part in inner}
+    ready = {part: _method(told.get(part), f"{at}.{part}", data) for part in inner}
     own = {key: value for key, value in told.items() if key not in ("name", *inner)}
-    return fill(kind, own, f"{at}.", ready)
+    return fill(kind, {**_augmentation(kind, data), **own}, f"{at}.", ready)
+
+
+def _augmentation(kind: type[Method[Any]], data: Any) -> Tree:
+    """What a known data set makes of a method's defaults: digits are not mirrored, small images are shifted less."""
+    preset = data.get("preset") if isinstance(data, Mapping) else None
+    if not isinstance(preset, str) or preset not in PRESETS:
+        return {}
+    defaults = {item.name: item.default for item in fields(kind)}  # type: ignore[arg-type]
+    flip = {"flip": False} if isinstance(defaults.get("flip"), bool) and preset in UPRIGHT else {}
+    pad = defaults.get("pad")
+    if not isinstance(pad, int) or data.get("image_size") is not None:
+        return flip
+    return {**flip, "pad": min(pad, min(PRESETS[preset][1:]) // 8)}
 
 
 def made_of(kind: type[Method[Any]]) -> tuple[str, ...]:

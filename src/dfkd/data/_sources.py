@@ -113,19 +113,18 @@ def _blocks(images: Iterator[ByteArray | None], image_shape: tuple[int, int, int
 
 
 def labelled_folder(
-    root: Path, split: str, side: int | None, channels: int | None
+    root: Path, split: str, size: tuple[int, int] | None, channels: int | None
 ) -> tuple[ByteArray, list[int], tuple[str, ...]]:
     """Images N C H W, labels and class names of ``root`` (or its part for ``split``), one folder per class.
 
     Raises:
-        UserError: no images, unreadable ones, or several sizes without ``side``.
+        UserError: no images, unreadable ones, or several sizes without ``size``.
     """
     folder = _part(root, split)
-    classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
+    classes = _sorted([path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "."])
     files = [(path, label) for label, name in enumerate(classes) for path in image_files(folder / name)]
     if not files:
         raise UserError(f"read_images needs images in {folder}/<class>/, got none; give a folder of classes")
-    size = None if side is None else (side, side)
     first = decode(files[0][0], channels, size)
     images = np.empty((len(files), *first.shape), dtype=np.uint8)
     for row, (path, _) in enumerate(files):
@@ -134,6 +133,12 @@ def labelled_folder(
             raise UserError(f"read_images needs images of one size, got {image.shape[1:]} in {path}; give a side")
         images[row] = image
     return images, [label for _, label in files], tuple(classes)
+
+
+def _sorted(names: list[str]) -> list[str]:
+    """By the alphabet; numbers by their value, so that 10 does not stand before 2."""
+    numbers = all(name.isdecimal() for name in names)
+    return sorted(names, key=lambda name: (int(name) if numbers else 0, name))
 
 
 def _part(root: Path, split: str) -> Path:

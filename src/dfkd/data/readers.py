@@ -23,6 +23,7 @@ from dfkd.data.text import class_list
 from dfkd.errors import UserError
 
 SPLITS = ("train", "test")
+Size = tuple[int, int] | None  # height and width, or as they are
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -44,15 +45,21 @@ STATISTICS: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = MappingP
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images (uint8, N C H W), their labels (int64, N), class names in label order (or none), and a title."""
+    """Images (uint8, N C H W), their labels (int64, N), class names in label order (or none), and a title.
+
+    ``folders``: the names are those of folders, and the labels only their order.
+    """
 
     images: UInt8[Tensor, "n c h w"]
     labels: Int[Tensor, " n"]
     names: tuple[str, ...]
     title: str
+    folders: bool = False
 
 
-def read_images(source: str, split: str = "test", side: int | None = None, channels: int | None = None) -> ImageSet:
+def read_images(
+    source: str | Path, split: str = "test", side: int | tuple[int, int] | None = None, channels: int | None = None
+) -> ImageSet:
     """Read a labelled image set into memory.
 
     Args:
@@ -60,8 +67,9 @@ def read_images(source: str, split: str = "test", side: int | None = None, chann
             look in $DFKD_DATA, then ./data), "FILE.npz" (keys images or x, labels or y), "folder:DIR" or a
             directory (one folder per class; DIR/train and DIR/test or DIR/val are used where DIR has them).
         split: "train" or "test". A .npz file, or a folder without such parts, is the same for both.
-        side: height and width wanted. Digits are enlarged bilinearly, MNIST is padded with zeros to 32,
-            everything else is resized by Lanczos (other aspect ratios: centre crop). None keeps the size.
+        side: height and width wanted, as one number where they are equal. Digits are enlarged bilinearly, MNIST is
+            padded with zeros to 32, everything else is resized by Lanczos (other aspect ratios: centre crop). None
+            keeps the size.
         channels: 1 or 3. None keeps what the files hold; in a folder the first image decides.
 
     Raises:
@@ -69,31 +77,33 @@ def read_images(source: str, split: str = "test", side: int | None = None, chann
     """
     if split not in SPLITS:
         raise UserError(f"read_images needs split 'train' or 'test', got {split!r}; choose one of them")
-    if side is not None and side < 1:
+    size = (side, side) if isinstance(side, int) else side
+    if size is not None and min(size) < 1:
         raise UserError(f"read_images needs a side of at least 1 pixel, got {side}; choose a larger one")
     if channels not in (None, 1, 3):
         raise UserError(f"read_images needs channels 1 or 3, got {channels}; choose one of them")
+    source = str(source)
     name, _, place = source.partition(":")
     if source == "digits":
-        return _finish(_digits(split, side), side, channels)
+        return _finish(_digits(split, size), size, channels)
     if name in _PUBLISHED and (place or source == name):
-        return _finish(_PUBLISHED[name](place or None, split, side), side, channels)
+        return _finish(_PUBLISHED[name](place or None, split, size), size, channels)
     path = Path(place if name == "folder" else source).expanduser()
     if path.is_dir():
-        pixels, rows, classes = labelled_folder(path, split, side, channels)
+        pixels, rows, classes = labelled_folder(path, split, size, channels)
         labels = torch.tensor(rows, dtype=torch.int64)
-        return ImageSet(torch.from_numpy(pixels), labels, classes, f"{path.name} {split}")
+        return ImageSet(torch.from_numpy(pixels), labels, classes, f"{path.name} {split}", folders=True)
     if name == "folder" or (not path.exists() and path.suffix == ".npz"):
         raise UserError(f"read_images needs an existing file or folder, got {str(path)!r}; check the path")
     if path.suffix == ".npz" and path.is_file():
-        return _finish(_npz(path), side, channels)
+        return _finish(_npz(path), size, channels)
     if path.suffix == ".npy":
         raise UserError(f"read_images needs labels, got {path} with images only; store both in a .npz")
     known = ", ".join(["digits", *_PUBLISHED])
     raise UserError(f"read_images needs {known}, a .npz file or a folder, got {source!r}; check the name")
 
 
-def _finish(given: ImageSet, side: int | None, channels: int | None) -> ImageSet:
+def _finish(given: ImageSet, size: Size, channels: int | None) -> ImageSet:
     """Colour and size; checks that the labels fit."""
     images, labels = given.images, given.labels
     if len(images) == 0 or len(images) != len(labels):
@@ -105,12 +115,12 @@ def _finish(given: ImageSet, side: int | None, channels: int | None) -> ImageSet
         raise UserError(f"{given.title} needs labels 0..{top}, got {int(labels.min())}..{int(labels.max())}; check it")
     array = images.numpy()
     array = recolour(array, array.shape[1] if channels is None else channels, given.title)
-    if side is not None:
-        array = resize(array, side, side)
+    if size is not None:
+        array = resize(array, *size)
     return ImageSet(torch.from_numpy(np.ascontiguousarray(array)), labels, given.names, given.title)
 
 
-def _digits(split: str, side: int | None) -> ImageSet:
+def _digits(split: str, size: Size) -> ImageSet:
     """Scikit-learn's digits, 1797 of 8x8; every fifth of each class (by a fixed shuffle) is for testing."""
     from sklearn.datasets import load_digits
 
@@ -126,8 +136,9 @@ def _digits(split: str, side: int | None) -> ImageSet:
         parts.append(rows[:cut] if split == "test" else rows[cut:])
     chosen = torch.cat(parts).sort().values
     images, labels = images[chosen], labels[chosen]
-    if side is not None:
-        grown = torch.nn.functional.interpolate(images.double(), size=(side, side), mode="bilinear", antialias=side < 8)
+    if size is not None:
+        small = min(size) < 8
+        grown = torch.nn.functional.interpolate(images.double(), size=size, mode="bilinear", antialias=small)
         images = grown.round().clamp(0, 255).to(torch.uint8)
     return ImageSet(images, labels, class_list("digits"), f"digits {split}")
 
@@ -150,23 +161,23 @@ def _find(name: str, place: str | None, folders: tuple[str, ...], files: tuple[s
     )
 
 
-def _mnist(place: str | None, split: str, side: int | None) -> ImageSet:
+def _mnist(place: str | None, split: str, size: Size) -> ImageSet:
     stem = "train" if split == "train" else "t10k"
     files = (f"{stem}-images-idx3-ubyte", f"{stem}-labels-idx1-ubyte")
     pictures, answers = _find("mnist", place, ("", "raw", "MNIST/raw"), files)
     images = torch.from_numpy(read_idx(pictures, 3))[:, None]
     labels = torch.from_numpy(read_idx(answers, 1)).long()
-    if side == 32 and images.shape[2:] == (28, 28):
+    if size == (32, 32) and images.shape[2:] == (28, 28):
         images = torch.nn.functional.pad(images, (2, 2, 2, 2))
     return ImageSet(images, labels, class_list("mnist"), f"mnist {split}")
 
 
-def _cifar10(place: str | None, split: str, side: int | None) -> ImageSet:
+def _cifar10(place: str | None, split: str, size: Size) -> ImageSet:
     files = tuple(f"data_batch_{batch}" for batch in range(1, 6)) if split == "train" else ("test_batch",)
     return _cifar("cifar10", _find("cifar10", place, ("", "cifar-10-batches-py"), files), "labels", split)
 
 
-def _cifar100(place: str | None, split: str, side: int | None) -> ImageSet:
+def _cifar100(place: str | None, split: str, size: Size) -> ImageSet:
     return _cifar("cifar100", _find("cifar100", place, ("", "cifar-100-python"), (split,)), "fine_labels", split)
 
 
@@ -195,7 +206,7 @@ def _cifar_names(name: str, folder: Path) -> tuple[str, ...]:
     return tuple(label.decode("latin1") for label in names)
 
 
-_PUBLISHED: Mapping[str, Callable[[str | None, str, int | None], ImageSet]] = MappingProxyType(
+_PUBLISHED: Mapping[str, Callable[[str | None, str, Size], ImageSet]] = MappingProxyType(
     {"mnist": _mnist, "cifar10": _cifar10, "cifar100": _cifar100}
 )
 

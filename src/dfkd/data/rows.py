@@ -86,7 +86,7 @@ def _map_below(data: object) -> mmap.mmap | None:
 
 
 def open_rows(
-    source: str | Path | UInt8[Tensor, "n c h w"],
+    source: str | Path | UInt8[Tensor, "n c h w"] | ByteArray,
     image_shape: tuple[int, int, int],
     cache: Path | None = None,
 ) -> Rows:
@@ -95,7 +95,7 @@ def open_rows(
     Args:
         source: a .npy of uint8 (N H W, N H W C or N C H W), a folder (searched recursively for png, jpg,
             webp, bmp), WebDataset shards (a .tar, or several by glob or braces: "web-{000..012}.tar"), or a
-            uint8 tensor.
+            uint8 tensor or array N C H W.
         image_shape: what the networks take. Colour becomes gray by 0.299 R + 0.587 G + 0.114 B; other sizes
             are resized by Lanczos, other aspect ratios cropped at the centre.
         cache: folder for the converted copy; None converts into memory. A .npy that fits already, and a
@@ -104,6 +104,8 @@ def open_rows(
     Raises:
         UserError: nothing there, nothing readable, or a tensor or array of another kind.
     """
+    if isinstance(source, np.ndarray):
+        source = torch.from_numpy(np.array(source))  # a copy: torch writes to no read-only array
     if isinstance(source, Tensor):
         if source.dtype != torch.uint8 or source.ndim != 4 or tuple(source.shape[1:]) != image_shape or not len(source):
             raise UserError(

@@ -6,9 +6,11 @@ come from all-MiniLM-L6-v2 (the paper uses CLIP ViT-B/32, the ``clip`` extra); t
 
 import functools
 import json
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -60,6 +62,13 @@ def clean(name: str) -> str:
     return " ".join(name.replace("_", " ").replace("-", " ").split())
 
 
+@functools.cache
+def wordnet() -> Mapping[str, str]:
+    """The name of each WordNet id of ImageNet's classes; those of Tiny-ImageNet and Imagenette are among them."""
+    held = _names()
+    return MappingProxyType(dict(zip(held["wnids"]["imagenet"], held["lists"]["imagenet"], strict=True)))
+
+
 def embed(
     names: Sequence[str] | None,
     classes: int,
@@ -73,8 +82,9 @@ def embed(
         names: class names in label order (WordNet ids of ImageNet are resolved); None uses index prompts.
         classes: K.
         encoder: "auto" takes the shipped vectors where they cover all names, else MiniLM where the ``text``
-            extra is installed, else index prompts. "shipped", "minilm" (extra ``text``) and "clip" (extra
-            ``clip``, downloads weights) insist; "file" reads ``file``; "index" ignores the names.
+            extra is installed, else index prompts (with a warning where there are names). "shipped", "minilm"
+            (extra ``text``) and "clip" (extra ``clip``, downloads weights) insist; "file" reads ``file``; "index"
+            ignores the names.
         prompt: "P1", "P2" or "P3", NAYER's three prompts (P3 uses the class index and needs no names).
         file: .safetensors, .npy or .pt holding one K x d tensor; with "auto" it is used too.
 
@@ -121,9 +131,8 @@ def _texts(names: Sequence[str] | None, classes: int, prompt: str) -> _Texts:
         raise UserError(f"embed needs one name for each of {classes} classes, got {len(names)}; check the list")
     if names is None or prompt == "P3":
         return _Texts(tuple(PROMPTS["P3"].format(index=index) for index in range(classes)), PROMPTS["P3"])
-    lists = _names()
-    wordnet = dict(zip(lists["wnids"]["imagenet"], lists["lists"]["imagenet"], strict=True))
-    cleaned = [clean(wordnet.get(name, name)) for name in names]
+    known = wordnet()
+    cleaned = [clean(known.get(name, name)) for name in names]
     _refuse_twins(cleaned)
     return _Texts(tuple(PROMPTS[prompt].format(name=name) for name in cleaned), PROMPTS[prompt])
 
@@ -152,6 +161,12 @@ def _shipped_or_next(texts: _Texts, classes: int, insist: bool) -> TextEmbedding
     if not insist and has_minilm():
         return _encoded(texts, *minilm(texts.prompts))
     if not insist and texts.template != PROMPTS["P3"]:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        warnings.warn(
+            f"there is no vector for {missing[0]!r}{more} in the package, so the texts are class indices, not names; "
+            f"run `{install_extra('text')}`, or give vectors of your own with --text.file (text=)",
+            stacklevel=2,
+        )
         return _shipped_or_next(_texts(None, classes, "P3"), classes, insist=True)
     raise UserError(
         f"embed needs shipped vectors for every prompt, got none for {missing[0]!r}; "

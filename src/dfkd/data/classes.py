@@ -1,0 +1,103 @@
+"""Labels of an image set in the order of a teacher's classes: by name where both have names."""
+
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from dfkd.data.readers import ImageSet
+from dfkd.data.text import clean, wordnet
+from dfkd.errors import UserError
+from dfkd.types import Labels
+
+__all__ = ["check_labels", "in_order"]
+
+
+def in_order(given: ImageSet, names: Sequence[str], classes: int, role: str) -> ImageSet:
+    """``given`` with its labels in the order of ``names``.
+
+    Folders get the label of the class of their name, in whatever order they are and if only some are there; a number
+    is the name of a class that has no other. Case does not count, and space, "_" and "-" are one. Folders of which
+    none has the name of a class keep their alphabetical order, with a warning. A set whose labels have an order of
+    their own (a published one, an array) keeps it unless every name is that of a class.
+
+    Args:
+        given: the images.
+        names: class names in label order; none where they are not known.
+        classes: how many.
+        role: for messages.
+
+    Raises:
+        UserError: folders of which only some have the name of a class, folders without such names whose number is not
+            that of the classes, or labels beyond the classes.
+    """
+    if given.names:
+        check_labels(given.labels, len(given.names), role)
+    known = tuple(names) or tuple(str(label) for label in range(classes))
+    places = _places(given.names, known)
+    used = set(given.labels.unique().tolist())
+    strange = [name for label, name in enumerate(given.names) if places[label] is None and label in used]
+    if given.names and not strange:
+        table = torch.tensor([-1 if place is None else place for place in places])
+        given = replace(given, labels=table[given.labels])
+    elif given.folders:
+        _check_folders(given, strange, tuple(names), classes, role)
+    check_labels(given.labels, classes, role)
+    return replace(given, names=tuple(names), folders=False)
+
+
+def check_labels(labels: Labels, classes: int, role: str) -> None:
+    """Every label is that of a class.
+
+    Raises:
+        UserError: one is not.
+    """
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        raise UserError(
+            f"{role} labels need to be 0 to {classes - 1}, got {low} to {high}; "
+            "use the teacher's label order and number of classes"
+        )
+
+
+def _places(given: Sequence[str], known: Sequence[str]) -> list[int | None]:
+    """For each given name the place of the known one that it means, or None; an exact match goes first."""
+    exact = {name: place for place, name in enumerate(known)}
+    loose, count = {_plain(name): place for place, name in enumerate(known)}, Counter(map(_plain, known))
+    here = Counter(map(_plain, given))
+    single = {key: place for key, place in loose.items() if count[key] == 1 and here[key] == 1}
+    return [exact.get(name, single.get(_plain(name))) for name in given]
+
+
+def _plain(name: str) -> str:
+    """What of a name counts; zeros before a number do not, and a WordNet id stands for its class."""
+    text = clean(wordnet().get(name, name)).casefold()
+    return str(int(text)) if text.isdecimal() else text
+
+
+def _check_folders(given: ImageSet, strange: list[str], names: tuple[str, ...], classes: int, role: str) -> None:
+    """Folders whose names do not tell: refused where their order cannot be meant either."""
+    remedy = "--data.classes (classes=) with the folders' names in label order"
+    if len(strange) < len(set(given.labels.tolist())):
+        raise UserError(
+            f"{role} folders need the names of the teacher's classes, got {_few(strange)} beside names that it has; "
+            f"rename them, or give {remedy}"
+        )
+    if len(given.names) != classes:
+        raise UserError(
+            f"{role} folders need names that tell which of the teacher's {classes} classes they are, got "
+            f"{len(given.names)} ({_few(given.names)}); give {remedy}"
+        )
+    against = f"the teacher's are {_few(names)}" if names else "the teacher's names are not known"
+    warnings.warn(
+        f"no {role} folder has the name of a class ({_few(given.names)}; {against}): in alphabetical order they count "
+        f"as classes 0 to {classes - 1}; to tell otherwise, give {remedy}",
+        stacklevel=2,
+    )
+
+
+def _few(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
