@@ -22,7 +22,9 @@ from dfkd.engine.core import Cache
 from dfkd.errors import UserError
 from dfkd.types import Moments
 
-__all__ = ["Checkpoint", "pack", "unpack", "write_aside"]
+__all__ = ["COMMIT_FILE", "Checkpoint", "pack", "unpack", "write_aside"]
+
+COMMIT_FILE = "commit.json"
 
 
 def write_aside(path: Path, write: Any) -> None:
@@ -64,7 +66,7 @@ class Checkpoint:
     @property
     def path(self) -> Path:
         """The file whose rename commits a save."""
-        return self.folder / "commit.json"
+        return self.folder / COMMIT_FILE
 
     def exists(self) -> bool:
         """Has anything been saved?"""

@@ -35,6 +35,7 @@ class Watch:
         samples: images per grid.
         checkpoint: where to save, or None.
         save_every: least seconds between saves (the last round always saves).
+        ready: called once everything is set up and a checkpoint, if any, has been read, before the first round.
     """
 
     observers: Sequence[Observer] = ()
@@ -45,6 +46,7 @@ class Watch:
     checkpoint: Checkpoint | None = None
     save_every: float = 30.0
     metrics_every: int = 1
+    ready: Callable[[], None] = lambda: None
     teacher_guess: Tensor | None = field(default=None, init=False)
 
 
@@ -77,6 +79,7 @@ def run(task: Task, method: Method[Any], plan: Plan, watch: Watch | None = None,
     objective = task.runtime.compile(lambda batch: method.loss(task, state, batch))
     saved_at = time.monotonic()
     try:
+        watch.ready()
         for round in range(first, plan.total):
             began = time.monotonic()
             _set_rate(optimizer, plan.rate(round))
