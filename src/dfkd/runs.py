@@ -1,6 +1,7 @@
 """A run as a folder: who it is, whether it may be continued, and the student that is taken away from it."""
 
 import hashlib
+import io
 import json
 import os
 import platform
@@ -240,14 +241,18 @@ def _export(student: Probe, image_shape: tuple[int, int, int], path: Path) -> bo
             stacklevel=2,
         )
         return False
-    write_aside(path, lambda aside: _save_program(program, aside))
+    held = _packed(program)
+    write_aside(path, lambda aside: aside.write_bytes(held.getbuffer()))
     return True
 
 
-def _save_program(program: Any, path: Path) -> None:
-    with path.open("wb") as handle, warnings.catch_warnings():
+def _packed(program: Any) -> io.BytesIO:
+    """The file's content, packed in memory: a write that fails below torch's packer ends the process."""
+    held = io.BytesIO()
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.export.save(program, handle)
+        torch.export.save(program, held)
+    return held
 
 
 def _check_same(old: RunInfo, new: RunInfo, folder: Path) -> None:

@@ -158,7 +158,7 @@ def _write_folder(out: Path, images: Bytes, labels: Labels, names: tuple[str, ..
         aside.rename(out)
     except OSError as error:
         raise UserError(
-            f"synthesize needs to write {out}, got {error.strerror!r}; free space or choose another"
+            f"synthesize needs to write {out}, got {error.strerror or str(error)!r}; free space or choose another"
         ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -6,9 +6,7 @@ save. Files are read with ``weights_only=True``: they cannot run code.
 """
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dfkd.data.pool import Pool
+from dfkd.engine.aside import write_aside
 from dfkd.engine.core import Cache
 from dfkd.errors import UserError
 from dfkd.types import Moments
@@ -25,32 +24,7 @@ from dfkd.types import Moments
 __all__ = ["COMMIT_FILE", "Checkpoint", "pack", "unpack", "write_aside"]
 
 COMMIT_FILE = "commit.json"
-
-
-def write_aside(path: Path, write: Any) -> None:
-    """``write(temporary path)``, flush to disk, rename to ``path``: the file is old or new, never half.
-
-    Raises:
-        UserError: no space, or no permission.
-    """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(aside)
-        with aside.open("rb+") as handle:
-            os.fsync(handle.fileno())
-        aside.replace(path)
-        _flush_folder(path.parent)
-    except (OSError, RuntimeError) as error:
-        with suppress(OSError):
-            aside.unlink(missing_ok=True)
-        if isinstance(error, RuntimeError) and "write" not in str(error) and "file" not in str(error):
-            raise
-        why = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise UserError(
-            f"run folder needs to take {path}, got {why!r}; free space or permissions, then resume: earlier "
-            "saves are whole"
-        ) from error
+FULL = "free space or permissions, then resume: earlier saves are whole"
 
 
 class Checkpoint:
@@ -89,11 +63,11 @@ class Checkpoint:
         segments = {name: self._save_rows(name, pool) for name, pool in pools.items()}
         listed = {name: [list(span) for span in spans] for name, spans in segments.items()}
         whole = {**payload, "segments": listed, "world": self.world, "format": 1}
-        write_aside(self._state(rounds), lambda path: torch.save(whole, path))
+        write_aside(self._state(rounds), lambda path: torch.save(whole, path), FULL)
         self.barrier()
         if self.rank == 0:
             commit = json.dumps({"rounds": rounds, "world": self.world})
-            write_aside(self.path, lambda path: path.write_text(commit))
+            write_aside(self.path, lambda path: path.write_text(commit), FULL)
         self.barrier()
         self._segments = segments
         self._drop_others(rounds)
@@ -132,7 +106,7 @@ class Checkpoint:
         done = spans[-1][1] if spans else 0
         if pool.added > done:
             rows = {key: value.cpu() for key, value in pool.since(done).items()}
-            write_aside(self._file(name, done, pool.added), lambda path: torch.save(rows, path))
+            write_aside(self._file(name, done, pool.added), lambda path: torch.save(rows, path), FULL)
             spans = [*spans, (done, pool.added)]
         return [(start, end) for start, end in spans if end > pool.added - pool.capacity]
 
@@ -250,11 +224,3 @@ def _walk(value: Any, path: str) -> Iterator[tuple[str, Pool]]:
         return
     for key in sorted(parts, key=lambda key: not isinstance(parts[key], Pool)):
         yield from _walk(parts[key], f"{path}.{key}" if path else key)
-
-
-def _flush_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
