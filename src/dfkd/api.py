@@ -137,6 +137,7 @@ def distill(
     runtime = runtime or Runtime(seed=seed)
     if resume and out is None:
         raise UserError("resume needs the run's folder, got no out; give the folder the run was started with")
+    watch = Watch((), None, evaluate_every, samples_every, save_every=save_every, metrics_every=metrics_every)
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=_seeded(runtime)))
         stack.callback(_put_back, teacher, _flags(teacher))
@@ -164,14 +165,12 @@ def distill(
         earlier = read_run(folder).info.overlap if folder is not None and again and runtime.rank == 0 else None
         info = replace(info, overlap=_overlap(task, exam, earlier, watchers) if overlap else earlier)
         watchers = [keep, *watchers, *([] if runtime.rank else observers)]
-        watch = Watch(
-            watchers,
-            exam,
-            evaluate_every,
-            samples_every if folder or observers else 0,
+        watch = replace(
+            watch,
+            observers=watchers,
+            test=exam,
+            samples_every=samples_every if folder or observers else 0,
             checkpoint=saves,
-            save_every=save_every,
-            metrics_every=max(1, metrics_every),
             ready=partial(_tell, watchers, info, runtime),
         )
         try:

@@ -49,6 +49,13 @@ class Watch:
     ready: Callable[[], None] = lambda: None
     teacher_guess: Tensor | None = field(default=None, init=False)
 
+    def __post_init__(self) -> None:
+        least = {"evaluate_every": 1, "metrics_every": 1, "samples_every": 0, "save_every": 0}
+        for name, minimum in least.items():
+            value = getattr(self, name)
+            if not value >= minimum:
+                raise UserError(f"watch needs {name} of at least {minimum}, got {value}; raise it")
+
 
 def run(task: Task, method: Method[Any], plan: Plan, watch: Watch | None = None, resume: bool = False) -> State:
     """Distil ``task.teacher`` into ``task.student`` by ``method`` within ``plan``. The last round is the result.
