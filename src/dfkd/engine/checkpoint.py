@@ -52,7 +52,19 @@ class Checkpoint:
         Raises:
             UserError: the commit file cannot be read.
         """
-        return self._read_commit()[0] if self.exists() else 0
+        return self.committed()[0] if self.exists() else 0
+
+    def committed(self, who: str = "resume") -> tuple[int, int]:
+        """Rounds and processes of the last save; ``who`` needs them.
+
+        Raises:
+            UserError: there is none, or it cannot be read.
+        """
+        try:
+            commit = json.loads(self.path.read_text())
+            return int(commit["rounds"]), int(commit["world"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise _damaged(self.path, error, who) from error
 
     def save(self, rounds: int, payload: Mapping[str, Any], pools: Mapping[str, Pool]) -> None:
         """Commit ``payload`` (plain values and tensors) and the new rows of every pool, after ``rounds`` rounds.
@@ -78,7 +90,7 @@ class Checkpoint:
         Raises:
             UserError: a checkpoint of another number of processes, or one that cannot be read.
         """
-        rounds, world = self._read_commit()
+        rounds, world = self.committed()
         if world != self.world:
             raise UserError(f"resume needs the {world} processes the run began with, got {self.world}; start as many")
         payload = self._read(self._state(rounds))
@@ -92,13 +104,6 @@ class Checkpoint:
         except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
             raise error if isinstance(error, UserError) else _damaged(self._state(rounds), error) from error
         return payload
-
-    def _read_commit(self) -> tuple[int, int]:
-        try:
-            commit = json.loads(self.path.read_text())
-            return int(commit["rounds"]), int(commit["world"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise _damaged(self.path, error) from error
 
     def _save_rows(self, name: str, pool: Pool) -> list[tuple[int, int]]:
         """Write the rows added since the last save; returns the spans that make up the pool now."""
@@ -136,9 +141,9 @@ class Checkpoint:
         return content
 
 
-def _damaged(path: Path, error: Exception) -> UserError:
+def _damaged(path: Path, error: Exception, who: str = "resume") -> UserError:
     return UserError(
-        f"resume needs a readable checkpoint, got {path} ({type(error).__name__}); start again in a new folder"
+        f"{who} needs a readable checkpoint, got {path} ({type(error).__name__}); start again in a new folder"
     )
 
 
