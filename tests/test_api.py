@@ -1,6 +1,10 @@
 """The front door: from modules to a folder and back."""
 
+import copy
 import json
+import shutil
+import subprocess
+import sys
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +18,7 @@ from torch import Tensor, nn
 
 import dfkd
 from dfkd.data.readers import STATISTICS
+from dfkd.engine.lock import held
 from dfkd.engine.records import RoundRecord, RunInfo, RunResult
 from dfkd.methods.noise import NoiseInput
 from dfkd.nets.zoo import build
@@ -408,6 +413,119 @@ def test_a_damaged_checkpoint_is_named(digits_teacher: nn.Module, tmp_path: Path
     (tmp_path / "run" / "checkpoint" / "commit.json").write_text("{")
     with pytest.raises(dfkd.UserError, match="resume needs a readable checkpoint"):
         go(digits_teacher, out=tmp_path / "run", resume=True)
+
+
+def held_files(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("damage", ["checkpoint", "commit.json", "state-0-4.pt", "pool-0-pool-60-80.pt"])
+def test_a_refused_resume_changes_nothing(digits_teacher: nn.Module, tmp_path: Path, damage: str) -> None:
+    run = tmp_path / "run"
+    go(digits_teacher, out=run)
+    if damage == "checkpoint":
+        shutil.rmtree(run / damage)
+    else:
+        (run / "checkpoint" / damage).write_text("{")
+    before = held_files(run)
+    with pytest.raises(dfkd.UserError, match=r"resume needs (the checkpoint of the 4 rounds|a readable checkpoint)"):
+        go(digits_teacher, out=run, resume=True)
+    assert held_files(run) == before
+    assert read_run(run).status == "finished"
+
+
+def test_a_run_that_lost_its_checkpoint_is_not_begun_again(digits_teacher: nn.Module, tmp_path: Path) -> None:
+    with pytest.raises(Stop):
+        go(digits_teacher, out=tmp_path, observers=[StopAt(2)])
+    shutil.rmtree(tmp_path / "checkpoint")
+    before = held_files(tmp_path)
+    with pytest.raises(dfkd.UserError, match=r"resume needs the checkpoint of the 3 rounds that were run, got none at"):
+        go(digits_teacher, out=tmp_path, resume=True)
+    assert held_files(tmp_path) == before
+
+
+@pytest.mark.parametrize(("stop", "save_every"), [(0, 0.0), (2, 1e6)])
+def test_a_run_stopped_before_its_first_save_begins_again(
+    digits_teacher: nn.Module, tmp_path: Path, stop: int, save_every: float
+) -> None:
+    with pytest.raises(Stop):
+        go(digits_teacher, out=tmp_path, observers=[StopAt(stop)], save_every=save_every)
+    assert not (tmp_path / "checkpoint").exists()
+    done = go(digits_teacher, out=tmp_path, resume=True, save_every=save_every)
+    assert [record.round for record in done.record.rounds] == [0, 1, 2, 3]
+    assert [record.round for record in read_run(tmp_path).rounds] == [0, 1, 2, 3]
+
+
+class Intrude:
+    """An observer that wants the folder it sees in use."""
+
+    def __init__(self, teacher: nn.Module, out: Path, resume: bool) -> None:
+        self.settings: dict[str, Any] = {"teacher": teacher, "out": out, "resume": resume}
+        self.told = ""
+
+    def started(self, info: RunInfo) -> None: ...
+
+    def stepped(self, round: int, phase: str, done: int, total: int) -> None: ...
+
+    def finished(self, result: RunResult) -> None: ...
+
+    def rounded(self, record: RoundRecord) -> None:
+        if record.round == 1:
+            with pytest.raises(dfkd.UserError) as caught:
+                go(**self.settings)
+            self.told = str(caught.value)
+
+
+def test_one_run_at_a_time_in_a_folder(digits_teacher: nn.Module, tmp_path: Path) -> None:
+    second = Intrude(copy.deepcopy(digits_teacher), tmp_path, resume=True)
+    go(digits_teacher, out=tmp_path, observers=[second])
+    assert second.told == (
+        f"run folder needs to be free, got {tmp_path}, which another process is running; wait or choose another folder"
+    )
+    assert [record.round for record in read_run(tmp_path).rounds] == [0, 1, 2, 3]
+    assert not (tmp_path / ".lock").exists()
+    go(digits_teacher, out=tmp_path, resume=True)
+
+
+def test_two_starts_in_one_empty_folder(digits_teacher: nn.Module, tmp_path: Path) -> None:
+    with held(tmp_path), pytest.raises(dfkd.UserError, match="run folder needs to be free"):
+        go(digits_teacher, out=tmp_path)
+    (tmp_path / ".lock").touch()  # as a killed run leaves it
+    go(digits_teacher, out=tmp_path)
+
+
+HOLD = "import sys, time; from pathlib import Path; from dfkd.engine.lock import held\n"
+HOLD += "with held(Path(sys.argv[1])): print('in', flush=True); time.sleep(60)"
+
+
+def test_a_killed_process_lets_go_of_its_folder(tmp_path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE)
+    try:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"in\n"
+        with pytest.raises(dfkd.UserError, match="which another process is running"), held(tmp_path):
+            pass
+    finally:
+        child.kill()
+        child.communicate()
+    assert (tmp_path / ".lock").exists()
+    with held(tmp_path):
+        pass
+    assert not (tmp_path / ".lock").exists()
+
+
+class Failing:
+    """An observer that cannot begin."""
+
+    def started(self, info: RunInfo) -> None:
+        raise RuntimeError("a bug")
+
+
+def test_a_run_that_fails_before_its_first_round_leaves_no_run(digits_teacher: nn.Module, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="a bug"):
+        go(digits_teacher, out=tmp_path / "run", observers=[Failing()])
+    assert list((tmp_path / "run").rglob("*")) == []
+    go(digits_teacher, out=tmp_path / "run")
 
 
 def test_a_weak_binary_teacher_is_better_than_chance() -> None:

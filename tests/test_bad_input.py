@@ -137,6 +137,15 @@ def test_wrapped_weights_are_found(digits_weights: Path, capsys: pytest.CaptureF
         (["word"], ["recipe needs", "word"]),
         (["-x"], ["two dashes"]),
         (["--method", "KD3"], ["method."]),
+        (["--method.lr", "-1"], ["NAYER needs lr above 0 and finite, got -1.0"]),
+        (["--method.betas", "[0.5,1.5]"], ["NAYER needs two betas, each at least 0 and below 1, got (0.5, 1.5)"]),
+        (["--method.momentum", "2"], ["NAYER needs momentum from 0 to 1, got 2"]),
+        (["--method.pad", "-3"], ["NAYER needs pad of at least 0, got -3"]),
+        (["--watch.evaluate_every", "-5"], ["watch needs evaluate_every of at least 1, got -5"]),
+        (["--watch.metrics_every", "0"], ["watch needs metrics_every of at least 1, got 0"]),
+        (["--watch.samples_every", "-5"], ["watch needs samples_every of at least 0, got -5"]),
+        (["--watch.save_every", "-5"], ["watch needs save_every of at least 0, got -5"]),
+        (["--watch.save_every", "-5", "--dry-run"], ["watch needs save_every of at least 0, got -5"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -230,6 +239,10 @@ def test_run_folders(digits_weights: Path, capsys: pytest.CaptureFixture[str]) -
     _refused(shlex.split("teach wrn10-1 --data digits --out t"), ["new or empty folder"], capsys)
     _refused(shlex.split("synthesize --run runs/x --out other"), ["new folder"], capsys)
     _refused(shlex.split("synthesize --run runs/x --count 0 --out z"), ["--count"], capsys)
+    for text in ("{", "[]", '{"rounds": 4}', "\x00\xff"):
+        Path("runs/x/checkpoint/commit.json").write_text(text, encoding="latin-1")
+        says = ["synthesize needs a readable checkpoint, got runs/x/checkpoint/commit.json"]
+        _refused(shlex.split("synthesize --run runs/x --out z"), says, capsys)
 
 
 def test_disk_full_then_resume(

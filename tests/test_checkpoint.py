@@ -3,6 +3,8 @@
 import json
 import os
 import pickle
+import subprocess
+import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -15,6 +17,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dfkd.data.pool import Pool
@@ -175,24 +179,89 @@ def test_a_full_disk_leaves_the_last_save_and_says_so(tmp_path: Path, monkeypatc
     assert Checkpoint(tmp_path).load({"pool": Pool(6, COLUMNS)})["rounds"] == 2
 
 
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+import torch
+from safetensors.torch import save_file
+from dfkd.cli.do_synthesize import _write_file, _write_folder
+from dfkd.data.pool import Pool
+from dfkd.engine.checkpoint import Checkpoint, write_aside
+from dfkd.errors import UserError
+from dfkd.nets.zoo import build
+from dfkd.teach import TeachResult, save_teacher
+from dfkd.teachplan import TeachPlan
+
+def refused(work):
+    for size in (0, 1000, 30_000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+        try:
+            work()
+            print("written")
+        except UserError as error:
+            print(error)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+folder, big = Path(sys.argv[1]), torch.zeros(100_000)
+images, labels = torch.randint(256, (3, 3, 120, 120), dtype=torch.uint8), torch.arange(3)
+pool = Pool(200, {"images": ((1, 16, 16), torch.uint8)})
+pool.add(images=torch.zeros(200, 1, 16, 16, dtype=torch.uint8))
+shape = {"image_shape": (1, 8, 8), "names": (), "classes": 10, "mean": (0.0,), "std": (1.0,)}
+taught = TeachResult(build("wrn16-1", 10, 1).net, (), None, 1.0)
+refused(lambda: Checkpoint(folder).save(1, {"x": big}, {}))
+refused(lambda: Checkpoint(folder).save(1, {}, {"pool": pool}))
+refused(lambda: write_aside(folder / "x.safetensors", lambda path: save_file({"x": big}, path)))
+refused(lambda: save_teacher(folder, taught, spec={}, plan=TeachPlan(), seed=0, **shape))
+refused(lambda: _write_file(folder, images, labels, ()))
+refused(lambda: _write_folder(folder / "png", images, labels, ()))
+"""
+
+
+def test_a_file_system_that_takes_no_more_is_named(tmp_path: Path) -> None:
+    child = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert child.returncode == 0, child.stderr
+    told = child.stdout.splitlines()
+    assert len(told) == 18
+    for line in told:
+        assert " needs to be written, got " in line or "synthesize needs to write" in line, told
+        assert "no space" in line or "File too large" in line, told
+        assert "; free space" in line, told
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_writer_of_torch_on_a_full_disk_is_named_too(tmp_path: Path) -> None:
     def broken(path: Path) -> None:
         raise RuntimeError("[enforce fail at inline_container.cc] PytorchStreamWriter failed writing file data/0")
 
-    with pytest.raises(UserError, match="failed writing file"):
+    with pytest.raises(UserError, match="x needs to be written, got 'no space, or a write that failed'; free space"):
         write_aside(tmp_path / "x", broken)
 
-    def bug(path: Path) -> None:
-        raise RuntimeError("shapes differ")
+    for kind in (RuntimeError, SafetensorError):
 
-    with pytest.raises(RuntimeError, match="shapes differ"):
-        write_aside(tmp_path / "x", bug)
+        def bug(path: Path, kind: type[Exception] = kind) -> None:
+            raise kind("shapes of this file differ")
+
+        with pytest.raises(kind, match="shapes of this file differ"):
+            write_aside(tmp_path / "x", bug)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_weights_are_as_readable_as_other_files(umask: int, mode: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        write_aside(tmp_path / "x", lambda path: save_file({"x": torch.zeros(1)}, path))
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x").stat().st_mode & 0o777 == mode
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="run folder needs to take"):
+    with pytest.raises(UserError, match="needs to be written, got"):
         Checkpoint(tmp_path / "file").save(1, {}, {})
 
 

@@ -380,6 +380,50 @@ def test_methods_files_pages_cards_and_settings_are_the_same_list() -> None:
     assert all(type(row.method) is METHODS[name] for name, row in SETTINGS.items())
 
 
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"lr": 0.0}, "lr above 0 and finite, got 0.0"),
+        ({"lr": float("inf")}, "lr above 0 and finite, got inf"),
+        ({"lr": float("nan")}, "lr above 0 and finite, got nan"),
+        ({"temperature": 0.0}, "temperature above 0 and finite, got 0.0"),
+        ({"temperature": -4.0}, "temperature above 0 and finite, got -4.0"),
+        ({"momentum": 2.0}, "momentum from 0 to 1, got 2.0"),
+        ({"pad": -3}, "pad of at least 0, got -3"),
+        ({"betas": (0.5, 1.0)}, "betas"),
+        ({"betas": (-0.1, 0.9)}, "betas"),
+        ({"betas": (0.5, float("nan"))}, "betas"),
+    ],
+    ids=str,
+)
+def test_values_that_cannot_be_are_refused_in_every_method_that_has_them(values: dict[str, Any], says: str) -> None:
+    (name,) = values
+    adam = tuple[float, float]  # STTS's betas are another thing
+    kinds = [kind for kind in METHODS.values() if get_type_hints(kind).get(name) in (int, float, adam)]
+    assert kinds
+    for kind in kinds:
+        with pytest.raises(UserError, match=f"^{kind.__name__} needs .*{says}.*; "):
+            kind(**values)
+
+
+@pytest.mark.parametrize(
+    ("method", "values"),
+    [
+        ("D3K", {"bn_eps": -1.0}),
+        ("D3K", {"bn_cap": 0.0}),
+        ("SpaceshipNet", {"mix_alpha": 0.0}),
+        ("KD3", {"v_th": 1.5}),
+        ("KD3", {"label_temperature": 0.0}),
+        ("KD3", {"delta": 0.0}),
+        ("KD3", {"reference_batch": 0}),
+    ],
+    ids=str,
+)
+def test_values_that_cannot_be_are_refused_by_their_method(method: str, values: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=f"^{method} needs {next(iter(values))} .*, got .*; "):
+        METHODS[method](**values)
+
+
 def test_every_method_has_a_card() -> None:
     where = {Path(inspect.getfile(kind)).stem for kind in METHODS.values()}
     cards = files(HERE.parent / "docs" / "methods", "*.md", "index", "template")

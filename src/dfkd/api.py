@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,16 @@ from dfkd.report.gallery import FIGURES_FOLDER, Gallery, write_gallery
 from dfkd.report.observers import JsonLines, RunFile, Samples
 from dfkd.report.page import write_page
 from dfkd.report.summary import duration
-from dfkd.runs import forget_run, network_bytes, open_run, provenance, save_student, settings_of, weights_hash
+from dfkd.runs import (
+    CHECKPOINT_FOLDER,
+    forget_run,
+    network_bytes,
+    open_run,
+    provenance,
+    save_student,
+    settings_of,
+    weights_hash,
+)
 
 __all__ = ["Distilled", "distill"]
 
@@ -126,6 +136,7 @@ def distill(
     runtime = runtime or Runtime(seed=seed)
     if resume and out is None:
         raise UserError("resume needs the run's folder, got no out; give the folder the run was started with")
+    watch = Watch((), None, evaluate_every, samples_every, save_every=save_every, metrics_every=metrics_every)
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=_seeded(runtime)))
         stack.callback(_put_back, teacher, _flags(teacher))
@@ -141,7 +152,9 @@ def distill(
         info = _info(method, plan, task, facts, embedding, names)
         exam = labelled(test, task, "test")
         folder = None if out is None else Path(out)
-        again = open_run(folder, info, resume) if folder is not None and runtime.rank == 0 else resume
+        again = resume
+        if folder is not None and runtime.rank == 0:
+            again = stack.enter_context(open_run(folder, info, resume, save_every))
         runtime.barrier()
         first = _check_teacher(task, exam)
         keep = Keep()
@@ -150,28 +163,32 @@ def distill(
         watchers = _observers(folder, done, runtime, stack, progress, keep)
         earlier = read_run(folder).info.overlap if folder is not None and again and runtime.rank == 0 else None
         info = replace(info, overlap=_overlap(task, exam, earlier, watchers) if overlap else earlier)
-        watchers += [keep] if runtime.rank else [*observers, keep]
-        watch = Watch(
-            watchers,
-            exam,
-            evaluate_every,
-            samples_every if folder or observers else 0,
+        watchers = [keep, *watchers, *([] if runtime.rank else observers)]
+        watch = replace(
+            watch,
+            observers=watchers,
+            test=exam,
+            samples_every=samples_every if folder or observers else 0,
             checkpoint=saves,
-            save_every=save_every,
-            metrics_every=max(1, metrics_every),
+            ready=partial(_tell, watchers, info, runtime),
         )
-        for observer in watchers:
-            observer.started(info)
         try:
             state = run(task, method, plan, watch, resume=again)
-        except UserError:
+        except Exception:
             if folder is not None and runtime.rank == 0 and not again and not keep.records:
-                forget_run(folder)  # refused in setup: leave nothing that looks like a run
+                forget_run(folder)  # failed before it began: leave nothing that looks like a run
             raise
         if figures and folder is not None and runtime.rank == 0:  # before the export takes the student's hooks off
             _draw(folder, figures_of(task, method, plan, state, exam, overlap=info.overlap))
         result = _finish(task, info, folder, keep.records, first, watchers, spec, export)
     return Distilled(student.eval(), result)
+
+
+def _tell(watchers: Sequence[Observer], info: RunInfo, runtime: Runtime) -> None:
+    """The run begins: only now, when every process has read what it continues from, may its files change."""
+    runtime.barrier()
+    for observer in watchers:
+        observer.started(info)
 
 
 def _fitting(task: Task) -> list[str]:
@@ -293,7 +310,7 @@ def _overlap(
 def _checkpoint(folder: Path | None, runtime: Runtime) -> Checkpoint | None:
     if folder is None:
         return None
-    return Checkpoint(folder / "checkpoint", runtime.rank, runtime.world, runtime.barrier)
+    return Checkpoint(folder / CHECKPOINT_FOLDER, runtime.rank, runtime.world, runtime.barrier)
 
 
 def _finish(

@@ -1,6 +1,7 @@
 """A run as a folder: who it is, whether it may be continued, and the student that is taken away from it."""
 
 import hashlib
+import io
 import json
 import os
 import platform
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,15 +18,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dfkd.engine.checkpoint import write_aside
+from dfkd.engine.checkpoint import COMMIT_FILE, write_aside
 from dfkd.engine.core import Method
+from dfkd.engine.lock import LOCK_FILE, held
 from dfkd.engine.probe import Probe
 from dfkd.engine.records import RunInfo
 from dfkd.engine.runtime import Runtime
 from dfkd.errors import UserError
-from dfkd.report.files import METRICS_FILE, RUN_FILE, plain, read_run
+from dfkd.report.files import METRICS_FILE, RUN_FILE, StoredRun, plain, read_run
 
 __all__ = [
+    "CHECKPOINT_FOLDER",
     "check_free",
     "forget_run",
     "network_bytes",
@@ -36,6 +40,7 @@ __all__ = [
 ]
 
 VERSION = "0.1.0"
+CHECKPOINT_FOLDER = "checkpoint"
 
 
 def weights_hash(net: nn.Module) -> str:
@@ -86,27 +91,58 @@ def provenance(runtime: Runtime) -> dict[str, object]:
     }
 
 
-def open_run(folder: Path, info: RunInfo, resume: bool) -> bool:
-    """Prepare ``folder`` for a run; returns whether there is something to continue.
+@contextmanager
+def open_run(folder: Path, info: RunInfo, resume: bool, save_every: float = 30.0) -> Iterator[bool]:
+    """Prepare ``folder`` for a run, and keep other processes out of it as long as this lasts.
+
+    Nothing that is in the folder changes. Gives whether there is something to continue.
+
+    Args:
+        folder: the run's.
+        info: of the run that is to begin or to go on.
+        resume: continue the run that is there.
+        save_every: least seconds between saves of the run.
 
     Raises:
         UserError: the folder holds another run (or other files) and ``resume`` is off, or the run there had other
-            settings, or the folder cannot be written.
+            settings or lost its checkpoint, or another process runs it, or the folder cannot be written.
     """
+    if resume and not (folder / RUN_FILE).exists():
+        raise UserError(f"resume needs a run folder, got {folder} without {RUN_FILE}; start it without resume")
     if not resume:
         check_free(folder)
-    elif (folder / RUN_FILE).exists():
-        _check_same(read_run(folder).info, info, folder)
-        return True
-    else:
-        raise UserError(f"resume needs a run folder, got {folder} without {RUN_FILE}; start it without resume")
+        _make(folder)
+    with held(folder):
+        if resume:
+            stored = read_run(folder)
+            _check_same(stored.info, info, folder)
+            _check_saved(stored, folder, save_every)
+        else:
+            check_free(folder)  # again, for a run that began in between
+        yield resume
+
+
+def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
             f"out needs a folder that can be written, got {folder} ({error.strerror}); choose another"
         ) from None
-    return False
+
+
+def _check_saved(stored: StoredRun, folder: Path, save_every: float) -> None:
+    """Refuse to begin again where something was reached. A run that was stopped before its first save may."""
+    commit = folder / CHECKPOINT_FOLDER / COMMIT_FILE
+    if commit.exists():
+        return
+    rounds = stored.rounds
+    saved = len(rounds) > 1 and sum(record.seconds for record in rounds[:-1]) >= save_every
+    if saved or stored.status == "finished" or (folder / "student.safetensors").exists():
+        raise UserError(
+            f"resume needs the checkpoint of the {len(rounds)} rounds that were run, got none at {commit}; put it "
+            "back, or start in a new folder"
+        )
 
 
 def check_free(folder: Path) -> None:
@@ -122,7 +158,7 @@ def check_free(folder: Path) -> None:
             f"out needs a folder without a run, got {folder}, which holds one; choose another folder, or continue "
             "that run with resume (`dfkd distill --resume`)"
         )
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and any(path.name != LOCK_FILE for path in folder.iterdir()):
         raise UserError(f"out needs an empty or new folder, got {folder} with other files in it; choose another folder")
 
 
@@ -130,6 +166,8 @@ def forget_run(folder: Path) -> None:
     """Remove what a run wrote before its first round; other files, and a folder that holds any, stay."""
     for name in (RUN_FILE, METRICS_FILE, "recipe.yaml"):
         (folder / name).unlink(missing_ok=True)
+    for path in (folder / "tensorboard").glob("events.out.tfevents.*"):
+        path.unlink(missing_ok=True)
     for path in sorted(folder.rglob("*"), reverse=True):
         if path.is_dir() and not any(path.iterdir()):
             path.rmdir()
@@ -203,14 +241,18 @@ def _export(student: Probe, image_shape: tuple[int, int, int], path: Path) -> bo
             stacklevel=2,
         )
         return False
-    write_aside(path, lambda aside: _save_program(program, aside))
+    held = _packed(program)
+    write_aside(path, lambda aside: aside.write_bytes(held.getbuffer()))
     return True
 
 
-def _save_program(program: Any, path: Path) -> None:
-    with path.open("wb") as handle, warnings.catch_warnings():
+def _packed(program: Any) -> io.BytesIO:
+    """The file's content, packed in memory: a write that fails below torch's packer ends the process."""
+    held = io.BytesIO()
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.export.save(program, handle)
+        torch.export.save(program, held)
+    return held
 
 
 def _check_same(old: RunInfo, new: RunInfo, folder: Path) -> None:

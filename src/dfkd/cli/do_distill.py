@@ -194,7 +194,7 @@ def _distill(job: Job, out: Path, machine: Runtime, resume: bool) -> Distilled:
         runtime=machine,
         observers=extra,
         progress=not watch.quiet,
-        evaluate_every=max(1, watch.evaluate_every),
+        evaluate_every=watch.evaluate_every,
         metrics_every=watch.metrics_every,
         samples_every=watch.samples_every,
         save_every=watch.save_every,

@@ -13,7 +13,7 @@ from dfkd.cli.config import Distill, Synthesize
 from dfkd.cli.do_distill import prepare, resolved, runtime_of
 from dfkd.cli.parse import Tree, fill
 from dfkd.cli.setup import settled, text_of, with_recipe
-from dfkd.engine.checkpoint import pools_of, write_aside
+from dfkd.engine.checkpoint import Checkpoint, pools_of, write_aside
 from dfkd.engine.core import Clock, Method, Task
 from dfkd.engine.driver import Watch
 from dfkd.engine.driver import run as drive
@@ -23,6 +23,7 @@ from dfkd.ops.pixels import as_bytes
 from dfkd.prepare import build_task
 from dfkd.recipes import yaml_of
 from dfkd.report.files import read_run
+from dfkd.runs import CHECKPOINT_FOLDER
 from dfkd.types import Bytes, Labels
 
 __all__ = ["run", "stored"]
@@ -56,15 +57,13 @@ def stored(folder: Path, count: int) -> tuple[Bytes, Labels]:
     Raises:
         UserError: no checkpoint, or a method that stores no images.
     """
-    commit = folder / "checkpoint" / "commit.json"
-    if not commit.is_file():
+    saves = Checkpoint(folder / CHECKPOINT_FOLDER)
+    if not saves.exists():
         raise UserError(f"synthesize needs a run with a checkpoint, got {folder} without; let it finish a round first")
-    world = int(json.loads(commit.read_text())["world"])
+    _, world = saves.committed("synthesize")
     parts: list[dict[str, Tensor]] = []
     for rank in range(world):
-        files = sorted(
-            (folder / "checkpoint").glob(f"pool-{rank}-pool-*.pt"), key=lambda path: int(path.stem.split("-")[-1])
-        )
+        files = sorted(saves.folder.glob(f"pool-{rank}-pool-*.pt"), key=lambda path: int(path.stem.split("-")[-1]))
         parts += [_rows(path) for path in files]
     if not parts or "images" not in parts[0]:
         raise UserError(
@@ -158,7 +157,7 @@ def _write_folder(out: Path, images: Bytes, labels: Labels, names: tuple[str, ..
         aside.rename(out)
     except OSError as error:
         raise UserError(
-            f"synthesize needs to write {out}, got {error.strerror!r}; free space or choose another"
+            f"synthesize needs to write {out}, got {error.strerror or str(error)!r}; free space or choose another"
         ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)

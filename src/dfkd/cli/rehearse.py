@@ -28,7 +28,8 @@ def rehearse(job: Job, out: Path, runtime: Runtime) -> int:
     task = task_of(job, runtime)
     watch = Watch(
         test=exam_of(job, task),
-        evaluate_every=max(1, settings.watch.evaluate_every),
+        evaluate_every=settings.watch.evaluate_every,
+        metrics_every=settings.watch.metrics_every,
         samples_every=settings.watch.samples_every,
         save_every=settings.watch.save_every,
     )

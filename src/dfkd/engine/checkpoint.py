@@ -6,9 +6,7 @@ save. Files are read with ``weights_only=True``: they cannot run code.
 """
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -18,37 +16,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dfkd.data.pool import Pool
+from dfkd.engine.aside import write_aside
 from dfkd.engine.core import Cache
 from dfkd.errors import UserError
 from dfkd.types import Moments
 
-__all__ = ["Checkpoint", "pack", "unpack", "write_aside"]
+__all__ = ["COMMIT_FILE", "Checkpoint", "pack", "unpack", "write_aside"]
 
-
-def write_aside(path: Path, write: Any) -> None:
-    """``write(temporary path)``, flush to disk, rename to ``path``: the file is old or new, never half.
-
-    Raises:
-        UserError: no space, or no permission.
-    """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(aside)
-        with aside.open("rb+") as handle:
-            os.fsync(handle.fileno())
-        aside.replace(path)
-        _flush_folder(path.parent)
-    except (OSError, RuntimeError) as error:
-        with suppress(OSError):
-            aside.unlink(missing_ok=True)
-        if isinstance(error, RuntimeError) and "write" not in str(error) and "file" not in str(error):
-            raise
-        why = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise UserError(
-            f"run folder needs to take {path}, got {why!r}; free space or permissions, then resume: earlier "
-            "saves are whole"
-        ) from error
+COMMIT_FILE = "commit.json"
+FULL = "free space or permissions, then resume: earlier saves are whole"
 
 
 class Checkpoint:
@@ -64,7 +40,7 @@ class Checkpoint:
     @property
     def path(self) -> Path:
         """The file whose rename commits a save."""
-        return self.folder / "commit.json"
+        return self.folder / COMMIT_FILE
 
     def exists(self) -> bool:
         """Has anything been saved?"""
@@ -76,7 +52,19 @@ class Checkpoint:
         Raises:
             UserError: the commit file cannot be read.
         """
-        return self._read_commit()[0] if self.exists() else 0
+        return self.committed()[0] if self.exists() else 0
+
+    def committed(self, who: str = "resume") -> tuple[int, int]:
+        """Rounds and processes of the last save; ``who`` needs them.
+
+        Raises:
+            UserError: there is none, or it cannot be read.
+        """
+        try:
+            commit = json.loads(self.path.read_text())
+            return int(commit["rounds"]), int(commit["world"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise _damaged(self.path, error, who) from error
 
     def save(self, rounds: int, payload: Mapping[str, Any], pools: Mapping[str, Pool]) -> None:
         """Commit ``payload`` (plain values and tensors) and the new rows of every pool, after ``rounds`` rounds.
@@ -87,11 +75,11 @@ class Checkpoint:
         segments = {name: self._save_rows(name, pool) for name, pool in pools.items()}
         listed = {name: [list(span) for span in spans] for name, spans in segments.items()}
         whole = {**payload, "segments": listed, "world": self.world, "format": 1}
-        write_aside(self._state(rounds), lambda path: torch.save(whole, path))
+        write_aside(self._state(rounds), lambda path: torch.save(whole, path), FULL)
         self.barrier()
         if self.rank == 0:
             commit = json.dumps({"rounds": rounds, "world": self.world})
-            write_aside(self.path, lambda path: path.write_text(commit))
+            write_aside(self.path, lambda path: path.write_text(commit), FULL)
         self.barrier()
         self._segments = segments
         self._drop_others(rounds)
@@ -102,7 +90,7 @@ class Checkpoint:
         Raises:
             UserError: a checkpoint of another number of processes, or one that cannot be read.
         """
-        rounds, world = self._read_commit()
+        rounds, world = self.committed()
         if world != self.world:
             raise UserError(f"resume needs the {world} processes the run began with, got {self.world}; start as many")
         payload = self._read(self._state(rounds))
@@ -117,20 +105,13 @@ class Checkpoint:
             raise error if isinstance(error, UserError) else _damaged(self._state(rounds), error) from error
         return payload
 
-    def _read_commit(self) -> tuple[int, int]:
-        try:
-            commit = json.loads(self.path.read_text())
-            return int(commit["rounds"]), int(commit["world"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise _damaged(self.path, error) from error
-
     def _save_rows(self, name: str, pool: Pool) -> list[tuple[int, int]]:
         """Write the rows added since the last save; returns the spans that make up the pool now."""
         spans = self._segments.get(name, [])
         done = spans[-1][1] if spans else 0
         if pool.added > done:
             rows = {key: value.cpu() for key, value in pool.since(done).items()}
-            write_aside(self._file(name, done, pool.added), lambda path: torch.save(rows, path))
+            write_aside(self._file(name, done, pool.added), lambda path: torch.save(rows, path), FULL)
             spans = [*spans, (done, pool.added)]
         return [(start, end) for start, end in spans if end > pool.added - pool.capacity]
 
@@ -160,9 +141,9 @@ class Checkpoint:
         return content
 
 
-def _damaged(path: Path, error: Exception) -> UserError:
+def _damaged(path: Path, error: Exception, who: str = "resume") -> UserError:
     return UserError(
-        f"resume needs a readable checkpoint, got {path} ({type(error).__name__}); start again in a new folder"
+        f"{who} needs a readable checkpoint, got {path} ({type(error).__name__}); start again in a new folder"
     )
 
 
@@ -248,11 +229,3 @@ def _walk(value: Any, path: str) -> Iterator[tuple[str, Pool]]:
         return
     for key in sorted(parts, key=lambda key: not isinstance(parts[key], Pool)):
         yield from _walk(parts[key], f"{path}.{key}" if path else key)
-
-
-def _flush_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dfkd.data.rows import Rows
+from dfkd.engine.limits import check_shared
 from dfkd.engine.plan import Plan
 from dfkd.engine.probe import Probe
 from dfkd.engine.runtime import Runtime
@@ -116,7 +117,11 @@ class Method(ABC, Generic[S]):
     default_plan: ClassVar[Plan]
 
     def __post_init__(self) -> None:
-        """Refuse a word that is not among a hyper-parameter's choices, then what :meth:`check_values` refuses."""
+        """Refuse a word that is not among a hyper-parameter's choices, then values that cannot be.
+
+        The limits of fields called ``lr``, ``temperature``, ``momentum``, ``pad`` and ``betas`` (two numbers: Adam's)
+        are known; the rest is for :meth:`check_values`.
+        """
         for name, hint in get_type_hints(type(self)).items():
             kinds = [part for part in (hint, *get_args(hint)) if get_origin(part) is Literal]
             choices, value = [choice for kind in kinds for choice in get_args(kind)], getattr(self, name)
@@ -125,6 +130,7 @@ class Method(ABC, Generic[S]):
                 raise UserError(
                     f"{type(self).__name__} needs {name} to be one of {listed}, got {value!r}; choose one of them"
                 )
+        check_shared(self)
         self.check_values()
 
     def check_values(self) -> None:

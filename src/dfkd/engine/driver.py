@@ -35,6 +35,7 @@ class Watch:
         samples: images per grid.
         checkpoint: where to save, or None.
         save_every: least seconds between saves (the last round always saves).
+        ready: called once everything is set up and a checkpoint, if any, has been read, before the first round.
     """
 
     observers: Sequence[Observer] = ()
@@ -45,7 +46,15 @@ class Watch:
     checkpoint: Checkpoint | None = None
     save_every: float = 30.0
     metrics_every: int = 1
+    ready: Callable[[], None] = lambda: None
     teacher_guess: Tensor | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        least = {"evaluate_every": 1, "metrics_every": 1, "samples_every": 0, "save_every": 0}
+        for name, minimum in least.items():
+            value = getattr(self, name)
+            if not value >= minimum:
+                raise UserError(f"watch needs {name} of at least {minimum}, got {value}; raise it")
 
 
 def run(task: Task, method: Method[Any], plan: Plan, watch: Watch | None = None, resume: bool = False) -> State:
@@ -77,6 +86,7 @@ def run(task: Task, method: Method[Any], plan: Plan, watch: Watch | None = None,
     objective = task.runtime.compile(lambda batch: method.loss(task, state, batch))
     saved_at = time.monotonic()
     try:
+        watch.ready()
         for round in range(first, plan.total):
             began = time.monotonic()
             _set_rate(optimizer, plan.rate(round))

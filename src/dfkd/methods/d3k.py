@@ -95,11 +95,15 @@ class D3K(Method[D3KState]):
     default_plan: ClassVar[Plan] = Plan(rounds=200, steps=400, batch_size=256, lr=0.1, weight_decay=1e-4)
 
     def check_values(self) -> None:
-        """Counts are at least 1, and the ranges of the subnet make sense."""
+        """Counts are at least 1, what limits L_bn is no nonsense, and the ranges of the subnet make sense."""
         for name in ("steps", "synthesis_batch", "batches", "width", "hash_pool", "memory"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"D3K needs {name} of at least 1, got {value}; raise it")
+        if not self.bn_eps >= 0:
+            raise UserError(f"D3K needs bn_eps of at least 0, got {self.bn_eps}; raise it")
+        if self.bn_cap is not None and not self.bn_cap > 0:
+            raise UserError(f"D3K needs bn_cap above 0, got {self.bn_cap}; leave it out for no cap")
         check_ranges(self.widths, self.kernels)
 
     def needs(self) -> frozenset[Need]:

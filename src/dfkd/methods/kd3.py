@@ -86,12 +86,18 @@ class KD3(Method[KD3State]):
     )
 
     def check_values(self) -> None:
-        """Counts are at least 1, the share of the pool is above 0 and up to 1."""
+        """Counts are at least 1, the share of the pool is above 0 and up to 1, the threshold from 0 to 1."""
         if not 0 < self.pool_share <= 1:
             raise UserError(f"KD3 needs a pool_share above 0 and up to 1, got {self.pool_share}; change pool_share")
-        for name in ("select_every", "head_width", "block"):
-            if getattr(self, name) < 1:
-                raise UserError(f"KD3 needs {name} of at least 1, got {getattr(self, name)}; change {name}")
+        if not 0 <= self.v_th <= 1:
+            raise UserError(f"KD3 needs v_th from 0 to 1, got {self.v_th}; change v_th")
+        for name in ("label_temperature", "delta"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"KD3 needs {name} above 0, got {getattr(self, name)}; change {name}")
+        for name in ("select_every", "head_width", "block", "reference_batch"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"KD3 needs {name} of at least 1, got {value}; change {name}")
 
     def needs(self) -> frozenset[Need]:
         """Web images, and two linear classifiers."""

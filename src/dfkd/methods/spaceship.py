@@ -98,7 +98,7 @@ class SpaceshipNet(Method[SpaceshipState]):
     default_plan: ClassVar[Plan] = Plan(rounds=200, steps=2000, batch_size=256, lr=0.1, weight_decay=1e-4)
 
     def check_values(self) -> None:
-        """Counts are at least 1, shares are from 0 to 1, taps exist."""
+        """Counts are at least 1, shares are from 0 to 1, Beta's scale is above 0, taps exist."""
         for name in ("steps", "synthesis_batch", "width", "channels", "memory"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -106,6 +106,8 @@ class SpaceshipNet(Method[SpaceshipState]):
         for name in ("p", "fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"SpaceshipNet needs {name} from 0 to 1, got {getattr(self, name)}; change it")
+        if not self.mix_alpha > 0:
+            raise UserError(f"SpaceshipNet needs mix_alpha above 0, got {self.mix_alpha}; raise it")
         if not self.taps or not set(self.taps) <= {0, 1, 2} or len(set(self.taps)) < len(self.taps):
             raise UserError(f"SpaceshipNet needs different taps among 0, 1 and 2, got {self.taps}; for example (0, 2)")
 

@@ -101,16 +101,14 @@ class STTS(Method[STTSState]):
     )
 
     def check_values(self) -> None:
-        """Counts are at least 1, the temperature and the β are above 0, variances are not below 0, the zoom below 1."""
+        """Counts are at least 1, the β are above 0, variances are not below 0, the zoom below 1."""
         for name in ("synthesis_batch", "batches", "steps", "memory"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"STTS needs {name} of at least 1, got {value}; raise it")
-        for name in ("sigma", "init_std", "noise", "degrees", "scale", "shift", "pad"):
+        for name in ("sigma", "init_std", "noise", "degrees", "scale", "shift"):
             if getattr(self, name) < 0:
                 raise UserError(f"STTS needs {name} of at least 0, got {getattr(self, name)}; raise it")
-        if self.temperature <= 0:
-            raise UserError(f"STTS needs a temperature above 0, got {self.temperature}; raise it")
         if self.scale >= 1:
             raise UserError(f"STTS needs a scale below 1, got {self.scale}; lower it")
         if not self.betas or min(self.betas) <= 0:
