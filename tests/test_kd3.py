@@ -153,7 +153,7 @@ def test_selection_waits_for_its_turn(digits_teacher: nn.Module) -> None:
 
 def test_an_empty_selection_is_an_error_with_advice(digits_teacher: nn.Module) -> None:
     with pytest.raises(UserError, match="lower v_th"):
-        selected(KD3(v_th=1.1, select="teacher"), make(digits_teacher, torch.zeros(20, 1, 8, 8, dtype=torch.uint8)))
+        selected(KD3(v_th=1.0, select="teacher"), make(digits_teacher, torch.zeros(20, 1, 8, 8, dtype=torch.uint8)))
 
 
 def loss_by_hand(task: Task, heads: nn.ModuleDict, x: Tensor, other: Tensor, parts: Sequence[str]) -> float:
