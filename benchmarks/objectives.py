@@ -72,7 +72,8 @@ class Steps:
             "Spaceship-Net, student": self._learner(task, self.spaceship),
             "KD3, student": self._learner(_with_teachers_head(task), KD3()),
         }
-        self.tools = self._setup(task, self.stts).tools.value
+        with stts._tools(self.stts, task, self._setup(task, self.stts)) as tools:
+            self.tools = tools
 
     def measure(self, images: Tensor, labels: Tensor) -> dict[str, tuple[float, Tensor]]:
         """Every objective's loss and gradient, flattened."""
@@ -100,13 +101,11 @@ class Steps:
             ("D3K, pixels", compile(d3k.objective)(self.d3k, T, S, x, x, labels, bank, True).loss),
         ]
         found = [(name, _gradient(loss, [x])) for name, loss in made]
-        if self.tools is not None:
-            rest, eye = self.tools
-            self._fresh()
-            y = stts._draw(self.stts, self.task, rest)
-            x = T.normalise(images).detach().requires_grad_(True)
-            found.append(("STTS, pixels", _gradient(compile(stts.objective)(self.stts, eye, x, y).loss, [x])))
-        return found
+        rest, eye = self.tools
+        self._fresh()
+        y = stts._draw(self.stts, self.task, rest)
+        x = T.normalise(images).detach().requires_grad_(True)
+        return [*found, ("STTS, pixels", _gradient(compile(stts.objective)(self.stts, eye, x, y).loss, [x]))]
 
     def _weights(self, images: Tensor, labels: Tensor) -> list[tuple[str, tuple[float, Tensor]]]:
         task, T, S, compile = self.task, self.task.teacher, self.task.student, self.task.runtime.compile
