@@ -294,6 +294,14 @@ def _cifar10_spaceship() -> list[Row]:
     )
 
 
+def _cifar10_spaceship_few() -> list[Row]:
+    """The same four rows where images are few and steps are many: 1,600 samples, 2,500 steps of 128."""
+    plan = replace(CIFAR_PLAN, rounds=5, steps=500, warmup=3)
+    return _half(
+        Row(label, "wrn16-1", "resnet8", method, plan, paper) for label, method, paper in _parts(CIFAR_SPACESHIP)
+    )
+
+
 def _half(rows: Iterable[Row]) -> list[Row]:
     """The same rows with networks in bfloat16."""
     return [replace(row, precision="bf16") for row in rows]
@@ -312,6 +320,7 @@ def _parts(full: SpaceshipNet) -> list[tuple[str, SpaceshipNet, str]]:
 EXPERIMENTS: Mapping[str, tuple[Data, Callable[[], list[Row]]]] = {
     "cifar10": (CIFAR10, _cifar10),
     "cifar10-kd3": (CIFAR10, _cifar10_kd3),
+    "cifar10-spaceship-few": (CIFAR10, _cifar10_spaceship_few),
     "cifar10-spaceship-mechanism": (CIFAR10, _cifar10_spaceship),
     "digits": (DIGITS, _digits),
     "digits-spaceship-mechanism": (DIGITS, _spaceship_mechanism),
