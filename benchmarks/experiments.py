@@ -215,6 +215,14 @@ def _mnist_spaceship_few() -> list[Row]:
     )
 
 
+def _mnist_spaceship_fewest() -> list[Row]:
+    """The same four rows on a single batch of 128 samples, 1,200 steps of 128."""
+    plan = replace(MNIST_SMALL, rounds=1, steps=1200)
+    return _half(
+        Row(label, "wrn16-1", "resnet8", method, plan, paper) for label, method, paper in _parts(MNIST_SPACESHIP)
+    )
+
+
 def _mnist_d3k() -> list[Row]:
     """D3K's parts (its Figure: base < +SG < +SG and D-Dhash) on MNIST, 300 steps of the student: far from done.
 
@@ -330,6 +338,7 @@ EXPERIMENTS: Mapping[str, tuple[Data, Callable[[], list[Row]]]] = {
     "mnist-lenet": (MNIST32, _mnist_lenet),
     "mnist-nayer": (MNIST, _mnist_nayer),
     "mnist-spaceship-few": (MNIST32_BN, _mnist_spaceship_few),
+    "mnist-spaceship-fewest": (MNIST32_BN, _mnist_spaceship_fewest),
     "mnist-spaceship-mechanism": (MNIST32_BN, _mnist_spaceship),
     "mnist-stts-mechanism": (MNIST32, _mnist_stts),
 }
