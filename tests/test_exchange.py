@@ -177,6 +177,7 @@ def test_the_student_learns_from_exchanged_images() -> None:
     assert not _equal(a.student.net.state_dict(), b.student.net.state_dict())
 
 
+@pytest.mark.slow
 def test_one_graph_for_both_kinds_of_batches() -> None:
     counts = []
     for p in (0.0, 0.5, 1.0):
