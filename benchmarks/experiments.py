@@ -107,7 +107,7 @@ def _digits() -> list[Row]:
 def _spaceship_mechanism() -> list[Row]:
     """The paper's Table 3 (CIFAR-100, ResNet-34 to ResNet-18) on digits: exchange and regions, apart and together."""
     plan = replace(DIGITS_PLAN, warmup=0)
-    return [Row(label, "wrn16-2", "wrn16-1", method, plan, paper) for label, method, paper in _parts(DIGITS_SPACESHIP)]
+    return _parts(DIGITS_SPACESHIP, "wrn16-2", "wrn16-1", plan)
 
 
 def _mnist_nayer() -> list[Row]:
@@ -202,25 +202,19 @@ def _mnist_spaceship() -> list[Row]:
     In bfloat16, as the table of D3K's parts.
     """
     plan = replace(MNIST_SMALL, rounds=8, steps=30, warmup=2)
-    return _half(
-        Row(label, "wrn16-1", "resnet8", method, plan, paper) for label, method, paper in _parts(MNIST_SPACESHIP)
-    )
+    return _half(_parts(MNIST_SPACESHIP, "wrn16-1", "resnet8", plan))
 
 
 def _mnist_spaceship_few() -> list[Row]:
     """The same four rows where images are few and steps are many: 512 samples, 1,200 steps of 128."""
     plan = replace(MNIST_SMALL, rounds=3, steps=400, warmup=1)
-    return _half(
-        Row(label, "wrn16-1", "resnet8", method, plan, paper) for label, method, paper in _parts(MNIST_SPACESHIP)
-    )
+    return _half(_parts(MNIST_SPACESHIP, "wrn16-1", "resnet8", plan))
 
 
 def _mnist_spaceship_fewest() -> list[Row]:
     """The same four rows on a single batch of 128 samples, 1,200 steps of 128."""
     plan = replace(MNIST_SMALL, rounds=1, steps=1200)
-    return _half(
-        Row(label, "wrn16-1", "resnet8", method, plan, paper) for label, method, paper in _parts(MNIST_SPACESHIP)
-    )
+    return _half(_parts(MNIST_SPACESHIP, "wrn16-1", "resnet8", plan))
 
 
 def _mnist_d3k() -> list[Row]:
@@ -297,17 +291,13 @@ def _cifar10_kd3() -> list[Row]:
 def _cifar10_spaceship() -> list[Row]:
     """Spaceship-Net's Table 3 (CIFAR-100, ResNet-34 to ResNet-18) on WRN-16-1 to ResNet-8, 1,000 steps, in bfloat16."""
     plan = replace(CIFAR_PLAN, warmup=3)
-    return _half(
-        Row(label, "wrn16-1", "resnet8", method, plan, paper) for label, method, paper in _parts(CIFAR_SPACESHIP)
-    )
+    return _half(_parts(CIFAR_SPACESHIP, "wrn16-1", "resnet8", plan))
 
 
 def _cifar10_spaceship_few() -> list[Row]:
     """The same four rows where images are few and steps are many: 1,600 samples, 2,500 steps of 128."""
     plan = replace(CIFAR_PLAN, rounds=5, steps=500, warmup=3)
-    return _half(
-        Row(label, "wrn16-1", "resnet8", method, plan, paper) for label, method, paper in _parts(CIFAR_SPACESHIP)
-    )
+    return _half(_parts(CIFAR_SPACESHIP, "wrn16-1", "resnet8", plan))
 
 
 def _half(rows: Iterable[Row]) -> list[Row]:
@@ -315,14 +305,15 @@ def _half(rows: Iterable[Row]) -> list[Row]:
     return [replace(row, precision="bf16") for row in rows]
 
 
-def _parts(full: SpaceshipNet) -> list[tuple[str, SpaceshipNet, str]]:
-    """The rows of Spaceship-Net's Table 3: label, method, the paper's figure."""
-    return [
+def _parts(full: SpaceshipNet, teacher: str, student: str, plan: Plan) -> list[Row]:
+    """The rows of Spaceship-Net's Table 3."""
+    variants = [
         ("CFE and mSARC", full, "77.41"),
         ("mSARC only", replace(full, diversity="none"), "62.05"),
         ("neither", replace(full, diversity="none", constraint="none"), "60.17"),
         ("CFE only", replace(full, constraint="none"), "48.18"),
     ]
+    return [Row(label, teacher, student, method, plan, paper) for label, method, paper in variants]
 
 
 EXPERIMENTS: Mapping[str, tuple[Data, Callable[[], list[Row]]]] = {

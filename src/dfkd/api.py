@@ -174,9 +174,9 @@ def distill(
         )
         try:
             state = run(task, method, plan, watch, resume=again)
-        except Exception:
+        except Exception:  # whatever it is, and it goes on: a run that failed before it began must not block its folder
             if folder is not None and runtime.rank == 0 and not again and not keep.records:
-                forget_run(folder)  # failed before it began: leave nothing that looks like a run
+                forget_run(folder)
             raise
         if figures and folder is not None and runtime.rank == 0:  # before the export takes the student's hooks off
             _draw(folder, figures_of(task, method, plan, state, exam, overlap=info.overlap))

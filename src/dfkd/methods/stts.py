@@ -22,7 +22,7 @@ The paper's algorithm box and this file:
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NamedTuple, final
 
@@ -224,11 +224,10 @@ def _tools(method: STTS, task: Task, state: STTSState) -> Iterator[tuple[Tail, P
     if state.tools.value is None:
         rest = find_tail(task.teacher.net, task.image_shape, method.layer, method.space)
         state.tools.value = rest, _eye(method, task)
-    try:
+    with ExitStack() as stack:
+        stack.callback(_put_away, state)
         yield state.tools.value
-    except BaseException:
-        _put_away(state)
-        raise
+        stack.pop_all()  # all went well: the next round needs them again
 
 
 def _put_away(state: STTSState) -> None:
