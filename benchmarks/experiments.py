@@ -122,7 +122,7 @@ LENET_STTS = STTS(
 LENET_STTS_PLAN = Plan(
     rounds=60, warmup=10, steps=1000, batch_size=128, optimizer="adam", lr=5e-3, weight_decay=0.0, schedule="cosine"
 )
-# ZSKD's 40,000 images, and 280,000 steps of 128: 45 % of the images the paper's student sees (156,000 steps of 512).
+# ZSKD's 40,000 images, and 320,000 steps of 128: half of the images the paper's student sees (156,000 steps of 512).
 LONG_STTS_PLAN = replace(LENET_STTS_PLAN, rounds=320, warmup=40, lr=3e-3)
 PARTS_STTS = replace(LENET_STTS, steps=80, lr=0.03, degrees=15.0)
 

@@ -54,6 +54,27 @@ class _Evil:
         return os.mkdir, ("executed",)
 
 
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("own_torn:Mine", "got SyntaxError"),
+        ("own_lacking:Mine", "got ModuleNotFoundError: No module named 'no_such_package_at_all'"),
+        ("own_nowhere:Mine", "needs an importable module own_nowhere"),
+        ("own_sound:mine", "needs a subclass of dfkd.Method"),
+        (":Mine", "Empty module name"),
+    ],
+)
+def test_a_method_of_ones_own_that_cannot_be_imported(
+    name: str, says: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
+    Path("own_torn.py").write_text("def mine(:\n")
+    Path("own_lacking.py").write_text("import no_such_package_at_all\n")
+    Path("own_sound.py").write_text("mine = 3\n")
+    _refused(["methods", name], ["method", says], capsys)
+
+
 def test_hostile_pickles_never_run(capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"state_dict": _Evil()}, "evil.pth")
     Path("raw.pth").write_bytes(pickle.dumps(_Evil()))

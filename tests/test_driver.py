@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dfkd.data.pool import Pool
 from dfkd.engine.checkpoint import Checkpoint
 from dfkd.engine.core import Clock, Method, Metrics, Need, State, Task, class_entropy
-from dfkd.engine.driver import Watch, run
+from dfkd.engine.driver import Watch, revisit, run
 from dfkd.engine.plan import Plan
 from dfkd.engine.records import RoundRecord, RunInfo, RunResult
 from dfkd.errors import UserError
@@ -40,6 +40,7 @@ class Toy(Method[ToyState]):
     projector: bool = False
     hold: tuple[str, ...] = ()
     fail_in: int = -1
+    diverge_in: int = -1
 
     default_plan: ClassVar[Plan] = tiny_plan()
 
@@ -75,6 +76,8 @@ class Toy(Method[ToyState]):
             raise RuntimeError("the toy stores labels")
         if self.projector:
             logits = state.joint["projector"](logits)
+        if any(line.startswith(f"make {self.diverge_in} ") for line in state.diary):
+            logits = logits * torch.nan
         return torch.nn.functional.cross_entropy(logits, batch.labels)
 
 
@@ -190,6 +193,19 @@ def test_after_a_failure_the_modules_can_be_used_again(tmp_path: Path) -> None:
     run(whole, Toy(), tiny_plan())
     for p, q in zip(task.student.net.state_dict().values(), whole.student.net.state_dict().values(), strict=True):
         assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("metrics_every", [1, 5])
+def test_a_student_that_is_lost_stops_the_run_and_what_was_saved_stays(metrics_every: int, tmp_path: Path) -> None:
+    recorder = Recorder()
+    watch = Watch([recorder], checkpoint=Checkpoint(tmp_path), save_every=0, metrics_every=metrics_every)
+    with pytest.raises(UserError, match=r"^student needs a finite loss, got nan in round 3; start again with a lower"):
+        run(tiny_task(ROW), Toy(diverge_in=2), tiny_plan(rounds=6), watch)
+    assert [record.round for record in recorder.records] == ([0, 1] if metrics_every == 1 else [0, 1, 2])
+    assert Checkpoint(tmp_path).rounds() == 2
+    kept = tiny_task(ROW)
+    revisit(kept, Toy(), tiny_plan(rounds=6), Checkpoint(tmp_path))
+    assert all(torch.isfinite(p).all() for p in kept.student.net.state_dict().values())
 
 
 def test_a_finished_run_resumes_to_itself(tmp_path: Path) -> None:

@@ -409,11 +409,22 @@ def test_plain_lines_where_there_is_no_terminal() -> None:
     play(Progress(console, interval=0.0), a_result())
     lines = out.getvalue().splitlines()
     assert lines[0] == "NAYER: big -> small, 3 classes, images 1x8x8"
-    assert lines[1].startswith("round 1/5  warm-up  bn 3  pool 0  accuracy 50.00 %  agreement 95.00 %  8.0 s left")
+    assert lines[1].startswith("round 1/5  warm-up  bn 3  pool 0  accuracy 50.00 %  agreement 95.00 %")
+    assert lines[1].endswith("  end of the warm-up")
+    assert lines[2].endswith("  6.0 s left")
     assert lines[5].startswith("round 5/5  bn -1  pool 256  accuracy 90.00 %")
     assert "left" not in lines[5]
     assert lines[6] == "done in 1 min 33 s"
     assert len(lines) == 7
+
+
+def test_the_time_left_of_a_warm_up_says_nothing_of_the_rounds_after_it() -> None:
+    console, out = told()
+    info = replace(an_info(), plan={"rounds": 4, "warmup": 3})
+    with Progress(console, interval=0.0) as progress:
+        progress.started(info)
+        progress.rounded(a_record(0, 7))
+    assert out.getvalue().splitlines()[1].endswith("  4.0 s left of the warm-up")
 
 
 def test_few_lines_when_rounds_are_fast_and_none_when_quiet() -> None:

@@ -1,7 +1,5 @@
 """From settings to what runs: which method and plan, what the data are, the networks with their weights."""
 
-import importlib
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -17,6 +15,7 @@ from dfkd.engine.core import Method, Need
 from dfkd.engine.plan import Plan
 from dfkd.engine.sharing import widen
 from dfkd.errors import UserError
+from dfkd.imports import own_module, working_folder_importable
 from dfkd.methods import COMBINATIONS, METHODS
 from dfkd.nets.zoo import ZOO, Built, build, check_image_shape
 from dfkd.recipes import recipe
@@ -160,7 +159,7 @@ def find_method(name: str) -> type[Method[Any]]:
     """A method by its short name, or the user's own class as ``package.module:Class``.
 
     Raises:
-        UserError: no such method, with the nearest name.
+        UserError: no such method, with the nearest name; or the class cannot be imported, and why.
     """
     by_lower = {short.lower(): kind for short, kind in _all_methods().items()}
     if name.lower() in by_lower:
@@ -168,15 +167,8 @@ def find_method(name: str) -> type[Method[Any]]:
     module, separator, attribute = name.partition(":") if ":" in name else _dotted(name)
     if not separator:
         raise unknown(name, _all_methods(), "method", "name")
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        found = getattr(importlib.import_module(module), attribute, None)
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"method needs an importable class, got {name!r} ({error}); run from the folder that holds {module}"
-        ) from error
-    finally:
-        sys.path.remove(str(Path.cwd()))
+    with working_folder_importable():
+        found = getattr(own_module(f"method {name}", module), attribute, None)
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise UserError(
             f"method needs a subclass of dfkd.Method, got {name!r}; name one, or one of {', '.join(_all_methods())}"

@@ -1,5 +1,6 @@
 """The one loop. It alone switches modes, takes student steps, watches, and saves."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -71,7 +72,8 @@ def run(task: Task, method: Method[Any], plan: Plan, watch: Watch | None = None,
         The method's final state.
 
     Raises:
-        UserError: the pair lacks what the method needs, or the checkpoint does not fit.
+        UserError: the pair lacks what the method needs, the checkpoint does not fit, or the student's loss is NaN or
+            infinite (what was saved before stays).
     """
     check(task, method)
     watch = watch or Watch()
@@ -105,6 +107,7 @@ def run(task: Task, method: Method[Any], plan: Plan, watch: Watch | None = None,
                 observer.rounded(record)
             last = round + 1 == plan.total
             if watch.checkpoint and (last or _agree(task, time.monotonic() - saved_at >= watch.save_every)):
+                _check_finite(task, loss, round)  # this round's loss may not have been read
                 _save(task, state, optimizer, watch.checkpoint, round + 1, spent)
                 saved_at = time.monotonic()
     finally:  # also after Ctrl-C: the same modules may be given to a run that resumes
@@ -176,6 +179,16 @@ def _wake(task: Task, state: State, learnt: Sequence[Tensor]) -> None:
     state.joint.train()
 
 
+def _check_finite(task: Task, loss: Tensor | None, round: int) -> None:
+    """Stop a run whose student is lost, in every process at once, before its weights replace sound ones on disk."""
+    value = 0.0 if loss is None else float(task.runtime.total(loss.clone()))
+    if not math.isfinite(value):
+        raise UserError(
+            f"student needs a finite loss, got {value} in round {round + 1}; start again with a lower plan.lr, "
+            "a smaller plan.clip, or in fp32"
+        )
+
+
 def _agree(task: Task, due: bool) -> bool:
     """Every process does what process 0 decides: clocks differ."""
     if task.runtime.world == 1:
@@ -223,6 +236,7 @@ def _look(
     metrics["lr"] = plan.rate(round)
     if loss is not None and read:
         metrics["loss/student"] = float(loss) / plan.steps
+        _check_finite(task, loss, round)
     if task.runtime.compiled:
         metrics["graphs"] = float(task.runtime.graphs)
     metrics["seconds/synthesis"], metrics["seconds/student"] = between - began, ended - between

@@ -1,12 +1,9 @@
 """Networks from elsewhere: ``timm:NAME``, ``torchvision:NAME``, ``hf:REPO``, ``package.module:callable``."""
 
-import contextlib
 import difflib
 import importlib
 import inspect
-import sys
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any
 
@@ -14,6 +11,7 @@ from torch import nn
 
 from dfkd.errors import UserError
 from dfkd.extras import install_extra
+from dfkd.imports import first_line, own_module, working_folder_importable
 from dfkd.nets.vision import import_torchvision, mend_torchvision
 from dfkd.types import Logits, Maps
 
@@ -87,46 +85,15 @@ def build_hf(name: str, classes: int, channels: int) -> nn.Module:
     return LogitsOnly(model)
 
 
-@contextlib.contextmanager
-def _working_folder_importable() -> Iterator[None]:
-    """Put the working folder first in the import path, as ``python -m`` does, for the time of the block."""
-    folder = str(Path.cwd())
-    sys.path.insert(0, folder)
-    try:
-        yield
-    finally:
-        sys.path.remove(folder)
-
-
 def _locate(name: str) -> Callable[..., Any]:
     """Import ``package.module:callable``."""
     module_name, _, attribute = name.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # a module of the user may fail in any way
-        raise _not_imported(name, module_name, error) from error
+    module = own_module(name, module_name)
     found = getattr(module, attribute, None)
     if not callable(found):
         hint = suggest(attribute, vars(module), f"define it in {module.__name__}")
         raise UserError(f"{name} needs a callable {attribute!r} in {module_name}, got {found!r}; {hint}")
     return found
-
-
-def _not_imported(name: str, module: str, error: Exception) -> UserError:
-    """The module is not there, or it is and fails itself."""
-    missing = (error.name or "") if isinstance(error, ModuleNotFoundError) else ""
-    if missing and (module == missing or module.startswith(f"{missing}.")):
-        return UserError(
-            f"{name} needs an importable module {module}, got none; run from the folder that holds it or install it"
-        )
-    return UserError(
-        f"{name} needs a module {module} that can be imported, got {_first_line(error)}; "
-        "correct it or install what it lacks (--debug shows where)"
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
 
 
 def _arguments(name: str, make: Callable[..., Any], offered: dict[str, int]) -> dict[str, int]:
@@ -152,7 +119,7 @@ def _arguments(name: str, make: Callable[..., Any], offered: dict[str, int]) -> 
 
 def build_callable(name: str, classes: int, channels: int) -> nn.Module:
     """Call ``package.module:callable``, with ``classes=`` and ``channels=`` where it has such parameters."""
-    with _working_folder_importable():
+    with working_folder_importable():
         make = _locate(name)
         given = _arguments(name, make, {"classes": classes, "channels": channels})
         try:
@@ -162,7 +129,7 @@ def build_callable(name: str, classes: int, channels: int) -> nn.Module:
         except Exception as error:  # code of the user may fail in any way
             told = ", ".join(f"{key}={value}" for key, value in given.items())
             raise UserError(
-                f"{name} needs to return a network when it is called with ({told}), got {_first_line(error)}; "
+                f"{name} needs to return a network when it is called with ({told}), got {first_line(error)}; "
                 "correct it (--debug shows where)"
             ) from error
     if not isinstance(net, nn.Module):

@@ -57,6 +57,7 @@ class Progress:
         self._told: set[str] = set()
         self._classes = 0
         self._total = 0
+        self._warmup = 0
         self._done = 0
         self._phase = ""
         self._written = -float("inf")
@@ -80,7 +81,8 @@ class Progress:
     def started(self, info: RunInfo) -> None:
         """Say what is distilled into what, and open the display."""
         self._classes = info.classes
-        self._total = int((number(info.plan.get("rounds")) or 0) + (number(info.plan.get("warmup")) or 0))
+        self._warmup = int(number(info.plan.get("warmup")) or 0)
+        self._total = int(number(info.plan.get("rounds")) or 0) + self._warmup
         if self.quiet:
             return
         self.console.print(Text(_headline(info), style="bold"), soft_wrap=True)
@@ -110,7 +112,7 @@ class Progress:
         last = self._done >= self._total
         if self._live is None and (last or now - self._written >= self.interval):
             self._written = now
-            left = "" if last else f"  {duration(self._left())} left"
+            left = "" if last else f"  {self._left()}"
             self._print(f"round {self._done}/{self._total}  {_state(self._records)}{left}")
         for concern in warnings_of(self._records, self._classes):
             if concern.kind not in self._told:
@@ -126,20 +128,24 @@ class Progress:
     def _print(self, line: str, style: str = "") -> None:
         self.console.print(Text(line, style=style), soft_wrap=self._live is None)
 
-    def _left(self) -> float | None:
-        """Seconds to go, from the latest rounds of the same kind (warm-up rounds cost less)."""
+    def _left(self) -> str:
+        """Time to go, from the latest rounds of the same kind; until the student's turn comes, that of the warm-up."""
         if not self._records:
-            return None
+            return f"{duration(None)} left"
         kind = self._records[-1].warmup
         recent = [record.seconds for record in self._records if record.warmup == kind][-RECENT:]
-        return statistics.median(recent) * (self._total - self._done)
+        rounds = (self._warmup if kind else self._total) - self._done
+        left = f"{duration(statistics.median(recent) * rounds)} left"
+        if kind:
+            return f"{left} of the warm-up" if rounds > 0 else "end of the warm-up"
+        return left
 
     def _render(self) -> RenderableType:
         bar = Table.grid(padding=(0, 2), expand=True)
         bar.add_column(no_wrap=True)
         bar.add_column(ratio=1)
         bar.add_column(no_wrap=True)
-        left = f"{duration(self._left())} left" if self._done < self._total else "all rounds done"
+        left = self._left() if self._done < self._total else "all rounds done"
         bar.add_row(
             Text(f"round {self._done}/{self._total}", style="bold"),
             ProgressBar(total=max(1, self._total), completed=self._done),
@@ -187,7 +193,7 @@ def _state(records: Sequence[RoundRecord]) -> str:
     pool, rate = number(record.metrics.get("pool")), images_per_second(records)
     if pool is not None:
         parts.append(f"pool {pool:,.0f}")
-    if rate is not None:
+    if rate:  # none are made once a transfer set is complete
         parts.append(f"{rate:,.0f} images/s")
     if record.warmup:
         parts.insert(0, "warm-up")
