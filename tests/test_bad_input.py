@@ -224,6 +224,19 @@ def test_what_is_neither_a_network_nor_a_path_is_said_first(command: str, capsys
     _refused(shlex.split(f"{command} wrn16-1 --student wrn161"), ["student needs", "'wrn161'", "try wrn16-1"], capsys)
 
 
+@pytest.mark.parametrize(
+    ("command", "role"),
+    [
+        ("teach renset18 --data digits", "network"),
+        ("evaluate --network.name renset18 --data digits", "network"),
+        ("evaluate --network.name wrn16-1 --teacher renset18 --data digits", "teacher"),
+    ],
+)
+def test_a_mistyped_network_to_teach_or_evaluate(command: str, role: str, capsys: pytest.CaptureFixture[str]) -> None:
+    data = "" if command.startswith("teach") else " --data.test digits"
+    _refused(shlex.split(command + data), [f"{role} needs the name of a network", "'renset18'", "try resnet18"], capsys)
+
+
 def test_recipe_files(capsys: pytest.CaptureFixture[str]) -> None:
     good = {"teacher": {"name": "wrn16-1"}, "plan": {"rounds": 3}}
     cases: dict[str, tuple[object, list[str]]] = {

@@ -7,6 +7,7 @@ from typing import Any
 
 from dfkd.cli.config import Evaluate, Network
 from dfkd.cli.do_distill import RECIPE_FILE, runtime_of
+from dfkd.cli.names import check_name
 from dfkd.cli.parse import read_yaml
 from dfkd.cli.setup import Facts, facts_of, known, load, located, seed_everything
 from dfkd.data.classes import in_order
@@ -26,6 +27,8 @@ def run(settings: Evaluate) -> int:
     settings = replace(settings, network=located(settings.network), teacher=located(settings.teacher))
     if settings.data.test is None:
         raise UserError("evaluate needs labelled images, got none; give --data.test cifar10, FILE.npz or folder:DIR")
+    check_name(settings.network, "network")
+    check_name(settings.teacher, "teacher")
     _, sidecar = known(settings.network, "network")
     facts = facts_of(settings.data, sidecar, "network")
     seed_everything(settings.runtime.seed, settings.runtime.threads)

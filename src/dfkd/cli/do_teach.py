@@ -10,6 +10,7 @@ import torch
 
 from dfkd.cli.config import UPRIGHT, Teach
 from dfkd.cli.do_distill import runtime_of
+from dfkd.cli.names import check_name
 from dfkd.cli.setup import facts_of, load, seed_everything
 from dfkd.data.classes import in_order
 from dfkd.data.readers import ImageSet, read_images
@@ -26,6 +27,7 @@ def run(settings: Teach) -> int:
     data, plan = settings.data, settings.plan
     if settings.network.name is None:
         raise UserError("teach needs a network, got no name; for example `dfkd teach resnet18 --data cifar10`")
+    check_name(settings.network, "network")
     out = _free(Path(settings.out or f"teachers/{settings.network.name.replace(':', '-').replace('/', '-')}"))
     train, test = _read(settings)
     told = replace(

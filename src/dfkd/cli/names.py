@@ -15,7 +15,7 @@ def check_name(network: Network, role: str) -> None:
 
     Args:
         network: as :func:`dfkd.cli.setup.located` returns it: a path that is there is no name any more.
-        role: "teacher" or "student", for messages.
+        role: "teacher", "student" or "network", for messages.
 
     Raises:
         UserError: neither, with the nearest names and paths.
