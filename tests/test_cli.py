@@ -26,6 +26,7 @@ from dfkd.cli.main import main
 from dfkd.cli.parse import fill, flags, merge
 from dfkd.cli.setup import settled
 from dfkd.data.readers import read_images
+from dfkd.engine.lock import held
 from dfkd.engine.plan import Plan
 from dfkd.methods import METHODS
 from dfkd.methods.nayer import NAYER
@@ -409,6 +410,25 @@ def test_interrupt_then_resume_gives_the_same_student(
     assert _same(Path("whole/student.safetensors"), Path("cut/student.safetensors"))
     rows = [json.loads(line)["round"] for line in Path("cut/metrics.jsonl").read_text().splitlines()]
     assert rows == [0, 1, 2, 3]
+
+
+def test_an_interrupt_beside_a_live_run_leaves_its_state(
+    distil: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(NAYER, "batch", stop)
+    assert main([*distil, "--out", "cut"]) == 130
+    live = json.loads(Path("cut/run.json").read_text()) | {"status": "running"}
+    Path("cut/run.json").write_text(json.dumps(live))
+    monkeypatch.setattr("dfkd.cli.do_distill._distill", stop)  # before it could be refused
+    with held(Path("cut")):
+        assert main(["distill", "--resume", "cut"]) == 130
+    assert json.loads(Path("cut/run.json").read_text())["status"] == "running"
+    assert main(["distill", "--resume", "cut"]) == 130
+    assert json.loads(Path("cut/run.json").read_text())["status"] == "interrupted"
+    assert "dfkd distill --resume cut" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -28,6 +29,7 @@ from dfkd.cli.setup import (
 )
 from dfkd.cli.stop import Stopped
 from dfkd.engine.core import Method
+from dfkd.engine.lock import held
 from dfkd.engine.plan import Plan
 from dfkd.engine.records import Observer, RoundRecord, RunInfo, RunResult
 from dfkd.engine.runtime import Runtime
@@ -259,7 +261,8 @@ def _stopped(out: Path, stop: BaseException) -> int:
     if (out / "run.json").is_file() and (out / RECIPE_FILE).is_file():
         stored = read_run(out)
         if stored.status != "finished":
-            write_run(out, stored.info, None, "interrupted")
+            with suppress(UserError), held(out):  # a run that another process goes on with stays as it is
+                write_run(out, stored.info, None, "interrupted")
             print(f"stopped; go on with: dfkd distill --resume {out}", file=sys.stderr)
             return code
     print("stopped before the first round; nothing is lost, start again", file=sys.stderr)
