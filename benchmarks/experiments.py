@@ -152,6 +152,25 @@ def _mnist_lenet() -> list[Row]:
     ]
 
 
+def _mnist_kd3() -> list[Row]:
+    """Who selects (KD3's Table 2), where the student becomes nearly as good as the teacher: LeNet-5 to its half.
+
+    It chooses among strokes, in every second round; 3,900 steps of 128 images.
+    """
+    kd3 = KD3(pad=3, flip=False, select_every=2, skip_teacher_contrast=True)
+    plan = Plan(rounds=20, steps=195, batch_size=128, **KD3_STUDENT)
+    variants: dict[str, Literal["dynamic", "teacher", "student", "random"]] = {
+        "dynamic selection": "dynamic",
+        "teacher-only selection": "teacher",
+        "student-only selection": "student",
+        "random selection": "random",
+    }
+    return [
+        Row(label, "lenet5", "lenet5-half", replace(kd3, select=who), plan, "", STROKES)
+        for label, who in variants.items()
+    ]
+
+
 MNIST_SMALL = Plan(rounds=20, steps=50, batch_size=128, lr=0.1)  # 1,000 steps of the student
 MNIST_SPACESHIP = SpaceshipNet(
     steps=30, synthesis_batch=128, lr=4e-3, lambda_cls=2.0, width=64, channels=32, pad=2, flip=False
@@ -329,6 +348,7 @@ EXPERIMENTS: Mapping[str, tuple[Data, Callable[[], list[Row]]]] = {
     "digits-nayer-mechanism": (DIGITS, _nayer_mechanism),
     "mnist-bn": (MNIST32_BN, _mnist_bn),
     "mnist-d3k-mechanism": (MNIST32_BN, _mnist_d3k),
+    "mnist-kd3": (MNIST32, _mnist_kd3),
     "mnist-lenet": (MNIST32, _mnist_lenet),
     "mnist-nayer": (MNIST, _mnist_nayer),
     "mnist-spaceship-few": (MNIST32_BN, _mnist_spaceship_few),
