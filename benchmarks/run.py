@@ -73,7 +73,7 @@ def read(data: Data, split: str) -> dfkd.ImageSet:
 
 
 def teacher_of(data: Data, name: str) -> tuple[torch.nn.Module, dict[str, Any]]:
-    """The trained teacher and what is known about it; taught once, with seed 0."""
+    """The trained teacher and what is known about it; taught once for a recipe, with seed 0."""
     from safetensors.torch import load_file, save_file
 
     classes = len(dfkd.class_list(data.name))
@@ -82,12 +82,13 @@ def teacher_of(data: Data, name: str) -> tuple[torch.nn.Module, dict[str, Any]]:
     title = f"{data.name}-{data.shape[1]}px-{name}"
     path = TEACHERS / f"{title}.safetensors"
     about = path.with_suffix(".facts.json")
-    if path.exists() and about.exists():
+    recipe = TeachPlan(epochs=data.epochs, batch_size=data.batch_size, lr=data.lr, pad=data.pad, flip=data.flip)
+    known = json.loads(about.read_text()) if path.exists() and about.exists() else {}
+    if known.get("recipe") == json.loads(json.dumps(dataclasses.asdict(recipe))):
         net.load_state_dict(load_file(path))
-        return net, json.loads(about.read_text())
+        return net, known
     mean, std = statistics(data)
     train, test = (read(data, split) for split in ("train", "test"))
-    recipe = TeachPlan(epochs=data.epochs, batch_size=data.batch_size, lr=data.lr, pad=data.pad, flip=data.flip)
     began = time.monotonic()
     exam = (test.images, test.labels)
     runtime = dfkd.Runtime(device="cpu", seed=0)
