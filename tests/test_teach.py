@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
+from dfkd.cli.do_teach import _warn_of_silence
 from dfkd.data.readers import STATISTICS, read_images
+from dfkd.engine.probe import Probe
 from dfkd.engine.runtime import Runtime
+from dfkd.engine.silent import Silent, silent_units
 from dfkd.errors import UserError
 from dfkd.nets.zoo import build
 from dfkd.runs import weights_hash
@@ -80,6 +83,55 @@ def test_adam_and_steps() -> None:
     assert done.evaluation is None
     assert done.accuracy is None
     assert weights_hash(net) != before
+
+
+class Loose(nn.Module):
+    """Two convolutions through one ReLU module; some of their channels can never fire."""
+
+    def __init__(self, norm: bool = False) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 6, 3)
+        self.norm = nn.BatchNorm2d(4) if norm else nn.Identity()
+        self.act, self.head = nn.ReLU(), nn.Linear(6, 10)
+        with torch.no_grad():
+            for conv, dead in ((self.first, 3), (self.second, 2)):
+                conv.bias[:dead] = -1e3  # type: ignore[index]
+                conv.bias[dead:] = 1e3  # type: ignore[index]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.second(self.act(self.norm(self.first(x))) / 1e3))
+        return self.head(x.mean(dim=(2, 3)))
+
+
+def test_channels_that_never_fire_are_counted() -> None:
+    train = read_images("digits", "train")
+    still = TeachPlan(epochs=1, lr=0.0, weight_decay=0.0)
+    taught = teach(Loose(), train.images, train.labels, still, mean=MEAN, std=STD, runtime=Runtime(device="cpu"))
+    assert taught.silent == (Silent("act", 3, 4), Silent("act", 2, 6))
+    assert not any(module._forward_hooks for module in taught.net.modules())
+    taught = teach(Loose(norm=True), train.images, train.labels, still, mean=MEAN, std=STD, runtime=Runtime("cpu"))
+    assert taught.silent == ()
+
+
+def test_a_channel_that_one_image_wakes_is_not_silent() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(8, 10), nn.ReLU())
+    with torch.no_grad():
+        net[0].weight.copy_(torch.tensor([1.0, -1.0]).reshape(2, 1, 1, 1))  # type: ignore[operator]
+        net[0].bias.zero_()  # type: ignore[operator]
+        net[3].bias.copy_(torch.tensor([-1e3] * 7 + [1e3] * 3))  # type: ignore[operator]
+    images = torch.zeros(5, 1, 2, 2)
+    images[3, 0, 1, 1] = 0.5
+    probe = Probe(net, mean=[0.0], std=[1.0]).eval()
+    assert silent_units(probe, images) == [Silent("1", 1, 2), Silent("4", 7, 10)]
+
+
+@pytest.mark.parametrize(("silent", "told"), [(7, False), (8, True), (16, True)])
+def test_a_teacher_with_dead_filters_is_warned_of(silent: int, told: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    _warn_of_silence([Silent("a", 0, 4), Silent("b", silent, 16), Silent("c", 1, 100)])
+    said = capsys.readouterr().err
+    assert said.startswith(f"warning: {silent} of 16 channels of 'b'") if told else said == ""
+    _warn_of_silence([])
+    assert capsys.readouterr().err == ""
 
 
 def test_saved_files(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from dfkd.engine.evaluate import evaluate
 from dfkd.engine.probe import Probe
 from dfkd.engine.records import Evaluation
 from dfkd.engine.runtime import Runtime
+from dfkd.engine.silent import Silent, silent_units
 from dfkd.errors import UserError
 from dfkd.losses.divergence import cross_entropy
 from dfkd.ops.augment import crop_flip
@@ -47,6 +48,7 @@ class TeachResult:
     epochs: tuple[Epoch, ...]
     evaluation: Evaluation | None
     seconds: float
+    silent: tuple[Silent, ...] = ()  # channels that a thousand training images leave at zero, without BatchNorm only
 
     @property
     def accuracy(self) -> float | None:
@@ -93,9 +95,11 @@ def teach(
         epochs = _train(probe, images.to(runtime.device), labels.to(runtime.device), plan, runtime, watch)
         probe.eval()
         seconds = time.monotonic() - began
+        some = images[:: math.ceil(len(images) / 1000)]  # of all classes, also where they are sorted
+        silent = silent_units(probe, as_images(some.to(runtime.device)))
         k = int(labels.max()) + 1 if test is None else int(max(labels.max(), test[1].max())) + 1
         final = None if test is None else evaluate(probe, *test, k, runtime)
-    return TeachResult(probe.release().eval(), tuple(epochs), final, seconds)
+    return TeachResult(probe.release().eval(), tuple(epochs), final, seconds, tuple(silent))
 
 
 def save_teacher(

@@ -1,6 +1,7 @@
 """`dfkd teach`."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from dfkd.cli.names import check_name
 from dfkd.cli.setup import facts_of, load, seed_everything
 from dfkd.data.classes import in_order
 from dfkd.data.readers import ImageSet, read_images
+from dfkd.engine.silent import Silent
 from dfkd.errors import UserError
 from dfkd.ops.pixels import as_images
 from dfkd.teach import Epoch, TeachResult, save_teacher, teach
@@ -69,7 +71,20 @@ def run(settings: Teach) -> int:
         seed=settings.runtime.seed,
     )
     print(f"{_sentence(done)}\nweights {path}")
+    _warn_of_silence(done.silent)
     return 0
+
+
+def _warn_of_silence(found: Sequence[Silent]) -> None:
+    """A teacher with dead filters classifies well and teaches badly: its accuracy does not show it."""
+    worst = max(found, key=lambda layer: layer.silent / layer.units, default=None)
+    if worst is not None and worst.silent >= worst.units / 2:
+        print(
+            f"warning: {worst.silent} of {worst.units} channels of {worst.layer!r} are zero on all images; without "
+            "training data a student learns less from such a teacher. Networks without BatchNorm want a lower "
+            "--plan.lr, such as 0.01",
+            file=sys.stderr,
+        )
 
 
 def teaching(epochs: int, quiet: bool) -> AbstractContextManager[Callable[[Epoch], None] | None]:
