@@ -115,7 +115,7 @@ def _mnist_nayer() -> list[Row]:
     return [Row("NAYER", "wrn16-1", "resnet8", MNIST_NAYER, MNIST_PLAN)]
 
 
-# Little noise to start from, for the noise that is left is what a small student cannot fit, and a few large pixel steps.
+# Little noise to start from, for what is left of it is what a small student cannot fit, and a few large pixel steps.
 LENET_STTS = STTS(sigma=20.0, lambda_a=3.0, init_std=0.02, steps=30, lr=0.1, synthesis_batch=500, batches=2, pad=2)
 LENET_STTS_PLAN = Plan(
     rounds=60, warmup=10, steps=1000, batch_size=128, optimizer="adam", lr=3e-3, weight_decay=0.0, schedule="cosine"
