@@ -113,16 +113,17 @@ def test_channels_that_never_fire_are_counted() -> None:
     assert taught.silent == ()
 
 
-def test_a_channel_that_one_image_wakes_is_not_silent() -> None:
+@pytest.mark.parametrize(("others", "silent"), [(4, 1), (400, 2)])
+def test_a_channel_that_one_place_wakes_is_silent_where_that_is_rare(others: int, silent: int) -> None:
     net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(8, 10), nn.ReLU())
     with torch.no_grad():
         net[0].weight.copy_(torch.tensor([1.0, -1.0]).reshape(2, 1, 1, 1))  # type: ignore[operator]
         net[0].bias.zero_()  # type: ignore[operator]
         net[3].bias.copy_(torch.tensor([-1e3] * 7 + [1e3] * 3))  # type: ignore[operator]
-    images = torch.zeros(5, 1, 2, 2)
+    images = torch.zeros(1 + others, 1, 2, 2)
     images[3, 0, 1, 1] = 0.5
     probe = Probe(net, mean=[0.0], std=[1.0]).eval()
-    assert silent_units(probe, images) == [Silent("1", 1, 2), Silent("4", 7, 10)]
+    assert silent_units(probe, images) == [Silent("1", silent, 2), Silent("4", 7, 10)]
 
 
 @pytest.mark.parametrize(("silent", "told"), [(7, False), (8, True), (16, True)])

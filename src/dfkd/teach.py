@@ -48,7 +48,7 @@ class TeachResult:
     epochs: tuple[Epoch, ...]
     evaluation: Evaluation | None
     seconds: float
-    silent: tuple[Silent, ...] = ()  # channels that a thousand training images leave at zero, without BatchNorm only
+    silent: tuple[Silent, ...] = ()  # channels that hardly ever fire on training images; without BatchNorm only
 
     @property
     def accuracy(self) -> float | None:

@@ -80,7 +80,7 @@ def _warn_of_silence(found: Sequence[Silent]) -> None:
     worst = max(found, key=lambda layer: layer.silent / layer.units, default=None)
     if worst is not None and worst.silent >= worst.units / 2:
         print(
-            f"warning: {worst.silent} of {worst.units} channels of {worst.layer!r} are zero on all images; without "
+            f"warning: {worst.silent} of {worst.units} channels of {worst.layer!r} hardly ever fire; without "
             "training data a student learns less from such a teacher. Networks without BatchNorm want a lower "
             "--plan.lr, such as 0.01",
             file=sys.stderr,
