@@ -127,9 +127,9 @@ def _mnist_lenet() -> list[Row]:
     """LeNet-5 to LeNet-5-half: no BatchNorm, so only the methods that do without it.
 
     KD3's paper selects from MNIST-M and SVHN, photographs of digits. Here it selects from photographs of anything, in
-    grey or with their edges drawn as strokes. STTS and KD3 on strokes ran a second time after falling a few hundredths and
-    a tenth of a point short of their goals; what was changed (rotation and rate; the weight of the contrast) was judged on
-    training images.
+    grey or with their edges drawn as strokes. STTS and KD3 on strokes ran a second time after falling a few hundredths
+    and a tenth of a point short of their goals; what was changed (rotation and rate; the weight of the contrast) was
+    judged on training images.
     """
     adam = Plan(rounds=40, steps=200, batch_size=256, optimizer="adam", lr=2e-3, weight_decay=0.0, schedule="cosine")
     kd3_plan = Plan(
