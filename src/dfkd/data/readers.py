@@ -220,7 +220,7 @@ def _npz(path: Path) -> ImageSet:
         ValueError,
         EOFError,
         MemoryError,
-        NotImplementedError,  # what zipfile raises for a compression it does not know
+        RuntimeError,  # what zipfile raises for an encrypted file or a compression it does not know
         zipfile.BadZipFile,
         zlib.error,
     ) as error:
