@@ -43,7 +43,7 @@ class Row:
 
 DIGITS = Data("digits", "digits", (1, 8, 8), epochs=60, pad=1)
 MNIST = Data("mnist", "mnist", (1, 28, 28), epochs=8, pad=2)
-# LeNet-5 takes 32 pixels: zero-padded. A rate of 0.05 leaves 11 of the 16 filters of its second convolution dead.
+# LeNet-5 takes 32 pixels: zero-padded. A rate of 0.05 kills most filters of its second convolution.
 MNIST32 = Data("mnist", "mnist", (1, 32, 32), epochs=15, lr=0.01, pad=2)
 MNIST32_BN = replace(MNIST32, epochs=4, lr=0.1)
 CIFAR10 = Data("cifar10", "cifar10", (3, 32, 32), epochs=14, flip=True)
