@@ -1,5 +1,6 @@
 """The documentation is true: its Python runs, its commands parse, its links lead somewhere, its lists are complete."""
 
+import importlib
 import importlib.util
 import re
 import shlex
@@ -11,9 +12,11 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 
 from dfkd.cli.commands import COMMANDS
 from dfkd.cli.help import command_help
+from dfkd.cli.main import main
 from dfkd.cli.parse import fill, flags
 from dfkd.methods import COMBINATIONS, METHODS
 from dfkd.recipes import recipe
@@ -25,6 +28,9 @@ CARDS = sorted(path for path in (ROOT / "docs/methods").glob("*.md") if path.nam
 PAGES = [ROOT / name for name in TOP] + sorted(path for path in (ROOT / "docs").rglob("*.md") if path not in CARDS)
 FENCE = re.compile(r"^(?P<indent> *)```(?P<info>[^\n`]*)\n(?P<body>.*?)^(?P=indent)```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<!\!)\[[^\]]*\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)")
+
+
+HEAD_12 = "Linear(2 * width, 12)"  # the README's commands name twelve classes
 
 
 class Block(NamedTuple):
@@ -99,6 +105,23 @@ def commands(path: Path) -> Iterator[tuple[str, ...]]:
             words = shlex.split(line.removeprefix("$ "), comments=True)
             if "dfkd" in words:
                 yield tuple(words[words.index("dfkd") + 1 :])
+
+
+def test_the_readmes_commands_run_on_a_bare_network(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = next(block.text for block in blocks(ROOT / "README.md", "python") if "def network" in block.text)
+    network = code[code.index("from torch") : code.index("teacher = network")].replace("Linear(2 * width, 4)", HEAD_12)
+    assert HEAD_12 in network
+    own = "\n\ndef Big():\n    return network(32)\n\n\ndef Small():\n    return network(8)\n"
+    (empty_folder / "mynets.py").write_text(network + own, "utf-8")
+    torch.save(importlib.import_module("mynets").Big().state_dict(), "big.pth")
+    lines = [words for words in commands(ROOT / "README.md") if any("mynets:Big" in word for word in words)]
+    assert [words[0] for words in lines] == ["inspect", "distill"]
+    inspect, distil = lines
+    assert main(inspect) == 0
+    assert "mean not given, std not given" in capsys.readouterr().out
+    plan = "--plan.rounds 1 --plan.warmup 0 --plan.steps 1 --plan.batch_size 8 --watch.quiet true"
+    assert main([*distil, *f"{plan} --method.steps 1 --method.synthesis_batch 12 --method.channels 8".split()]) == 0
+    assert (empty_folder / "runs/x/student.pt2").is_file()
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))

@@ -33,7 +33,7 @@ def run(settings: Inspect) -> int:
     check_name(settings.teacher, "teacher")
     check_name(settings.student, "student")
     _, sidecar = known(settings.teacher, "teacher")
-    facts = facts_of(settings.data, sidecar)
+    facts = facts_of(settings.data, sidecar, spared=("mean", "std"))
     nets = [load(settings.teacher, facts, "teacher")]
     if settings.student.name or settings.student.weights:
         nets.append(load(settings.student, facts, "student"))
@@ -71,12 +71,13 @@ def _list(plain: bool) -> int:
 def _missing(settings: Inspect, facts: Facts, nets: Sequence[Loaded]) -> dict[str, list[Need]]:
     """For every method with its default settings, what this pair lacks. A teacher alone is its own student."""
     teacher, student = nets[0], nets[-1]
+    channels = facts.image_size[0]
     task = build_task(
         teacher.built.net,
         student.built.net if len(nets) > 1 else copy.deepcopy(teacher.built.net),
         image_size=facts.image_size,
-        mean=facts.mean,
-        std=facts.std,
+        mean=facts.mean or [0.0] * channels,  # needs do not depend on it
+        std=facts.std or [1.0] * channels,
         classes=facts.named,
         text=text_of(settings.text, facts, None),
         web=settings.data.web,
@@ -138,4 +139,4 @@ def _cells(anatomy: Anatomy) -> tuple[str, ...]:
 
 
 def _numbers(values: Sequence[float]) -> str:
-    return ", ".join(f"{value:.4g}" for value in values)
+    return ", ".join(f"{value:.4g}" for value in values) or "not given"

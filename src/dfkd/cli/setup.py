@@ -1,6 +1,6 @@
 """From settings to what runs: which method and plan, what the data are, the networks with their weights."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_origin, get_type_hints
@@ -176,8 +176,14 @@ def find_method(name: str) -> type[Method[Any]]:
     return found
 
 
-def facts_of(data: Images | TeachImages, sidecar: Sidecar, who: str = "teacher") -> Facts:
+def facts_of(data: Images | TeachImages, sidecar: Sidecar, who: str = "teacher", spared: Collection[str] = ()) -> Facts:
     """Put together what is told, what stands beside the weights, and what is known of the data set; in this order.
+
+    Args:
+        data: what is told.
+        sidecar: what stands beside the weights.
+        who: for messages.
+        spared: which of ``mean`` and ``std`` may be missing, and are then empty.
 
     Raises:
         UserError: something is missing, or sizes that do not fit each other.
@@ -188,7 +194,7 @@ def facts_of(data: Images | TeachImages, sidecar: Sidecar, who: str = "teacher")
     mean, std = data.mean or sidecar.mean or known_mean, data.std or sidecar.std or known_std
     told = data.classes if data.classes is not None else sidecar.names or sidecar.classes or preset
     for what, value in (("image_size", size), ("mean", mean), ("std", std), ("classes", told)):
-        if value is None:
+        if value is None and what not in spared:
             raise UserError(
                 f"{who} needs data.{what}, got none; give --data.{what}, a known data set (--data cifar10), "
                 "or weights with a description beside them"

@@ -199,8 +199,8 @@ def offered(task: Task, need: Need) -> str:
         Need.SAME_HEAD: f"{student} without; name it in student_layers (student.head) or choose another student",
         Need.STAGES: f"none in {teacher} and {student}; name matching stages in teacher_layers and student_layers",
         Need.TEXT: "none; give text, or class names",
-        Need.WEB: "none; give web (a folder, a .npy file or .tar shards)",
-        Need.REAL: "none; give real (a labelled image set)",
+        Need.WEB: "none; give web (in the shell --data.web): a folder, a .npy file or .tar shards",
+        Need.REAL: "none; give real (in the shell --data.real): a labelled image set",
         Need.SIDE_4: sizes,
         Need.SIDE_8: sizes,
     }[need]
