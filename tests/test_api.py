@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -581,6 +582,21 @@ def test_a_run_refused_in_setup_leaves_no_run(digits_teacher: nn.Module, tmp_pat
     with pytest.raises(dfkd.UserError, match="STTS needs warm-up rounds"):
         go(digits_teacher, method=dfkd.STTS(), plan=dfkd.Plan(rounds=1, steps=1), out=tmp_path / "run")
     assert list((tmp_path / "run").rglob("*")) == []
+
+
+def test_web_images_that_cannot_be_read_are_told(
+    digits_teacher: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DFKD_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "web").mkdir()
+    for n in range(3):
+        pixels = torch.randint(256, (8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(n))
+        Image.fromarray(pixels.numpy()).save(tmp_path / "web" / f"{n}.png")
+    (tmp_path / "web" / "bad.jpg").write_bytes(b"no image")
+    method, plan = dfkd.KD3(v_th=0.0, pad=0, flip=False), dfkd.Plan(rounds=1, steps=1, batch_size=2)
+    for _ in range(2):  # the second time from the cache
+        with pytest.warns(UserWarning, match="^1 of 4 web images cannot be read and are left out$"):
+            go(digits_teacher, method=method, plan=plan, web=tmp_path / "web")
 
 
 def test_a_refusal_names_the_methods_that_fit(digits_teacher: nn.Module) -> None:

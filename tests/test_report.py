@@ -19,6 +19,7 @@ from dfkd.engine.records import Evaluation, RoundRecord, RunInfo, RunResult
 from dfkd.errors import UserError
 from dfkd.report import charts, files, grid, observers, page, sheets, summary
 from dfkd.report.console import Progress, cells, table
+from dfkd.report.conversion import Conversion
 from dfkd.report.files import StoredRun, read_rounds, read_run, record_line, write_run
 from dfkd.report.page import warnings_of
 from dfkd.report.summary import Row, rows_of, verdict_of
@@ -393,6 +394,39 @@ def test_images_per_second_are_measured_or_counted() -> None:
 def told(width: int = 200, terminal: bool = False) -> tuple[Console, io.StringIO]:
     out = io.StringIO()
     return Console(file=out, width=width, force_terminal=terminal, color_system=None), out
+
+
+def converted(console: Console, *, quiet: bool = False) -> None:
+    """8,000 images in 80 seconds."""
+    now = [0.0]
+    with Conversion(console, quiet=quiet, clock=lambda: now[0]) as watch:
+        for seconds in (1.0, 10.0, 20.0, 50.0, 80.0):
+            now[0] = seconds
+            watch(round(100 * seconds), 8000)
+
+
+def test_a_long_conversion_is_told() -> None:
+    console, out = told(120)
+    converted(console)
+    assert out.getvalue().splitlines() == [  # not in the first 3 seconds, and 30 seconds apart
+        "converting web images, once: 1,000 of 8,000, 1 min 10 s left",
+        "converting web images, once: 5,000 of 8,000, 30 s left",
+    ]
+    console, out = told(120, terminal=True)
+    converted(console)
+    assert "5,000 of 8,000, 30 s left" in out.getvalue()
+    console, out = told(120, terminal=True)
+    converted(console, quiet=True)
+    assert not out.getvalue()
+
+
+def test_shards_are_counted_without_a_total() -> None:
+    now = [0.0]
+    console, out = told(120)
+    with Conversion(console, clock=lambda: now[0]) as watch:
+        now[0] = 5.0
+        watch(1234, None)
+    assert out.getvalue() == "converting web images, once: 1,234\n"
 
 
 def play(progress: Progress, result: RunResult) -> None:

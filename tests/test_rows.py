@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dfkd.data import _sources as sources
 from dfkd.data import rows as room
 from dfkd.data._sources import archives
 from dfkd.data.rows import Rows, open_rows
@@ -194,6 +195,32 @@ def test_folder_skips_and_counts_damaged_images(tmp_path: Path, cached: bool) ->
         rows = open_rows(str(tmp_path / "web"), (3, 8, 8), cache)
         assert rows.skipped == 2
         assert np.array_equal(everything(rows), images.transpose(0, 3, 1, 2))
+
+
+def test_a_conversion_is_watched(tmp_path: Path) -> None:
+    saved(tmp_path / "web", pixels(4, 300, 8, 8, 3))
+    (tmp_path / "web" / "bad.jpg").write_bytes(b"no image")
+    np.save(tmp_path / "web.npy", pixels(3, 300, 6, 6, 3))
+    packed(tmp_path / "web.tar", {f"{n}.png": png(pixels(n, 5, 5, 3)) for n in range(3)})
+    told: list[tuple[int, int | None]] = []
+    for source in ("web", "web.npy", "web.tar"):
+        open_rows(str(tmp_path / source), (3, 4, 4), tmp_path / "cache", lambda done, total: told.append((done, total)))
+    assert told == [(256, 301), (301, 301), (256, 300), (300, 300), (3, None)]
+    told.clear()
+    open_rows(str(tmp_path / "web"), (3, 4, 4), tmp_path / "cache", lambda done, total: told.append((done, total)))
+    assert not told, "what is in the cache is not converted"
+
+
+def test_large_members_are_decoded_in_smaller_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = pixels(5, 7, 8, 8, 3)
+    members = {f"{n}.png": png(image) for n, image in enumerate(images)}
+    packed(tmp_path / "web.tar", members)
+    monkeypatch.setattr(sources, "_BLOCK_BYTES", 2 * len(members["0.png"]))
+    told: list[int] = []
+    rows = open_rows(str(tmp_path / "web.tar"), (3, 8, 8), None, lambda done, _: told.append(done))
+    assert np.array_equal(everything(rows), images.transpose(0, 3, 1, 2))
+    assert len(told) >= 3
+    assert told[-1] == 7
 
 
 def test_folder_resizes_and_grays(tmp_path: Path) -> None:

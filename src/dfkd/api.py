@@ -25,6 +25,7 @@ from dfkd.errors import UserError
 from dfkd.methods import METHODS, NAYER
 from dfkd.prepare import Real, Web, instance, labelled, prepare
 from dfkd.report.console import Progress
+from dfkd.report.conversion import Conversion
 from dfkd.report.figures import figures_of
 from dfkd.report.files import METRICS_FILE, SAMPLES_FOLDER, read_run
 from dfkd.report.gallery import FIGURES_FOLDER, Gallery, write_gallery
@@ -143,9 +144,10 @@ def distill(
         runtime.launch()
         wanted = None if isinstance(text, str) and Need.TEXT not in method.needs() else text
         layers = (teacher_layers or {}, student_layers or {})
-        task, facts, embedding = prepare(
-            teacher, student, runtime, image_size, mean, std, classes, wanted, prompt, web, real, layers
-        )
+        with Conversion(quiet=not progress or runtime.rank > 0) as said:
+            task, facts, embedding = prepare(
+                teacher, student, runtime, image_size, mean, std, classes, wanted, prompt, web, real, layers, said
+            )
         stack.callback(task.teacher.release)
         stack.callback(task.student.release)
         check(task, method, _fitting(task))

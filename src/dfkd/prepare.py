@@ -2,6 +2,7 @@
 
 import operator
 import os
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from dfkd.data.classes import in_order
 from dfkd.data.readers import ImageSet, read_images
-from dfkd.data.rows import Rows, open_rows
+from dfkd.data.rows import Converted, Rows, open_rows
 from dfkd.data.text import TextEmbedding, embed
 from dfkd.engine.anatomy import Anatomy, survey
 from dfkd.engine.core import Method, Task
@@ -48,14 +49,17 @@ def build_task(
     runtime: Runtime | None = None,
     teacher_layers: Mapping[str, Any] | None = None,
     student_layers: Mapping[str, Any] | None = None,
+    watch: Converted | None = None,
 ) -> Task:
     """A :class:`~dfkd.engine.core.Task` from plain modules, for use with :func:`dfkd.engine.driver.run`.
 
     Takes what :func:`dfkd.distill` takes, checks it, moves both networks to the device, and freezes the teacher.
+    ``watch`` hears how many web images are converted, of how many (:func:`~dfkd.data.rows.open_rows`).
     """
     runtime = runtime or Runtime().launch()
     layers = (teacher_layers or {}, student_layers or {})
-    return prepare(teacher, student, runtime, image_size, mean, std, classes, text, prompt, web, real, layers)[0]
+    told = prepare(teacher, student, runtime, image_size, mean, std, classes, text, prompt, web, real, layers, watch)
+    return told[0]
 
 
 def prepare(
@@ -71,8 +75,12 @@ def prepare(
     web: Web,
     real: Real,
     layers: tuple[Mapping[str, Any], Mapping[str, Any]],
+    watch: Converted | None = None,
 ) -> tuple[Task, tuple[Anatomy, Anatomy], dict[str, str]]:
-    """Check the pair and build the task; also what the networks are and where the embeddings came from."""
+    """Check the pair and build the task; also what the networks are and where the embeddings came from.
+
+    ``watch`` hears how far the conversion of web images is.
+    """
     shape = _shape(image_size)
     mean, std = _per_channel("mean", mean, shape[0]), _per_channel("std", std, shape[0])
     wanted = None if classes is None else classes if isinstance(classes, int) else len(classes)
@@ -83,7 +91,10 @@ def prepare(
     names = () if classes is None or isinstance(classes, int) else tuple(classes)
     embedding = None if text is None else _embedding(text, names, k, prompt)
     # Whatever can be refused comes before the probes, which hook the networks.
-    pool = web if web is None or isinstance(web, Rows) else open_rows(web, shape, _cache())
+    pool = web if web is None or isinstance(web, Rows) else open_rows(web, shape, _cache(), watch)
+    if pool is not None and pool.skipped and runtime.rank == 0:
+        total = pool.skipped + len(pool)
+        warnings.warn(f"{pool.skipped:,} of {total:,} web images cannot be read and are left out", stacklevel=3)
     training = _labelled(real, shape, names, k, "real")
     probes = [
         Probe(

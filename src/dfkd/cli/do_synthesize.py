@@ -12,7 +12,8 @@ from torch import Tensor
 from dfkd.cli.config import Distill, Synthesize
 from dfkd.cli.do_distill import prepare, resolved, runtime_of
 from dfkd.cli.parse import Tree, fill
-from dfkd.cli.setup import settled, text_of, with_recipe
+from dfkd.cli.setup import settled, with_recipe
+from dfkd.cli.task import task_of
 from dfkd.engine.checkpoint import Checkpoint, pools_of, write_aside
 from dfkd.engine.core import Clock, Method, Task
 from dfkd.engine.driver import Watch
@@ -20,7 +21,6 @@ from dfkd.engine.driver import run as drive
 from dfkd.engine.plan import Plan
 from dfkd.errors import UserError
 from dfkd.ops.pixels import as_bytes
-from dfkd.prepare import build_task
 from dfkd.recipes import yaml_of
 from dfkd.report.files import read_run
 from dfkd.runs import CHECKPOINT_FOLDER
@@ -93,20 +93,7 @@ def _from_run(folder: Path, count: int) -> tuple[Bytes, Labels, tuple[str, ...]]
 
 def _from_recipe(tree: Tree, count: int) -> tuple[Bytes, Labels, tuple[str, ...]]:
     job = prepare(*settled(Distill, with_recipe(tree)))
-    task = build_task(
-        job.teacher.built.net,
-        job.student.built.net,
-        image_size=job.facts.image_size,
-        mean=job.facts.mean,
-        std=job.facts.std,
-        classes=job.facts.named,
-        text=text_of(job.settings.text, job.facts, job.method),
-        web=job.settings.data.web,
-        real=job.settings.data.real,
-        runtime=runtime_of(job.settings.runtime).launch(),
-        teacher_layers=job.teacher.layers,
-        student_layers=job.student.layers,
-    )
+    task = task_of(job, runtime_of(job.settings.runtime).launch())
     images, labels = _made(task, job.method, job.plan, count)
     return images, labels, job.facts.names
 

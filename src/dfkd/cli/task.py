@@ -12,21 +12,27 @@ __all__ = ["exam_of", "task_of"]
 
 def task_of(job: Job, runtime: Runtime) -> Task:
     """The pair and its inputs on the runtime's device; class names are embedded only where the method uses them."""
+    from rich.console import Console
+
+    from dfkd.report.conversion import Conversion
+
     settings, facts = job.settings, job.facts
-    return build_task(
-        job.teacher.built.net,
-        job.student.built.net,
-        image_size=facts.image_size,
-        mean=facts.mean,
-        std=facts.std,
-        classes=facts.named,
-        text=text_of(settings.text, facts, job.method) if Need.TEXT in job.method.needs() else "index",
-        web=settings.data.web,
-        real=settings.data.real,
-        runtime=runtime,
-        teacher_layers=job.teacher.layers,
-        student_layers=job.student.layers,
-    )
+    with Conversion(Console(stderr=True), quiet=runtime.rank > 0) as said:
+        return build_task(
+            job.teacher.built.net,
+            job.student.built.net,
+            image_size=facts.image_size,
+            mean=facts.mean,
+            std=facts.std,
+            classes=facts.named,
+            text=text_of(settings.text, facts, job.method) if Need.TEXT in job.method.needs() else "index",
+            web=settings.data.web,
+            real=settings.data.real,
+            runtime=runtime,
+            teacher_layers=job.teacher.layers,
+            student_layers=job.student.layers,
+            watch=said,
+        )
 
 
 def exam_of(job: Job, task: Task) -> tuple[Bytes, Labels] | None:

@@ -8,6 +8,7 @@ import re
 import tarfile
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 
@@ -18,8 +19,12 @@ from dfkd.errors import UserError
 
 Blocks = Iterator[tuple[ByteArray, int]]  # images N C H W, and how many among them were unreadable
 
+Encoded = Iterator[Path | BytesIO | None]  # images as they are stored; None: one that is too large to be an image
+
 _BLOCK = 256
+_BLOCK_BYTES = 2**28  # of archive members that wait to be decoded
 _LARGEST_MEMBER = 2**28  # bytes; a larger "image" in an archive counts as damaged
+_THREADS = 16  # that decode, at most; Pillow lets go of the interpreter's lock
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -67,7 +72,7 @@ def fingerprint(name: str, files: list[Path]) -> str:
 
 def decoded_files(files: list[Path], image_shape: tuple[int, int, int]) -> Blocks:
     """The images of ``files``."""
-    return _blocks((_try(file, image_shape) for file in files), image_shape)
+    return _blocks(iter(files), image_shape)
 
 
 def decoded_archives(shards: list[Path], image_shape: tuple[int, int, int]) -> Blocks:
@@ -76,14 +81,14 @@ def decoded_archives(shards: list[Path], image_shape: tuple[int, int, int]) -> B
     Raises:
         UserError: a shard is no tar file, or damaged.
     """
-    return _blocks(itertools.chain.from_iterable(_members(shard, image_shape) for shard in shards), image_shape)
+    return _blocks(itertools.chain.from_iterable(map(_members, shards)), image_shape)
 
 
-def _members(shard: Path, image_shape: tuple[int, int, int]) -> Iterator[ByteArray | None]:
+def _members(shard: Path) -> Encoded:
     try:
         with tarfile.open(shard, mode="r|*") as archive:
             for body in _bodies(archive):
-                yield None if body is None else _try(BytesIO(body), image_shape)
+                yield None if body is None else BytesIO(body)
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         kind = type(error).__name__
         raise UserError(f"open_rows needs sound tar shards, got {shard} ({kind}); fetch it again") from error
@@ -97,19 +102,33 @@ def _bodies(archive: tarfile.TarFile) -> Iterator[bytes | None]:
             yield None if stream is None else stream.read()
 
 
-def _try(file: Path | BytesIO, image_shape: tuple[int, int, int]) -> ByteArray | None:
+def _try(source: Path | BytesIO | None, image_shape: tuple[int, int, int]) -> ByteArray | None:
     channels, height, width = image_shape
     try:
-        return decode(file, channels, (height, width))
+        return None if source is None else decode(source, channels, (height, width))
     except UserError:
         return None
 
 
-def _blocks(images: Iterator[ByteArray | None], image_shape: tuple[int, int, int]) -> Blocks:
-    while part := list(itertools.islice(images, _BLOCK)):
-        good = [image for image in part if image is not None]
-        stacked = np.stack(good) if good else np.empty((0, *image_shape), dtype=np.uint8)
-        yield stacked, len(part) - len(good)
+def _blocks(sources: Encoded, image_shape: tuple[int, int, int]) -> Blocks:
+    """Decoded by several threads, in the order of ``sources``."""
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, _THREADS)) as threads:
+        while part := _next(sources):
+            good = [image for image in threads.map(_try, part, itertools.repeat(image_shape)) if image is not None]
+            stacked = np.stack(good) if good else np.empty((0, *image_shape), dtype=np.uint8)
+            yield stacked, len(part) - len(good)
+
+
+def _next(sources: Encoded) -> list[Path | BytesIO | None]:
+    """The next images, as many as fit a block."""
+    part: list[Path | BytesIO | None] = []
+    held = 0
+    for source in sources:
+        part.append(source)
+        held += source.getbuffer().nbytes if isinstance(source, BytesIO) else 0
+        if len(part) == _BLOCK or held >= _BLOCK_BYTES:
+            break
+    return part
 
 
 def labelled_folder(

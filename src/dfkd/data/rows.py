@@ -8,7 +8,7 @@ import math
 import mmap
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -23,6 +23,9 @@ from dfkd.errors import UserError
 
 KEPT_BYTES = 256 * 2**20  # of a mapped file, about as much counts as this process's memory at any time
 FAULT_BYTES = 2**16  # the system maps the neighbours of a page that is read, too
+
+
+Converted = Callable[[int, int | None], None]  # is told how many images are done, of how many
 
 
 class Rows:
@@ -89,6 +92,7 @@ def open_rows(
     source: str | Path | UInt8[Tensor, "n c h w"] | ByteArray,
     image_shape: tuple[int, int, int],
     cache: Path | None = None,
+    watch: Converted | None = None,
 ) -> Rows:
     """Open unlabelled images as rows of shape ``image_shape`` = (channels, height, width).
 
@@ -100,6 +104,8 @@ def open_rows(
             are resized by Lanczos, other aspect ratios cropped at the centre.
         cache: folder for the converted copy; None converts into memory. A .npy that fits already, and a
             tensor, are used as they are.
+        watch: called during a conversion with the number of images done and of all (None for shards, whose
+            members are not counted beforehand).
 
     Raises:
         UserError: nothing there, nothing readable, or a tensor or array of another kind.
@@ -117,17 +123,17 @@ def open_rows(
         raise UserError(f"open_rows needs an image shape (1 or 3, height, width), got {image_shape}; correct it")
     name = os.path.expanduser(str(source).removeprefix("folder:"))
     if name.endswith(".npy"):
-        return _open_array(Path(name), image_shape, cache)
+        return _open_array(Path(name), image_shape, cache, watch)
     if name.endswith((".tar", ".tar.gz", ".tgz")):
         shards = archives(name)
-        return _converted(name, shards, image_shape, cache, decoded_archives(shards, image_shape))
+        return _converted(name, shards, image_shape, cache, _told(decoded_archives(shards, image_shape), None, watch))
     if not Path(name).is_dir():
         raise UserError(f"open_rows needs a .npy file, a folder or .tar shards, got {str(source)!r}; check the path")
     files = image_files(Path(name))
-    return _converted(name, files, image_shape, cache, decoded_files(files, image_shape))
+    return _converted(name, files, image_shape, cache, _told(decoded_files(files, image_shape), len(files), watch))
 
 
-def _open_array(file: Path, image_shape: tuple[int, int, int], cache: Path | None) -> Rows:
+def _open_array(file: Path, image_shape: tuple[int, int, int], cache: Path | None, watch: Converted | None) -> Rows:
     try:
         stored = np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
@@ -137,7 +143,18 @@ def _open_array(file: Path, image_shape: tuple[int, int, int], cache: Path | Non
         raise UserError(f"open_rows needs at least one image, got an empty {file}; choose another source")
     if images.shape[1:] == image_shape:
         return Rows(images)
-    return _converted(str(file), [file], image_shape, cache, _reshaped(images, image_shape))
+    blocks = _told(_reshaped(images, image_shape), len(images), watch)
+    return _converted(str(file), [file], image_shape, cache, blocks)
+
+
+def _told(blocks: Blocks, total: int | None, watch: Converted | None) -> Blocks:
+    """The same blocks; ``watch`` hears of each."""
+    done = 0
+    for images, bad in blocks:
+        done += len(images) + bad
+        if watch is not None:
+            watch(done, total)
+        yield images, bad
 
 
 def _reshaped(images: ByteArray, image_shape: tuple[int, int, int]) -> Blocks:
