@@ -24,7 +24,6 @@ EXTRAS = {
     "timm": "timm",
     "hf": "transformers",
     "tensorboard": "tensorboard",
-    "web": "webdataset",
     "e2e": "playwright",
 }
 PACKAGES = (
