@@ -470,6 +470,17 @@ def test_few_lines_when_rounds_are_fast_and_none_when_quiet() -> None:
     assert out.getvalue() == ""
 
 
+def test_a_long_name_takes_two_lines_before_a_number_loses_a_digit() -> None:
+    console, out = told(80)
+    name = "student (torchvision:" + "mobilenet_v3_small" * 2 + ")"
+    row = Row(name, 0.98, 0.97, 123456.0, 3.2e9, 6.2e6, 93.0)
+    console.print(table([row]))
+    shown = out.getvalue()
+    assert all(cell in shown for cell in (*cells(row), "agreement"))
+    assert "".join(line[:20].strip() for line in shown.splitlines()[1:]).startswith("student")
+    assert "…" not in shown
+
+
 def test_warnings_are_said_once() -> None:
     console, out = told(400)
     result = a_result()

@@ -158,7 +158,7 @@ def table(rows: Sequence[Row]) -> Table:
     """The comparison as a rich table; FLOPs are twice the multiply-accumulates. Unknown values show as a
     dash."""
     sheet = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
-    sheet.add_column("", no_wrap=True)
+    sheet.add_column("", overflow="fold")  # a long name takes two lines before a number loses a digit
     for heading in ("accuracy", "agreement", "parameters", "FLOPs", "file", "time"):
         sheet.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
