@@ -40,8 +40,9 @@ docs: setup
 records: setup
 	$(BIN)/python -m benchmarks.run digits digits-nayer-mechanism digits-spaceship-mechanism mnist-nayer mnist-lenet \
 		mnist-bn mnist-spaceship-few mnist-spaceship-fewest mnist-spaceship-mechanism mnist-d3k-mechanism \
-		mnist-stts-mechanism mnist-kd3 cifar10 cifar10-kd3 cifar10-kd3-long \
+		mnist-stts-mechanism mnist-kd3 cifar10 cifar10-kd3 cifar10-kd3-long cifar10-kd3-strict \
 		cifar10-spaceship-few cifar10-spaceship-mechanism
+	$(BIN)/python -m benchmarks.chosen
 	$(BIN)/python -m benchmarks.table --write
 
 clean:

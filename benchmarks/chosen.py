@@ -11,7 +11,7 @@ import torch
 
 import dfkd
 from benchmarks.experiments import EXPERIMENTS, statistics
-from benchmarks.records import write_record
+from benchmarks.records import RESULTS, write_record
 from benchmarks.run import teacher_of
 from dfkd.allocator import keep_freed_memory
 from dfkd.data.rows import Rows
@@ -89,7 +89,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--again", action="store_true", help="repeat it where there is a record")
     options = parser.parse_args()
+    if (RESULTS / "chosen.json").exists() and not options.again:
+        return
     torch.set_num_threads(options.threads)
     keep_freed_memory()
     found = [measure(experiment, label, options.seed) for experiment, label in ROWS]

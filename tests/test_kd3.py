@@ -113,6 +113,16 @@ def test_selection_agrees_with_a_loop_over_images(digits_teacher: nn.Module, sel
     assert made["threshold/high"] == pytest.approx(0.105)
 
 
+def test_one_threshold_for_all_classes(digits_teacher: nn.Module) -> None:
+    task = make(digits_teacher)
+    state, made = selected(KD3(select="teacher", thresholds="one", v_th=0.6), task)
+    with torch.no_grad():
+        p_t = task.teacher(as_images(web_patches(120))).logits.softmax(dim=1)
+    assert state.chosen.tolist() == [i for i, p in enumerate(p_t.tolist()) if max(p) > 0.6]
+    assert 0 < len(state.chosen) < 120
+    assert made["threshold/low"] == made["threshold/high"] == pytest.approx(0.6)
+
+
 def test_random_selection_takes_as_many_but_others(digits_teacher: nn.Module) -> None:
     dynamic, _ = selected(KD3(), make(digits_teacher))
     others, _ = selected(KD3(select="random"), make(digits_teacher))

@@ -58,6 +58,7 @@ class KD3(Method[KD3State]):
     reference_batch: int | None = 1  # the contrast is its mean per image times this; None: its sum (paper)
     temperature: float = 0.30  # τ of the contrast
     v_th: float = 0.95  # V_th, threshold of the most frequent class
+    thresholds: Literal["class", "one"] = "class"  # T_k of each class (paper), or V_th for all, an experiment of ours
     select: Literal["dynamic", "teacher", "student", "random"] = "dynamic"  # who decides (Table 2)
     select_every: int = 1  # rounds between selections
     pool_share: float = 1.0  # part of the web images that may be selected, drawn once (Table 4)
@@ -135,6 +136,8 @@ class KD3(Method[KD3State]):
         seen = _judge(self, task, state, rate)
         n_k = task.runtime.total(class_counts(seen.predicted, task.classes))
         T_k = class_thresholds(n_k, self.v_th)
+        if self.thresholds == "one":
+            T_k = torch.full_like(T_k, self.v_th)
         D_s = select(seen.confidence, seen.predicted, T_k).nonzero().flatten()
         if self.select == "random":  # as many, but any
             order = torch.randperm(len(state.rows), generator=task.runtime.generator, device=D_s.device)
