@@ -12,7 +12,7 @@ import torch
 import dfkd
 from benchmarks.experiments import EXPERIMENTS, statistics
 from benchmarks.records import RESULTS, write_record
-from benchmarks.run import teacher_of
+from benchmarks.run import distil, web_images
 from dfkd.allocator import keep_freed_memory
 from dfkd.data.rows import Rows
 from dfkd.engine.probe import Probe
@@ -40,31 +40,11 @@ def measure(experiment: str, label: str, seed: int) -> dict[str, object]:
     """One student, two choosers, two kinds of thresholds."""
     data, rows = EXPERIMENTS[experiment]
     row = next(row for row in rows() if row.label == label)
+    web_images(row)
+    teacher, done, facts = distil(data, row, seed, {"precision": row.precision})
     mean, std = statistics(data)
-    names = dfkd.class_list(data.name)
-    teacher, facts = teacher_of(data, row.teacher)
-    torch.manual_seed(seed)
-    student = dfkd.build(row.student, classes=len(names), channels=data.shape[0]).net
-    test = dfkd.read_images(data.source, "test", side=data.shape[1], channels=data.shape[0])
-    done = dfkd.distill(
-        teacher,
-        student,
-        row.method,
-        image_size=data.shape,
-        mean=mean,
-        std=std,
-        classes=names,
-        plan=row.plan,
-        test=test,
-        runtime=dfkd.Runtime(device="cpu", seed=seed, precision=row.precision),
-        evaluate_every=10,
-        overlap=False,
-        **row.inputs,
-    )
     runtime = dfkd.Runtime(device="cpu").launch()
-    task = build_task(
-        teacher, done.student, image_size=data.shape, mean=mean, std=std, classes=names, runtime=runtime, **row.inputs
-    )
+    task = build_task(teacher, done.student, image_size=data.shape, mean=mean, std=std, runtime=runtime, **row.inputs)
     if task.web is None or not isinstance(row.method, KD3):
         raise RuntimeError("rows of this script select from web images")
     p_t, p_s = (probabilities(net.freeze(), task.web) for net in (task.teacher, task.student))

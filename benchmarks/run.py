@@ -9,19 +9,20 @@ import argparse
 import dataclasses
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
+from torch import nn
 
 import dfkd
 from benchmarks.experiments import EXPERIMENTS, STROKES, WEB, Data, Row, statistics
 from benchmarks.records import RESULTS, write_record
 from benchmarks.strokes import convert
 from dfkd.allocator import keep_freed_memory
-from dfkd.engine.records import RoundRecord, RunInfo, RunResult
+from dfkd.engine.records import Observer, RoundRecord, RunInfo, RunResult
 from dfkd.ops.hashing import dhash_codes
 from dfkd.ops.pixels import as_images
 from dfkd.report.files import plain
@@ -112,16 +113,15 @@ def teacher_of(data: Data, name: str) -> tuple[torch.nn.Module, dict[str, Any]]:
     return net, facts
 
 
-def run_row(
-    experiment: str, data: Data, row: Row, seed: int, machine: Mapping[str, Any] = MappingProxyType({})
-) -> dict[str, Any]:
-    """One run, on a runtime with the settings ``machine``; returns the content of its record."""
+def distil(
+    data: Data, row: Row, seed: int, machine: Mapping[str, Any], observers: Sequence[Observer] = ()
+) -> tuple[nn.Module, dfkd.Distilled, dict[str, Any]]:
+    """One run, on a runtime with the settings ``machine``: the teacher, what came of it, facts about the teacher."""
     mean, std = statistics(data)
     teacher, facts = teacher_of(data, row.teacher)
     torch.manual_seed(seed)
     names = dfkd.class_list(data.name)
     student = dfkd.build(row.student, classes=len(names), channels=data.shape[0]).net
-    began, shown = time.monotonic(), Shown()
     done = dfkd.distill(
         teacher,
         student,
@@ -135,10 +135,20 @@ def run_row(
         runtime=dfkd.Runtime(device="cpu", seed=seed, **machine),
         evaluate_every=10,
         samples_every=1,
-        observers=[shown],
+        observers=observers,
         names=(row.teacher, row.student),
         **row.inputs,
     )
+    return teacher, done, facts
+
+
+def run_row(
+    experiment: str, data: Data, row: Row, seed: int, machine: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
+    """One run; returns the content of its record."""
+    teacher_of(data, row.teacher)  # its own time does not count
+    began, shown = time.monotonic(), Shown()
+    _, done, facts = distil(data, row, seed, machine, [shown])
     final = done.record.final
     last = {name: value for past in done.record.rounds for name, value in past.metrics.items()}  # each metric's newest
     return {
@@ -191,13 +201,13 @@ def _run(experiment: str, options: argparse.Namespace) -> None:
             name = f"{experiment}/{slug(row.label)}-seed{seed}"
             if (RESULTS / f"{name}.json").exists() and not options.again:
                 continue
-            _web_images(row)
+            web_images(row)
             content = run_row(experiment, data, row, seed, {"precision": options.precision or row.precision})
             write_record(name, content)
             print(f"{row.label}, seed {seed}: {content['accuracy']:.2%} in {content['seconds']:.0f} s", flush=True)
 
 
-def _web_images(row: Row) -> None:
+def web_images(row: Row) -> None:
     """Draw the strokes a row wants, if nobody has."""
     wanted = Path(row.inputs.get("web", "."))
     source = Path(WEB["web"])
