@@ -22,7 +22,7 @@ FLOORS: list[set[str]] = [
     {"engine"},
     {"methods"},
     {"report"},
-    {"runs", "weights", "prepare"},
+    {"runs", "weights", "prepare", "watchers"},
     {"api", "teach", "teachplan", "recipes"},
     {"cli", "__init__", "__main__"},
 ]

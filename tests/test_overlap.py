@@ -160,7 +160,7 @@ def test_a_resumed_run_does_not_look_again(
         calls.append(1)
         return NearDuplicates(64, 30, 0, 0, 4)
 
-    monkeypatch.setattr("dfkd.api.find_duplicates", counted)
+    monkeypatch.setattr("dfkd.watchers.find_duplicates", counted)
     for more in ({}, {"overlap": False}):
         again = distilled(digits_teacher, web, out=tmp_path / "r", resume=True, **more)
         assert again.record.info.overlap == first
@@ -182,7 +182,7 @@ def test_a_long_look_is_announced(
         expect(95.0)
         return NearDuplicates(len(web), len(images), 0, 0, 4)
 
-    monkeypatch.setattr("dfkd.api.find_duplicates", slow)
+    monkeypatch.setattr("dfkd.watchers.find_duplicates", slow)
     distilled(digits_teacher, web_with_tests()[0], progress=True)
     lines = capsys.readouterr().out.splitlines()
     said = [line for line in lines if "looking for" in line]

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dfkd.data.overlap import NearDuplicates, find_duplicates
 from dfkd.data.text import TextEmbedding
 from dfkd.engine.anatomy import Anatomy
 from dfkd.engine.checkpoint import Checkpoint
@@ -24,14 +23,11 @@ from dfkd.engine.runtime import Runtime
 from dfkd.errors import UserError
 from dfkd.methods import METHODS, NAYER
 from dfkd.prepare import Real, Web, instance, labelled, prepare
-from dfkd.report.console import Progress
 from dfkd.report.conversion import Conversion
 from dfkd.report.figures import figures_of
-from dfkd.report.files import METRICS_FILE, SAMPLES_FOLDER, read_run
+from dfkd.report.files import read_run
 from dfkd.report.gallery import FIGURES_FOLDER, Gallery, write_gallery
-from dfkd.report.observers import JsonLines, RunFile, Samples
 from dfkd.report.page import write_page
-from dfkd.report.summary import duration
 from dfkd.runs import (
     CHECKPOINT_FOLDER,
     forget_run,
@@ -42,10 +38,9 @@ from dfkd.runs import (
     settings_of,
     weights_hash,
 )
+from dfkd.watchers import look_for_duplicates, observers_of, tell
 
 __all__ = ["Distilled", "distill"]
-
-LONG = 10.0  # seconds of a look at the web images that are announced
 
 
 @dataclass(frozen=True)
@@ -162,9 +157,9 @@ def distill(
         keep = Keep()
         saves = _checkpoint(folder, runtime)
         done = saves.rounds() if saves is not None and again else 0
-        watchers = _observers(folder, done, runtime, stack, progress, keep)
+        watchers = observers_of(folder, done, runtime, stack, progress, keep)
         earlier = read_run(folder).info.overlap if folder is not None and again and runtime.rank == 0 else None
-        info = replace(info, overlap=_overlap(task, exam, earlier, watchers) if overlap else earlier)
+        info = replace(info, overlap=look_for_duplicates(task, exam, earlier, watchers) if overlap else earlier)
         watchers = [keep, *watchers, *([] if runtime.rank else observers)]
         watch = replace(
             watch,
@@ -172,7 +167,7 @@ def distill(
             test=exam,
             samples_every=samples_every if folder or observers else 0,
             checkpoint=saves,
-            ready=partial(_tell, watchers, info, runtime),
+            ready=partial(tell, watchers, info, runtime),
         )
         try:
             state = run(task, method, plan, watch, resume=again)
@@ -184,13 +179,6 @@ def distill(
             _draw(folder, figures_of(task, method, plan, state, exam, overlap=info.overlap))
         result = _finish(task, info, folder, keep.records, first, watchers, spec, export)
     return Distilled(student.eval(), result)
-
-
-def _tell(watchers: Sequence[Observer], info: RunInfo, runtime: Runtime) -> None:
-    """The run begins: only now, when every process has read what it continues from, may its files change."""
-    runtime.barrier()
-    for observer in watchers:
-        observer.started(info)
 
 
 def _fitting(task: Task) -> list[str]:
@@ -270,43 +258,6 @@ def _info(
         text if uses_text else None,
         provenance(task.runtime),
     )
-
-
-def _observers(
-    folder: Path | None, done: int, runtime: Runtime, stack: ExitStack, progress: bool, keep: Keep
-) -> list[Observer]:
-    """Only process 0 watches; ``keep`` gets the ``done`` rounds that were run before."""
-    if runtime.rank > 0:
-        return []
-    found: list[Observer] = []
-    if folder is not None:
-        found += [RunFile(folder), JsonLines(folder / METRICS_FILE, done), Samples(folder / SAMPLES_FOLDER)]
-        earlier = read_run(folder).rounds if done else []
-        keep.records.extend(record for record in earlier if record.round < done)
-    if progress:
-        found.append(stack.enter_context(Progress()))
-    return found
-
-
-def _overlap(
-    task: Task, exam: tuple[Tensor, Tensor] | None, earlier: NearDuplicates | None, watchers: Sequence[Observer]
-) -> NearDuplicates | None:
-    """Near-duplicates of the test images among the web images, by process 0; a resumed run has looked already."""
-    web = task.web
-    if web is None or exam is None or task.runtime.rank > 0:
-        return earlier
-    if earlier is not None and (earlier.web, earlier.images) == (len(web), len(exam[0])):
-        return earlier
-    screens = [watcher for watcher in watchers if isinstance(watcher, Progress)]
-
-    def warn(seconds: float) -> None:
-        for screen in screens if seconds > LONG else ():
-            screen.note(
-                f"looking for test images among {len(web):,} web images: about {duration(seconds)}; to leave that out, "
-                "--watch.overlap false (overlap=False)"
-            )
-
-    return find_duplicates(web, exam[0], expect=warn)
 
 
 def _checkpoint(folder: Path | None, runtime: Runtime) -> Checkpoint | None:

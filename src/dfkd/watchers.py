@@ -1,0 +1,64 @@
+"""Who is told of a run: files, the terminal, the user's observers; and what they are told before its first round."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from torch import Tensor
+
+from dfkd.data.overlap import NearDuplicates, find_duplicates
+from dfkd.engine.core import Task
+from dfkd.engine.records import Keep, Observer, RunInfo
+from dfkd.engine.runtime import Runtime
+from dfkd.report.console import Progress
+from dfkd.report.files import METRICS_FILE, SAMPLES_FOLDER, read_run
+from dfkd.report.observers import JsonLines, RunFile, Samples
+from dfkd.report.summary import duration
+
+__all__ = ["look_for_duplicates", "observers_of", "tell"]
+
+LONG = 10.0  # seconds of a look at the web images that are announced
+
+
+def observers_of(
+    folder: Path | None, done: int, runtime: Runtime, stack: ExitStack, progress: bool, keep: Keep
+) -> list[Observer]:
+    """Only process 0 watches; ``keep`` gets the ``done`` rounds that were run before."""
+    if runtime.rank > 0:
+        return []
+    found: list[Observer] = []
+    if folder is not None:
+        found += [RunFile(folder), JsonLines(folder / METRICS_FILE, done), Samples(folder / SAMPLES_FOLDER)]
+        earlier = read_run(folder).rounds if done else []
+        keep.records.extend(record for record in earlier if record.round < done)
+    if progress:
+        found.append(stack.enter_context(Progress()))
+    return found
+
+
+def look_for_duplicates(
+    task: Task, exam: tuple[Tensor, Tensor] | None, earlier: NearDuplicates | None, watchers: Sequence[Observer]
+) -> NearDuplicates | None:
+    """Near-duplicates of the test images among the web images, by process 0; a resumed run has looked already."""
+    web = task.web
+    if web is None or exam is None or task.runtime.rank > 0:
+        return earlier
+    if earlier is not None and (earlier.web, earlier.images) == (len(web), len(exam[0])):
+        return earlier
+    screens = [watcher for watcher in watchers if isinstance(watcher, Progress)]
+
+    def warn(seconds: float) -> None:
+        for screen in screens if seconds > LONG else ():
+            screen.note(
+                f"looking for test images among {len(web):,} web images: about {duration(seconds)}; to leave that out, "
+                "--watch.overlap false (overlap=False)"
+            )
+
+    return find_duplicates(web, exam[0], expect=warn)
+
+
+def tell(watchers: Sequence[Observer], info: RunInfo, runtime: Runtime) -> None:
+    """The run begins: only now, when every process has read what it continues from, may its files change."""
+    runtime.barrier()
+    for observer in watchers:
+        observer.started(info)
