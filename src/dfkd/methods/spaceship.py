@@ -33,7 +33,8 @@ from torch.optim import Adam
 from dfkd.data.pool import Pool
 from dfkd.engine.core import Clock, Method, Metrics, Need, State, Task, class_entropy
 from dfkd.engine.plan import Plan
-from dfkd.engine.probe import Probe, pools_last_map
+from dfkd.engine.probe import Probe
+from dfkd.engine.stages import equal_stages
 from dfkd.errors import UserError
 from dfkd.losses.divergence import cross_entropy, knowledge_distillation
 from dfkd.losses.regions import Regions, attention_transfer, class_activation_maps, fitnets, grad_cams, msarc
@@ -270,26 +271,7 @@ def _pool(method: SpaceshipNet, task: Task, plan: Plan) -> Pool:
 
 def _check_stages(method: SpaceshipNet, task: Task) -> nn.ModuleDict:
     """Refuse stages that cannot be compared; returns FitNets' regressors, from the student's channels."""
-    maps = []
-    image = torch.linspace(0, 1, math.prod(task.image_shape), device=task.runtime.device).reshape(1, *task.image_shape)
-    for role, probe in (("teacher", task.teacher), ("student", task.student)):
-        mode = probe.training
-        with torch.no_grad():
-            seen = probe.eval()(image, maps=True)
-        probe.train(mode)
-        maps.append(seen.maps)
-        if method.constraint == "msarc" and not pools_last_map(seen):
-            raise UserError(
-                f"SpaceshipNet needs a {role} whose head sees its last stage through global average pooling, got "
-                f"{probe.stage_names[-1]}, {tuple(seen.maps[-1].shape[1:])}, which is not what the head reads; "
-                "name the stages in teacher_layers and student_layers, or choose another constraint"
-            )
-    theirs, ours = maps
-    if [m.shape[2:] for m in theirs] != [m.shape[2:] for m in ours]:
-        raise UserError(
-            f"SpaceshipNet needs stages of equal sizes, got {[tuple(m.shape[2:]) for m in theirs]} and "
-            f"{[tuple(m.shape[2:]) for m in ours]}; name matching stages in teacher_layers and student_layers"
-        )
+    theirs, ours = equal_stages(task, "SpaceshipNet", pooled=method.constraint == "msarc")
     if method.constraint != "fitnets":
         return nn.ModuleDict()
     pairs = enumerate(zip(ours, theirs, strict=True))
