@@ -96,7 +96,7 @@ class Bare:
             x = self.make().contiguous(memory_format=torch.channels_last)
             if statistics:
                 out = T.read_normalised(x, stats=True)
-                total = out.logits.sum() + moment_distance(out.stats, T.stored)
+                total = out.logits.sum() + moment_distance(out.stats, out.stored)
             else:
                 total = T.net(x).sum()
             if isinstance(self.method, NAYER | D3K):

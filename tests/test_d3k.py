@@ -104,7 +104,7 @@ def test_drawn_shapes_cover_their_ranges_and_are_equal_in_every_process() -> Non
 def loops(method: D3K, task: Task, x: Tensor, seen: Tensor, y: Tensor, bank: Tensor) -> dict[str, float]:
     """The generator's loss in double precision, one number at a time."""
     T, S = task.teacher, task.student
-    t, s, stats = T(seen).logits.double(), S(seen).logits.double(), T(seen, stats=True).stats
+    t, s, read = T(seen).logits.double(), S(seen).logits.double(), T(seen, stats=True)
     terms = {"cls": 0.0, "adv": 0.0, "bn": 0.0, "hash": 0.0}
     n = len(x)
     for i in range(n):
@@ -112,7 +112,7 @@ def loops(method: D3K, task: Task, x: Tensor, seen: Tensor, y: Tensor, bank: Ten
         terms["cls"] -= float(p[y[i]].log()) / n
         if int(t[i].argmax()) == int(s[i].argmax()) or not method.mask:
             terms["adv"] += sum(float(a * (a / b).log()) for a, b in zip(p, q, strict=True)) / n
-    for now, stored in zip(stats, T.stored, strict=True):
+    for now, stored in zip(read.stats, read.stored, strict=True):
         for m1, v1, m2, v2 in zip(now.mean, now.var, stored.mean, stored.var, strict=True):
             one = torch.distributions.Normal(m1.double(), (v1.double() + method.bn_eps).sqrt())
             two = torch.distributions.Normal(m2.double(), (v2.double() + method.bn_eps).sqrt())

@@ -104,7 +104,7 @@ def take_joint_steps(runtime: Runtime, folder: Path) -> Any:
     for _ in range(3):
         images = torch.sigmoid(nets[2](x))
         out = T(images, stats=True)
-        loss = F.cross_entropy(out.logits, y) + 0.1 * moment_distance(out.stats, T.stored)
+        loss = F.cross_entropy(out.logits, y) + 0.1 * moment_distance(out.stats, out.stored)
         runtime.step(loss, steps[0])
         learnt = F.cross_entropy(S(images.detach()).logits, y)
         runtime.step(learnt, steps[1], clip=1.0)

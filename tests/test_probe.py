@@ -76,7 +76,7 @@ def test_everything_read_is_what_the_layers_saw() -> None:
         axes = (0, 2, 3)[: x.ndim - 1]
         np.testing.assert_allclose(mean.numpy(), x.mean(axis=axes), rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(var.numpy(), x.var(axis=axes), rtol=1e-4, atol=1e-5)
-    for (mean, var), norm in zip(probe.stored, (net.norm1, net.norm2, net.norm3), strict=True):
+    for (mean, var), norm in zip(seen.stored, (net.norm1, net.norm2, net.norm3), strict=True):
         assert mean is norm.running_mean
         assert var is norm.running_var
 

@@ -103,6 +103,7 @@ def prepare(
             std=std,
             head=facts.head,
             stages=facts.stages,
+            norms=facts.norm_names,
             precision=runtime.precision,
             channels_last=runtime.channels_last,
             joint=runtime.joint,

@@ -30,14 +30,16 @@ class Readout(NamedTuple):
     """What one forward pass read from a network (see ``engine.probe.Probe``).
 
     ``features`` is the input of the classifier head; ``maps`` the outputs of the named stages, shallow to
-    deep, the last one being the map that global pooling (or flattening) sees; ``stats`` the batch moments
-    of the input of every BatchNorm layer. ``maps`` and ``stats`` are empty unless they were asked for.
+    deep, the last one being the map that global pooling (or flattening) sees; ``stats`` the batch moments of the
+    input of every call of a BatchNorm layer, in the order of the calls, and ``stored`` the running moments of the layer
+    that was called. ``maps``, ``stats`` and ``stored`` are empty unless they were asked for.
     """
 
     logits: Logits
     features: Features
     maps: tuple[Maps, ...] = ()
     stats: tuple[Moments, ...] = ()
+    stored: tuple[Moments, ...] = ()
 
 
 class Batch(NamedTuple):

@@ -40,7 +40,7 @@ def train(task: Task, method: D3K, plan: Plan) -> None:
                 images = G(z)
                 crop = crop_flip(images, rng, method.pad, method.flip)
                 t = T(crop, stats=True)
-                loss = method.alpha * gaussian_divergence(t.stats, T.stored, method.bn_eps)
+                loss = method.alpha * gaussian_divergence(t.stats, t.stored, method.bn_eps)
                 loss = loss + method.beta * cross_entropy(t.logits, y)
                 if epoch >= plan.warmup:
                     loss = loss - method.gamma * agreeing_divergence(t.logits, S(crop).logits, method.mask)

@@ -44,7 +44,7 @@ def train(task: Task, method: NAYER, plan: Plan) -> None:
                 if not warming_up:
                     loss = loss - method.alpha_adv * agreeing_divergence(seen.logits, S(crop).logits, method.mask)
                 distances = []
-                for i, (now, stored) in enumerate(zip(seen.stats, T.stored, strict=True)):
+                for i, (now, stored) in enumerate(zip(seen.stats, seen.stored, strict=True)):
                     mean, var = now
                     if running:
                         mean = torch.lerp(mean, running[i].mean, method.momentum)

@@ -37,7 +37,7 @@ def train(task: Task, method: SpaceshipNet, plan: Plan) -> None:
             taps = G.features(z)
             t = T(crop_flip(G.decode(taps[2], 2), rng, method.pad, method.flip), stats=True)
             inversion = method.lambda_cls * F.cross_entropy(t.logits, y)
-            inversion = inversion + method.lambda_bn * moment_distance(t.stats, T.stored)
+            inversion = inversion + method.lambda_bn * moment_distance(t.stats, t.stored)
             if float(inversion.detach()) < lowest:
                 lowest, best = float(inversion.detach()), [features.detach().half() for features in taps]
             generator.zero_grad()

@@ -133,9 +133,16 @@ def _cells(anatomy: Anatomy) -> tuple[str, ...]:
     head = f"{anatomy.head} ({anatomy.features} features)" if anatomy.head else "no linear layer makes the logits"
     pairs = zip(anatomy.stages, anatomy.sides, strict=False)
     stages = ", ".join(f"{name} ({'x'.join(map(str, side))})" for name, side in pairs)
-    norms = f"{anatomy.norms} with {count(anatomy.norm_channels)} channels" if anatomy.norms else "none"
     sizes = count(anatomy.parameters), operations(2 * anatomy.macs)
-    return anatomy.kind, *sizes, norms, head, stages or "none", str(anatomy.classes)
+    return anatomy.kind, *sizes, _norms(anatomy), head, stages or "none", str(anatomy.classes)
+
+
+def _norms(anatomy: Anatomy) -> str:
+    """How many BatchNorm layers are read, which of them run more than once, and which never run."""
+    text = f"{anatomy.norms} with {count(anatomy.norm_channels)} channels" if anatomy.norms else "none"
+    if anatomy.repeated_norms:
+        text += f"; run more than once: {', '.join(anatomy.repeated_norms)}"
+    return f"{text}; never run, not read: {', '.join(anatomy.idle_norms)}" if anatomy.idle_norms else text
 
 
 def _numbers(values: Sequence[float]) -> str:

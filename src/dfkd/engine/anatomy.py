@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from dfkd.engine.probe import tracking_norms
 from dfkd.errors import UserError
 from dfkd.nets.adapters import suggest
 from dfkd.nets.count import count_macs, count_parameters
@@ -25,8 +25,11 @@ class Anatomy:
         features: length of the head's input (0 without a head).
         stages: paths of the modules whose outputs are stage maps, shallow to deep.
         sides: (channels, h, w) of each stage map.
-        norms: BatchNorm layers that keep running statistics.
+        norms: BatchNorm layers that keep running statistics and take part in a forward pass.
         norm_channels: their channels together.
+        norm_names: their paths, in the order in which they first run.
+        repeated_norms: paths of those that run more than once (shared layers).
+        idle_norms: paths of BatchNorm layers that no forward pass in eval mode reaches (auxiliary heads).
         parameters: number of parameters.
         macs: multiply-adds of one image.
     """
@@ -41,6 +44,9 @@ class Anatomy:
     norm_channels: int
     parameters: int
     macs: int
+    norm_names: tuple[str, ...] = ()
+    repeated_norms: tuple[str, ...] = ()
+    idle_norms: tuple[str, ...] = ()
 
 
 def survey(
@@ -75,7 +81,8 @@ def survey(
         )
     head = seen.linear(head, role) if head is not None else seen.head()
     stages = tuple(seen.mapped(name, role) for name in stages) if stages is not None else seen.stages()
-    norms = [m for m in net.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    norms = tracking_norms(net)
+    read = tuple(dict.fromkeys(name for name in seen.calls if name in norms))
     layer = net.get_submodule(head) if head is not None else None
     return Anatomy(
         kind=type(net).__name__,
@@ -84,10 +91,13 @@ def survey(
         features=layer.in_features if isinstance(layer, nn.Linear) else 0,
         stages=stages,
         sides=tuple(seen.shapes[name] for name in stages),
-        norms=len(norms),
-        norm_channels=sum(norm.num_features for norm in norms),
+        norms=len(read),
+        norm_channels=sum(norms[name].num_features for name in read),
         parameters=count_parameters(net),
         macs=count_macs(net, image_shape),
+        norm_names=read,
+        repeated_norms=tuple(name for name in read if seen.calls.count(name) > 1),
+        idle_norms=tuple(name for name in norms if name not in read),
     )
 
 
@@ -96,6 +106,7 @@ class _Trace:
 
     def __init__(self, net: nn.Module) -> None:
         self.net = net
+        self.calls: list[str] = []
         self.order: list[tuple[str, nn.Module, Tensor]] = []
         self.shapes: dict[str, tuple[int, int, int]] = {}
         self.logits: Tensor | None = None
@@ -168,6 +179,7 @@ class _Trace:
 
     def _note(self, name: str):  # type: ignore[no-untyped-def]
         def note(module: nn.Module, inputs: object, output: object) -> None:
+            self.calls.append(name)
             if isinstance(output, Tensor):
                 self.order.append((name, module, output))
                 if output.dim() == 4:

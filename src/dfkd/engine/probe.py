@@ -16,7 +16,7 @@ from dfkd.errors import UserError
 from dfkd.ops.moments import moments
 from dfkd.types import Images, Moments, Readout
 
-__all__ = ["Probe", "pools_last_map"]
+__all__ = ["Probe", "pools_last_map", "tracking_norms"]
 
 
 class Probe(nn.Module):
@@ -27,12 +27,18 @@ class Probe(nn.Module):
         mean, std: per channel, of the pixels in [0, 1] that ``net`` was trained on.
         head: dotted name of the final ``nn.Linear``, or None where there is none (then ``features`` are the logits).
         stages: dotted names of the modules whose outputs are stage maps, shallow to deep.
+        norms: dotted names of the BatchNorm layers to read; None: all that keep running statistics. Layers that a
+            forward pass never reaches may be among them, but a loss on statistics then has fewer terms.
         precision: ``"fp32"`` or ``"bf16"`` (autocast; statistics, logits and features stay float32).
         channels_last: run convolutions in the channels-last memory format.
         joint: BatchNorm statistics are those of all processes' batches together (``Runtime.joint``).
 
     Raises:
         UserError: a std that is not positive, mean and std of different lengths, or a name ``net`` does not have.
+
+    Attributes:
+        norms: the BatchNorm layers that are read, in no particular order: ``Readout`` pairs what a layer saw with what
+            the same layer stored, call by call.
     """
 
     mean: Tensor
@@ -46,6 +52,7 @@ class Probe(nn.Module):
         std: Sequence[float],
         head: str | None = None,
         stages: Sequence[str] = (),
+        norms: Sequence[str] | None = None,
         precision: str = "fp32",
         channels_last: bool = True,
         joint: bool = False,
@@ -58,11 +65,13 @@ class Probe(nn.Module):
         self.precision, self.channels_last = precision, channels_last
         self._moments = joint_moments if joint else moments
         self.head_name, self.stage_names = head, tuple(stages)
-        self.norms = [m for m in net.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+        layers = tracking_norms(net).values() if norms is None else [_submodule(net, name) for name in norms]
+        self.norms = [layer for layer in layers if isinstance(layer, _BatchNorm)]
         self._reading = self._want_stats = self._want_maps = False
         self._features: list[Tensor] = []
         self._maps: list[Tensor] = []
         self._stats: list[Moments] = []
+        self._stored: list[Moments] = []
         self._handles = self._hook()
 
     @property
@@ -70,11 +79,6 @@ class Probe(nn.Module):
         """The classifier layer."""
         module = None if self.head_name is None else _submodule(self.net, self.head_name)
         return module if isinstance(module, nn.Linear) else None
-
-    @property
-    def stored(self) -> list[Moments]:
-        """Running mean and variance of every BatchNorm layer, in the order of ``Readout.stats``."""
-        return [Moments(norm.running_mean, norm.running_var) for norm in self.norms]  # type: ignore[arg-type]
 
     def normalise(self, images: Images) -> Tensor:
         """Images in [0, 1] as the network expects them."""
@@ -88,23 +92,24 @@ class Probe(nn.Module):
     def forward(self, images: Images, stats: bool = False, maps: bool = False) -> Readout:
         """Read the network on images in [0, 1].
 
-        ``stats`` also returns the batch moments of every BatchNorm input, ``maps`` the outputs of the stages.
+        ``stats`` also returns, for every call of a BatchNorm layer, the moments of its input beside those that the
+        layer stored, in the order of the calls; ``maps`` the outputs of the stages.
         """
         return self.read_normalised(self.normalise(images), stats=stats, maps=maps)
 
     def read_normalised(self, x: Tensor, stats: bool = False, maps: bool = False) -> Readout:
         """:meth:`forward` for methods whose paper works in normalised space."""
         self._reading, self._want_stats, self._want_maps = True, stats, maps
-        self._features, self._maps, self._stats = [], [], []
+        self._features, self._maps, self._stats, self._stored = [], [], [], []
         if self.precision == "bf16":
             with torch.autocast(x.device.type, dtype=torch.bfloat16):
                 logits = self.net(x).float()
         else:
             logits = self.net(x)
         features = self._features[-1].float() if self._features else logits
-        out = Readout(logits, features, tuple(self._maps), tuple(self._stats))
+        out = Readout(logits, features, tuple(self._maps), tuple(self._stats), tuple(self._stored))
         self._reading = self._want_stats = self._want_maps = False
-        self._features, self._maps, self._stats = [], [], []
+        self._features, self._maps, self._stats, self._stored = [], [], [], []
         return out
 
     def freeze(self) -> "Probe":
@@ -120,23 +125,36 @@ class Probe(nn.Module):
         return apart(self.net)
 
     def _hook(self) -> list[Any]:
-        def read_features(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        def read_features(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
             if self._reading:  # another probe may run the same network
-                self._features.append(inputs[0].flatten(1))
+                self._features.append(_first(inputs, named).flatten(1))
 
-        def read_stats(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        def read_stats(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
             if self._want_stats:
-                self._stats.append(self._moments(inputs[0]))
+                self._stats.append(self._moments(_first(inputs, named)))
+                self._stored.append(Moments(module.running_mean, module.running_var))  # type: ignore[arg-type]
 
         def read_map(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             if self._want_maps:
                 self._maps.append(output)
 
-        handles: list[Any] = [norm.register_forward_pre_hook(read_stats) for norm in self.norms]
+        handles: list[Any] = [norm.register_forward_pre_hook(read_stats, with_kwargs=True) for norm in self.norms]
         if self.head_name is not None:
-            handles.append(_submodule(self.net, self.head_name).register_forward_pre_hook(read_features))
+            head = _submodule(self.net, self.head_name)
+            handles.append(head.register_forward_pre_hook(read_features, with_kwargs=True))
         handles += [_submodule(self.net, name).register_forward_hook(read_map) for name in self.stage_names]
         return handles
+
+
+def tracking_norms(net: nn.Module) -> dict[str, _BatchNorm]:
+    """Every BatchNorm layer of ``net`` that keeps running statistics, by its path, in the order of registration."""
+    norms = {name: module for name, module in net.named_modules() if isinstance(module, _BatchNorm)}
+    return {name: norm for name, norm in norms.items() if norm.running_mean is not None}
+
+
+def _first(inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> Tensor:
+    """A layer's input, however it was passed."""
+    return inputs[0] if inputs else next(iter(named.values()))
 
 
 def _submodule(net: nn.Module, name: str) -> nn.Module:

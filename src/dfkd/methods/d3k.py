@@ -191,13 +191,13 @@ def objective(
     method: D3K, T: Probe, S: Probe, x: Images, seen: Images, c: Labels, bank: Tensor, adversarial: bool
 ) -> Parts:
     """Line 6: ``α L_bn + β CE(T(x), c) − γ KL(T(x) ‖ S(x)) + θ L_Dhash``; ``seen`` is x, cropped and mirrored."""
-    t, _, _, stats = T(seen, stats=True)
+    t, _, _, stats, stored = T(seen, stats=True)
     zero = t.new_zeros(())
     cls = cross_entropy(t, c)
     bn = zero
     if stats:
         gaussian = method.bn == "gaussian"
-        bn = gaussian_divergence(stats, T.stored, method.bn_eps) if gaussian else moment_distance(stats, T.stored)
+        bn = gaussian_divergence(stats, stored, method.bn_eps) if gaussian else moment_distance(stats, stored)
     if method.bn_cap is not None:
         bn = bn * (method.bn_cap / bn.detach().clamp(min=method.bn_cap))
     adv = agreeing_divergence(t, S(seen).logits, method.mask) if adversarial else zero

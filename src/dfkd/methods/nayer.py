@@ -194,11 +194,11 @@ def objective(
     method: NAYER, T: Probe, S: Probe, x: Images, y: Labels, average: Sequence[Moments], adversarial: bool
 ) -> Parts:
     """Eq. 5, ``L_Z = α_cls CE(T(x), y) − α_adv KL(T(x) ‖ S(x)) + α_bn L_BN``."""
-    t, _, _, stats = T(x, stats=True)
+    t, _, _, stats, stored = T(x, stats=True)
     zero = t.new_zeros(())
     cls = cross_entropy(t, y)
     seen = blend_moments(stats, average, method.momentum) if average else stats
-    bn = moment_distance(seen, T.stored) if stats else zero
+    bn = moment_distance(seen, stored) if stats else zero
     adv = agreeing_divergence(t, S(x).logits, method.mask) if adversarial else zero
     loss = method.alpha_cls * cls - method.alpha_adv * adv + method.alpha_bn * bn
     return Parts(loss, cls, bn, adv, t, stats)

@@ -225,13 +225,13 @@ def decode(G: ConvGenerator, features: Tensor, tap: int) -> Images:
 
 def objective(method: SpaceshipNet, T: Probe, x: Images, y: Labels) -> Parts:
     """Eq. 2, ``L_G = λ_cls CE(T(x), y) + λ_BN L_BN``."""
-    t, _, _, stats = T(x, stats=True)
+    t, _, _, stats, stored = T(x, stats=True)
     cls = cross_entropy(t, y)
     bn = t.new_zeros(())
     if stats:
-        bn = moment_distance(stats, T.stored)
+        bn = moment_distance(stats, stored)
         if method.first_bn != 1:
-            bn = bn + (method.first_bn - 1) * moment_distance(stats[:1], T.stored[:1])
+            bn = bn + (method.first_bn - 1) * moment_distance(stats[:1], stored[:1])
     return Parts(method.lambda_cls * cls + method.lambda_bn * bn, cls, bn, t)
 
 

@@ -187,7 +187,7 @@ class Parts(NamedTuple):
 
 def objective(method: STTS, T: Probe, x: Images, y: Logits) -> Parts:
     """``λ_d KL(y ‖ σ_τ(T(x))) + λ_a L_a``, with ``x`` in normalised space and ``y`` the target's logits."""
-    t, _, maps, _ = T.read_normalised(x, maps=True)
+    t, _, maps, *_ = T.read_normalised(x, maps=True)
     target = kl_per_image(y, t, method.temperature).mean() * (method.temperature**2 if method.kl_tau2 else 1.0)
     activation = activation_loss(maps[-1], method.act_reduction) if maps else t.new_zeros(())
     return Parts(method.lambda_d * target + method.lambda_a * activation, target, activation, t)
