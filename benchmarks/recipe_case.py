@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from dfkd.cli.config import Distill
-from dfkd.cli.do_distill import Job, prepare
+from dfkd.cli.job import Job, prepare_job
 from dfkd.cli.parse import flags
-from dfkd.cli.setup import settled, with_recipe
+from dfkd.cli.setup import resolve, with_recipe
 from dfkd.engine.core import Method, Need, Task
 from dfkd.engine.plan import Plan
 from dfkd.engine.runtime import Runtime
@@ -91,7 +91,7 @@ def recipe_case(recipe: str, changes: Sequence[str], steps: int) -> RecipeCase:
         UserError: no such recipe, or a setting that does not fit.
     """
     tree = flags([recipe, *(f"--{change}" for change in changes)], Distill, "recipe", ("method",))
-    job = prepare(*settled(Distill, with_recipe(tree)), trained=False)
+    job = prepare_job(*resolve(Distill, with_recipe(tree)), trained=False)
     method: Any = job.method
     named = vars(method)
     fewer: dict[str, Any] = {name: n for name, n in (("steps", steps), ("batches", 1)) if name in named}

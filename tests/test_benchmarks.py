@@ -15,7 +15,7 @@ from benchmarks.speed_table import speed_page
 from benchmarks.table import page, records
 
 from dfkd.cli.config import Distill
-from dfkd.cli.setup import settled
+from dfkd.cli.setup import resolve
 from dfkd.recipes import find, names, recipe
 from dfkd.recipes.figures import RESULTS as PACKAGED
 
@@ -38,7 +38,7 @@ def test_the_packaged_figures_are_those_of_the_records() -> None:
 
 def _record(**changed: Any) -> dict[str, Any]:
     """A run of ``NAME``."""
-    _, method, plan = settled(Distill, recipe(NAME))
+    _, method, plan = resolve(Distill, recipe(NAME))
     where = {"date": "2026-01-01", "hardware": "a machine, 2 cores", "threads": 1, "commit": "abc"}
     record = {
         "seed": 0,

@@ -24,7 +24,7 @@ from dfkd.cli.do_doctor import EXTRAS, examine
 from dfkd.cli.fields import notes, options, spell
 from dfkd.cli.main import main
 from dfkd.cli.parse import fill, flags, merge
-from dfkd.cli.setup import settled
+from dfkd.cli.setup import resolve
 from dfkd.data.readers import read_images
 from dfkd.engine.lock import held
 from dfkd.engine.plan import Plan
@@ -142,8 +142,8 @@ def test_lists_are_taken_as_they_are_printed(name: str, capsys: pytest.CaptureFi
     for option in _lists(METHODS[name]):
         value = printed[f"--method.{option}"].replace("0.999", "0.9")
         words = f"--method Recombine --method.images_from {name} --method.images_from.{option} {value}"
-        method = settled(Distill, _flags(f"--method {name} --method.{option} {value}"))[1]
-        mixed: Any = settled(Distill, _flags(f"{words} --method.loss_from VanillaKD"))[1]
+        method = resolve(Distill, _flags(f"--method {name} --method.{option} {value}"))[1]
+        mixed: Any = resolve(Distill, _flags(f"{words} --method.loss_from VanillaKD"))[1]
         assert ",".join(map(str, getattr(method, option))) == value
         assert mixed.images_from == method
 

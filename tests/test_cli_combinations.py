@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from dfkd.cli.config import Distill
 from dfkd.cli.main import main
 from dfkd.cli.parse import flags, read_yaml
-from dfkd.cli.setup import made_of, method_settings, settled, with_recipe
+from dfkd.cli.setup import made_of, method_settings, resolve, with_recipe
 from dfkd.engine.exchange import Exchange
 from dfkd.engine.recombine import Recombine
 from dfkd.errors import UserError
@@ -46,7 +46,7 @@ def distil(digits_weights: Path) -> list[str]:
 
 def chosen(line: str) -> Any:
     """The method that these flags ask for."""
-    return settled(Distill, with_recipe(flags(shlex.split(line), Distill, "recipe", ["method"])))[1]
+    return resolve(Distill, with_recipe(flags(shlex.split(line), Distill, "recipe", ["method"])))[1]
 
 
 def _same(a: str, b: str) -> bool:
@@ -153,7 +153,7 @@ def test_class_paths_and_own_classes() -> None:
 
 def test_the_plan_is_that_of_the_method_that_makes_the_images() -> None:
     tree = flags(shlex.split(f"{CHOSEN} --plan.rounds 9"), Distill, "recipe", ["method"])
-    plan = settled(Distill, tree)[2]
+    plan = resolve(Distill, tree)[2]
     assert (plan.rounds, plan.warmup, plan.lr) == (9, NAYER.default_plan.warmup, NAYER.default_plan.lr)
 
 

@@ -92,6 +92,15 @@ def test_methods_do_not_import_each_other() -> None:
     assert wrong == []
 
 
+def test_commands_do_not_import_each_other() -> None:
+    wrong = []
+    for path in (SOURCE / "cli").glob("*.py"):
+        for line, module in imports(TREES[path]):
+            if module.startswith("dfkd.cli.do_"):
+                wrong.append(f"{where(path, line)} imports {module}")
+    assert wrong == []
+
+
 def test_mathematics_knows_no_networks_files_or_devices() -> None:
     wrong = []
     for path, tree in TREES.items():

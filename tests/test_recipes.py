@@ -14,7 +14,7 @@ from PIL import Image
 
 import dfkd
 from dfkd.cli.config import PRESETS, Distill, Images
-from dfkd.cli.setup import facts_of, settled, text_of
+from dfkd.cli.setup import facts_of, resolve, text_of
 from dfkd.data.readers import read_images
 from dfkd.data.text import class_list
 from dfkd.errors import UserError
@@ -35,7 +35,7 @@ def test_names_are_unique_and_every_method_has_one() -> None:
 
 @pytest.mark.parametrize("row", rows(), ids=lambda row: row.name)
 def test_every_recipe_fits_its_types(row: Row) -> None:
-    settings, method, plan = settled(Distill, yaml.safe_load(yaml_of(recipe(row.name))))
+    settings, method, plan = resolve(Distill, yaml.safe_load(yaml_of(recipe(row.name))))
     assert type(method).__name__ == row.method
     assert settings.student.name == row.student
     shape = settings.data.image_size or PRESETS[row.data]
@@ -134,7 +134,7 @@ def test_rows_at_224_pixels() -> None:
     assert find_row("spaceshipnet/imagenette-resnet34-resnet18").paper == 80.59
     hundred = find_row("spaceshipnet/imagenet100-resnet34-resnet18")
     assert hundred.paper == 65.40
-    settings, _, _ = settled(Distill, recipe(hundred.name))
+    settings, _, _ = resolve(Distill, recipe(hundred.name))
     facts = facts_of(settings.data, Sidecar())
     assert (facts.image_size, facts.classes, facts.names) == ((3, 224, 224), 100, ())
     assert settings.teacher.stages == settings.student.stages == ["layer1", "layer2", "layer3", "layer4"]
@@ -160,7 +160,7 @@ def test_text_encoders_of_nayer() -> None:
         for data, paper in zip(("cifar10", "cifar100"), papers, strict=True):
             assert find_row(f"nayer/{data}-wrn40-2-wrn16-2+{variant}").paper == paper
     row = find_row("nayer/cifar10-wrn40-2-wrn16-2+doc2vec")
-    settings, method, _ = settled(Distill, recipe(row.name))
+    settings, method, _ = resolve(Distill, recipe(row.name))
     with pytest.raises(UserError, match="needs file=PATH"):  # as its note says
         text_of(settings.text, facts_of(settings.data, Sidecar()), method)
     assert "not runnable as it is" in row.note

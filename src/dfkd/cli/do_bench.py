@@ -8,10 +8,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from dfkd.cli.config import Bench, Distill
-from dfkd.cli.do_distill import Job, prepare, resolved, runtime_of
+from dfkd.cli.job import Job, exam_of, prepare_job, resolved, runtime_of, task_of
 from dfkd.cli.parse import Tree, fill
-from dfkd.cli.setup import settled, wide_console, with_recipe
-from dfkd.cli.task import exam_of, task_of
+from dfkd.cli.setup import resolve, wide_console, with_recipe
 from dfkd.engine.account import Account, Phases, account
 from dfkd.engine.checkpoint import Checkpoint
 from dfkd.engine.core import Task
@@ -32,7 +31,7 @@ def run(tree: Tree, show: bool = False) -> int:
     if mine.rounds < 1:
         raise UserError(f"bench needs --rounds of at least 1, got {mine.rounds}; raise it")
     asked = tree.get("data", {}).get("test") is not None
-    job = prepare(*settled(Distill, with_recipe(tree)), trained=False)
+    job = prepare_job(*resolve(Distill, with_recipe(tree)), trained=False)
     warmup = int(isinstance(job.method, STTS))  # it makes its images there and nowhere else
     job = replace(job, plan=replace(job.plan, rounds=mine.rounds, warmup=warmup))
     if show:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from dfkd.api import Distilled, distill
 from dfkd.cli.config import Demo, Distill
-from dfkd.cli.do_distill import prepare
-from dfkd.cli.do_teach import teaching
+from dfkd.cli.job import prepare_job
 from dfkd.cli.parse import Tree, merge
-from dfkd.cli.setup import seed_everything, settled, text_of
+from dfkd.cli.setup import resolve, seed_everything, text_of
+from dfkd.cli.teach_progress import epoch_progress
 from dfkd.data.readers import STATISTICS, read_images
 from dfkd.engine.records import Evaluation
 from dfkd.engine.runtime import Runtime
@@ -85,7 +85,7 @@ def _teacher(folder: Path, row: Tree, settings: Demo) -> tuple[Path, float]:
     mean, std = STATISTICS["digits"]
     plan = TeachPlan(epochs=EPOCHS, flip=False)
     built = build(row["teacher"]["name"], len(train.names), 1)
-    with teaching(plan.epochs, settings.quiet) as watch:
+    with epoch_progress(plan.epochs, settings.quiet) as watch:
         done = teach(
             built.net,
             train.images,
@@ -114,7 +114,7 @@ def _teacher(folder: Path, row: Tree, settings: Demo) -> tuple[Path, float]:
 
 def _student(tree: Tree, out: Path, seed: int, quiet: bool, noise: bool = False) -> Trained:
     """One student by the recipe, or by noise with the same number of student steps."""
-    job = prepare(*settled(Distill, merge(tree, {"runtime": {"seed": seed}})))
+    job = prepare_job(*resolve(Distill, merge(tree, {"runtime": {"seed": seed}})))
     method = NoiseInput(temperature=job.method.temperature) if noise else job.method  # type: ignore[attr-defined]
     done = distill(
         job.teacher.built.net,

@@ -3,58 +3,24 @@
 import os
 import sys
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from dfkd.api import Distilled, distill
-from dfkd.cli.config import Distill, Machine, Network
-from dfkd.cli.names import check_name
+from dfkd.cli.config import Distill
+from dfkd.cli.job import RECIPE_FILE, Job, prepare_job, resolved, runtime_of
 from dfkd.cli.parse import Tree, merge, read_yaml
-from dfkd.cli.setup import (
-    Facts,
-    Loaded,
-    facts_of,
-    known,
-    load,
-    located,
-    method_settings,
-    plain_settings,
-    seed_everything,
-    settled,
-    text_of,
-    widened,
-    with_recipe,
-)
+from dfkd.cli.setup import resolve, text_of, with_recipe
 from dfkd.cli.stop import Stopped
-from dfkd.engine.core import Method
 from dfkd.engine.lock import held
-from dfkd.engine.plan import Plan
 from dfkd.engine.records import Observer, RoundRecord, RunInfo, RunResult
 from dfkd.engine.runtime import Runtime
-from dfkd.engine.sharing import projection
 from dfkd.errors import UserError
-from dfkd.methods.kd3 import KD3
 from dfkd.recipes import yaml_of
 from dfkd.report.files import read_run, write_run, write_whole
-from dfkd.report.scene import part_of
 
-__all__ = ["Job", "RECIPE_FILE", "prepare", "resolved", "run", "runtime_of"]
-
-RECIPE_FILE = "recipe.yaml"
-
-
-@dataclass(frozen=True)
-class Job:
-    """Everything a run needs, checked."""
-
-    settings: Distill
-    method: Method[Any]
-    plan: Plan
-    facts: Facts
-    teacher: Loaded
-    student: Loaded
+__all__ = ["run"]
 
 
 def run(tree: Tree, show: bool = False) -> int:
@@ -68,7 +34,7 @@ def run(tree: Tree, show: bool = False) -> int:
         raise UserError("json needs --dry-run, got a run without; add --dry-run, or leave --json out")
     if folder is not None:
         tree = _resumed(tree, Path(folder))
-    job = prepare(*settled(Distill, with_recipe(tree)))
+    job = prepare_job(*resolve(Distill, with_recipe(tree)))
     if show:
         print(yaml_of(resolved(job)), end="")
         return 0
@@ -85,84 +51,6 @@ def run(tree: Tree, show: bool = False) -> int:
     if machine.rank == 0:
         _tell(result, job, out)
     return 0
-
-
-def prepare(settings: Distill, method: Method[Any], plan: Plan, trained: bool = True) -> Job:
-    """Networks and data of a run; the student is made from torch's default stream, seeded here.
-
-    Args:
-        settings, method, plan: of the run.
-        trained: refuse a teacher without weights.
-
-    Raises:
-        UserError: anything that is missing or does not fit.
-    """
-    settings = replace(settings, teacher=located(settings.teacher), student=located(settings.student))
-    check_name(settings.teacher, "teacher")
-    check_name(settings.student, "student")
-    _, sidecar = known(settings.teacher, "teacher")
-    facts = facts_of(settings.data, sidecar)
-    teacher = load(settings.teacher, facts, "teacher", trained)
-    known(settings.student, "student")
-    seed_everything(settings.runtime.seed, settings.runtime.threads)
-    student = load(settings.student, facts, "student")
-    kd3 = part_of(method, KD3)
-    if kd3 is not None and kd3.share_head:
-        student = _with_projector(teacher, student, facts)
-    return Job(settings, method, plan, facts, teacher, student)
-
-
-def _with_projector(teacher: Loaded, student: Loaded, facts: Facts) -> Loaded:
-    """KD3's student reads the teacher's classifier: where the widths differ it gets a projector, and keeps it."""
-    projector = projection(teacher.built.net, student.built.net, facts.image_size)
-    if projector is None:
-        return student
-    return replace(student, built=widened(student.built, facts.image_size, projector), layers={})
-
-
-def runtime_of(machine: Machine) -> Runtime:
-    """The runtime that these settings ask for."""
-    if machine.devices < 1:
-        raise UserError(f"runtime needs at least one process, got {machine.devices}; raise --runtime.devices")
-    return Runtime(
-        device=machine.device,
-        devices=machine.devices,
-        precision=machine.precision,
-        compile=machine.compile,
-        compile_mode=machine.compile_mode,
-        sync_bn=machine.sync_bn,
-        channels_last=machine.channels_last,
-        seed=machine.seed,
-    )
-
-
-def resolved(job: Job) -> Tree:
-    """The recipe with every default and every path written out: enough to start or continue the run elsewhere."""
-    settings, facts = job.settings, job.facts
-    data = plain_settings(settings.data)
-    data |= {"image_size": facts.image_size, "mean": facts.mean, "std": facts.std, "classes": facts.named}
-    data |= {key: absolute(data[key]) for key in ("test", "web", "real") if key in data}
-    name = settings.method.name
-    own = {"name": name} if ":" in name or "." in name else {}  # as it was written
-    return {
-        "teacher": _network(settings.teacher, job.teacher),
-        "student": _network(settings.student, job.student),
-        "data": data,
-        "text": {
-            key: absolute(value) if key == "file" else value for key, value in plain_settings(settings.text).items()
-        },
-        "method": {**method_settings(job.method), **own},
-        "plan": asdict(job.plan),
-        "runtime": plain_settings(settings.runtime),
-        "watch": plain_settings(settings.watch),
-    }
-
-
-def absolute(source: str) -> str:
-    """A source with its path made absolute, where there is such a path: ``cifar10:DIR``, ``folder:DIR``, a file."""
-    head, colon, place = source.rpartition(":")
-    path = Path(place).expanduser()
-    return f"{head}{colon}{path.resolve()}" if path.exists() and (colon or os.sep in source or path.suffix) else source
 
 
 def _distill(job: Job, out: Path, machine: Runtime, resume: bool) -> Distilled:
@@ -282,11 +170,6 @@ def _tell(done: Distilled, job: Job, out: Path) -> None:
     console.print()
     console.print(table(rows))
     console.print(f"\nreport  {out / 'report.html'}\nstudent {out / 'student.safetensors'}", highlight=False)
-
-
-def _network(network: Network, loaded: Loaded) -> Tree:
-    told = {**plain_settings(network), "name": loaded.name}
-    return {**told, "weights": str(Path(told["weights"]).resolve())} if "weights" in told else told
 
 
 def _rounds_done(folder: Path) -> int:

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from dfkd.cli.config import Evaluate, Network
-from dfkd.cli.do_distill import RECIPE_FILE, runtime_of
+from dfkd.cli.job import RECIPE_FILE, runtime_of
 from dfkd.cli.names import check_name
 from dfkd.cli.parse import read_yaml
-from dfkd.cli.setup import Facts, facts_of, known, load, located, seed_everything
+from dfkd.cli.setup import Facts, facts_of, known, load, seed_everything, with_weights_path
 from dfkd.data.classes import in_order
 from dfkd.data.readers import read_images
 from dfkd.engine.evaluate import evaluate
@@ -24,7 +24,9 @@ __all__ = ["run"]
 def run(settings: Evaluate) -> int:
     """Measure a network on labelled images; with a teacher, also how often the two choose the same class."""
     settings = _with_target(settings)
-    settings = replace(settings, network=located(settings.network), teacher=located(settings.teacher))
+    settings = replace(
+        settings, network=with_weights_path(settings.network), teacher=with_weights_path(settings.teacher)
+    )
     if settings.data.test is None:
         raise UserError("evaluate needs labelled images, got none; give --data.test cifar10, FILE.npz or folder:DIR")
     check_name(settings.network, "network")

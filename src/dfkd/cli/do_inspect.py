@@ -10,7 +10,7 @@ import torch
 
 from dfkd.cli.config import Inspect, Network
 from dfkd.cli.names import check_name
-from dfkd.cli.setup import Facts, Loaded, facts_of, known, load, located, text_of, wide_console
+from dfkd.cli.setup import Facts, Loaded, facts_of, known, load, text_of, wide_console, with_weights_path
 from dfkd.engine.anatomy import Anatomy, survey
 from dfkd.engine.core import Need, unmet
 from dfkd.engine.runtime import Runtime
@@ -29,7 +29,9 @@ def run(settings: Inspect) -> int:
     """Say what the teacher (and the student) is, and which methods fit the pair; without a name, which there are."""
     if settings.teacher == settings.student == Network():
         return _list(settings.json)
-    settings = replace(settings, teacher=located(settings.teacher), student=located(settings.student))
+    settings = replace(
+        settings, teacher=with_weights_path(settings.teacher), student=with_weights_path(settings.student)
+    )
     check_name(settings.teacher, "teacher")
     check_name(settings.student, "student")
     _, sidecar = known(settings.teacher, "teacher")

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from dfkd.cli.config import Distill, Plot
-from dfkd.cli.do_distill import RECIPE_FILE, Job, prepare, runtime_of
-from dfkd.cli.do_synthesize import stored
+from dfkd.cli.job import RECIPE_FILE, Job, exam_of, prepare_job, runtime_of, task_of
 from dfkd.cli.parse import Tree, merge, read_yaml
-from dfkd.cli.setup import plain_settings, settled
-from dfkd.cli.task import exam_of, task_of
+from dfkd.cli.setup import plain_settings, resolve
+from dfkd.cli.stored import stored_images
 from dfkd.engine.checkpoint import Checkpoint
 from dfkd.engine.core import State, Task
 from dfkd.engine.driver import revisit
@@ -124,7 +123,7 @@ def _rebuilt(folder: Path, settings: Plot) -> tuple[Job, Task]:
         )
     flags: Tree = {"teacher": plain_settings(settings.teacher), "data": plain_settings(settings.data)}
     here: Tree = {"runtime": {"device": "auto", "devices": 1, "compile": False}}
-    job = prepare(*settled(Distill, merge(merge(read_yaml(file), here), flags)))
+    job = prepare_job(*resolve(Distill, merge(merge(read_yaml(file), here), flags)))
     return job, task_of(job, runtime_of(job.settings.runtime).launch())
 
 
@@ -141,7 +140,7 @@ def _without_teacher(folder: Path, stored_run: StoredRun, curves: Sequence[Figur
     """Curves, and the images that lie in the checkpoint."""
     skipped = {"networks": why}
     try:
-        images, labels = stored(folder, 2000)
+        images, labels = stored_images(folder, 2000)
         sheet = class_sheet((images.flip(0), labels.flip(0)), class_names(stored_run.info))
         return Gallery([*curves, sheet], skipped)
     except UserError as error:

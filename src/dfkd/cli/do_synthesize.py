@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from dfkd.cli.config import Distill, Synthesize
-from dfkd.cli.do_distill import prepare, resolved, runtime_of
+from dfkd.cli.job import prepare_job, resolved, runtime_of, task_of
 from dfkd.cli.parse import Tree, fill
-from dfkd.cli.setup import settled, with_recipe
-from dfkd.cli.task import task_of
-from dfkd.engine.checkpoint import Checkpoint, pools_of, write_aside
+from dfkd.cli.setup import resolve, with_recipe
+from dfkd.cli.stored import stored_images
+from dfkd.engine.checkpoint import pools_of, write_aside
 from dfkd.engine.core import Clock, Method, Task
 from dfkd.engine.driver import Watch
 from dfkd.engine.driver import run as drive
@@ -23,10 +23,9 @@ from dfkd.errors import UserError
 from dfkd.ops.pixels import as_bytes
 from dfkd.recipes import yaml_of
 from dfkd.report.files import read_run
-from dfkd.runs import CHECKPOINT_FOLDER
 from dfkd.types import Bytes, Labels
 
-__all__ = ["run", "stored"]
+__all__ = ["run"]
 
 
 def run(tree: Tree, show: bool = False) -> int:
@@ -34,7 +33,7 @@ def run(tree: Tree, show: bool = False) -> int:
     own: Tree = {key: tree.pop(key) for key in ("run", "count", "format", "out") if key in tree}
     mine = fill(Synthesize, own)
     if show:
-        print(yaml_of(resolved(prepare(*settled(Distill, with_recipe(tree))))), end="")
+        print(yaml_of(resolved(prepare_job(*resolve(Distill, with_recipe(tree))))), end="")
         return 0
     out = _free(mine)
     if mine.run is not None:
@@ -51,48 +50,14 @@ def run(tree: Tree, show: bool = False) -> int:
     return 0
 
 
-def stored(folder: Path, count: int) -> tuple[Bytes, Labels]:
-    """The newest ``count`` images in the checkpoint of a run, all processes together, with their labels.
-
-    Raises:
-        UserError: no checkpoint, or a method that stores no images.
-    """
-    saves = Checkpoint(folder / CHECKPOINT_FOLDER)
-    if not saves.exists():
-        raise UserError(f"synthesize needs a run with a checkpoint, got {folder} without; let it finish a round first")
-    _, world = saves.committed("synthesize")
-    parts: list[dict[str, Tensor]] = []
-    for rank in range(world):
-        files = sorted(saves.folder.glob(f"pool-{rank}-pool-*.pt"), key=lambda path: int(path.stem.split("-")[-1]))
-        parts += [_rows(path) for path in files]
-    if not parts or "images" not in parts[0]:
-        raise UserError(
-            f"synthesize needs a run whose method stores images, got {folder}; give its recipe instead of --run"
-        )
-    images = torch.cat([part["images"] for part in parts])
-    empty = torch.zeros(0, dtype=torch.int64)
-    labels = torch.cat([part.get("labels", empty.new_zeros(len(part["images"]))) for part in parts])
-    return images[-count:], labels[-count:]
-
-
-def _rows(path: Path) -> dict[str, Tensor]:
-    try:
-        held: dict[str, Tensor] = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # whatever a damaged file makes the reader raise
-        raise UserError(
-            f"synthesize needs a readable checkpoint, got {path} ({type(error).__name__}); run again"
-        ) from error
-    return held
-
-
 def _from_run(folder: Path, count: int) -> tuple[Bytes, Labels, tuple[str, ...]]:
     info = read_run(folder).info
-    images, labels = stored(folder, count)
+    images, labels = stored_images(folder, count)
     return images, labels, info.names
 
 
 def _from_recipe(tree: Tree, count: int) -> tuple[Bytes, Labels, tuple[str, ...]]:
-    job = prepare(*settled(Distill, with_recipe(tree)))
+    job = prepare_job(*resolve(Distill, with_recipe(tree)))
     task = task_of(job, runtime_of(job.settings.runtime).launch())
     images, labels = _made(task, job.method, job.plan, count)
     return images, labels, job.facts.names

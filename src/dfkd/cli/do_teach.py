@@ -1,27 +1,26 @@
 """`dfkd teach`."""
 
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from dfkd.cli.config import UPRIGHT, Teach
-from dfkd.cli.do_distill import runtime_of
+from dfkd.cli.job import runtime_of
 from dfkd.cli.names import check_name
 from dfkd.cli.setup import facts_of, load, seed_everything
+from dfkd.cli.teach_progress import epoch_progress
 from dfkd.data.classes import in_order
 from dfkd.data.readers import ImageSet, read_images
 from dfkd.engine.silent import Silent
 from dfkd.errors import UserError
 from dfkd.ops.pixels import as_images
-from dfkd.teach import Epoch, TeachResult, save_teacher, teach
+from dfkd.teach import TeachResult, save_teacher, teach
 from dfkd.weights import Sidecar
 
-__all__ = ["run", "teaching"]
+__all__ = ["run"]
 
 
 def run(settings: Teach) -> int:
@@ -46,7 +45,7 @@ def run(settings: Teach) -> int:
         plan = replace(plan, flip=False)
     seed_everything(settings.runtime.seed, settings.runtime.threads)
     loaded = load(settings.network, facts, "network")
-    with teaching(plan.epochs, settings.quiet) as watch:
+    with epoch_progress(plan.epochs, settings.quiet) as watch:
         done = teach(
             loaded.built.net,
             train.images,
@@ -84,38 +83,6 @@ def _warn_of_silence(found: Sequence[Silent]) -> None:
             "training data a student learns less from such a teacher. Networks without BatchNorm want a lower "
             "--plan.lr, such as 0.01",
             file=sys.stderr,
-        )
-
-
-def teaching(epochs: int, quiet: bool) -> AbstractContextManager[Callable[[Epoch], None] | None]:
-    """A progress display for the epochs, or none."""
-    return nullcontext(None) if quiet else _Bar(epochs)
-
-
-class _Bar:
-    """One line that is redrawn on a terminal, and nothing elsewhere."""
-
-    def __init__(self, epochs: int) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self.progress = Progress(
-            TextColumn("teacher  epoch {task.completed}/{task.total}"),
-            BarColumn(),
-            TextColumn("{task.fields[said]}"),
-            TimeRemainingColumn(),
-        )
-        self.task = self.progress.add_task("", total=epochs, said="")
-
-    def __enter__(self) -> Callable[[Epoch], None]:
-        self.progress.start()
-        return self._told
-
-    def __exit__(self, *error: Any) -> None:
-        self.progress.stop()
-
-    def _told(self, epoch: Epoch) -> None:
-        self.progress.update(
-            self.task, completed=epoch.number, said=f"loss {epoch.loss:.3g}  right {epoch.accuracy:.2%}"
         )
 
 

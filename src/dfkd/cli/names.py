@@ -14,7 +14,7 @@ def check_name(network: Network, role: str) -> None:
     """Refuse a word that is neither a network's name nor the path of weights; names with a colon are not checked.
 
     Args:
-        network: as :func:`dfkd.cli.setup.located` returns it: a path that is there is no name any more.
+        network: as :func:`dfkd.cli.setup.with_weights_path` returns it: a path that is there is no name any more.
         role: "teacher", "student" or "network", for messages.
 
     Raises:

@@ -4,9 +4,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from dfkd.cli.do_distill import Job
+from dfkd.cli.job import Job, exam_of, task_of
 from dfkd.cli.setup import wide_console
-from dfkd.cli.task import exam_of, task_of
 from dfkd.engine.driver import Watch
 from dfkd.engine.estimate import Estimate, estimate
 from dfkd.engine.runtime import Runtime

@@ -28,12 +28,12 @@ __all__ = [
     "find_method",
     "known",
     "load",
-    "located",
+    "with_weights_path",
     "made_of",
     "method_settings",
     "plain_settings",
     "seed_everything",
-    "settled",
+    "resolve",
     "text_of",
     "wide_console",
     "widened",
@@ -89,8 +89,8 @@ def with_recipe(tree: Tree) -> Tree:
     return merge(_long(base), rest)
 
 
-def settled(cls: type[T], tree: Tree) -> tuple[T, Method[Any], Plan]:
-    """The settings of a command that runs a method, the method, and the plan (the method's own, unless told).
+def resolve(cls: type[T], tree: Tree) -> tuple[T, Method[Any], Plan]:
+    """Resolve a settings tree into the settings of a command, the method and the plan (default: the method's).
 
     Raises:
         UserError: an unknown setting or method, or a wrong value.
@@ -257,7 +257,7 @@ def widened(built: Built, image_size: tuple[int, int, int], projector: Mapping[s
     return Built(net, None, None, {**built.spec, "projector": dict(projector)})
 
 
-def located(network: Network) -> Network:
+def with_weights_path(network: Network) -> Network:
     """A name that is the path of weights stands for these weights."""
     name = network.name
     if name is None or network.weights is not None or ":" in name or name in ZOO or not Path(name).exists():

@@ -1,0 +1,170 @@
+"""A run of the command line, checked: its settings, method, plan and networks; and the task that comes of them.
+
+Every command that runs a method, or looks at a run again, makes its task here.
+"""
+
+import os
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dfkd.cli.config import Distill, Machine, Network
+from dfkd.cli.names import check_name
+from dfkd.cli.parse import Tree
+from dfkd.cli.setup import (
+    Facts,
+    Loaded,
+    facts_of,
+    known,
+    load,
+    method_settings,
+    plain_settings,
+    seed_everything,
+    text_of,
+    widened,
+    with_weights_path,
+)
+from dfkd.engine.core import Method, Need, Task
+from dfkd.engine.plan import Plan
+from dfkd.engine.runtime import Runtime
+from dfkd.engine.sharing import projection
+from dfkd.errors import UserError
+from dfkd.methods.kd3 import KD3
+from dfkd.prepare import build_task, labelled
+from dfkd.report.scene import part_of
+from dfkd.types import Bytes, Labels
+
+__all__ = ["RECIPE_FILE", "Job", "absolute", "exam_of", "prepare_job", "resolved", "runtime_of", "task_of"]
+
+RECIPE_FILE = "recipe.yaml"
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything a run needs, checked."""
+
+    settings: Distill
+    method: Method[Any]
+    plan: Plan
+    facts: Facts
+    teacher: Loaded
+    student: Loaded
+
+
+def prepare_job(settings: Distill, method: Method[Any], plan: Plan, trained: bool = True) -> Job:
+    """Networks and data of a run; the student is made from torch's default stream, seeded here.
+
+    Args:
+        settings, method, plan: of the run.
+        trained: refuse a teacher without weights.
+
+    Raises:
+        UserError: anything that is missing or does not fit.
+    """
+    settings = replace(
+        settings, teacher=with_weights_path(settings.teacher), student=with_weights_path(settings.student)
+    )
+    check_name(settings.teacher, "teacher")
+    check_name(settings.student, "student")
+    _, sidecar = known(settings.teacher, "teacher")
+    facts = facts_of(settings.data, sidecar)
+    teacher = load(settings.teacher, facts, "teacher", trained)
+    known(settings.student, "student")
+    seed_everything(settings.runtime.seed, settings.runtime.threads)
+    student = load(settings.student, facts, "student")
+    kd3 = part_of(method, KD3)
+    if kd3 is not None and kd3.share_head:
+        student = _with_projector(teacher, student, facts)
+    return Job(settings, method, plan, facts, teacher, student)
+
+
+def _with_projector(teacher: Loaded, student: Loaded, facts: Facts) -> Loaded:
+    """KD3's student reads the teacher's classifier: where the widths differ it gets a projector, and keeps it."""
+    projector = projection(teacher.built.net, student.built.net, facts.image_size)
+    if projector is None:
+        return student
+    return replace(student, built=widened(student.built, facts.image_size, projector), layers={})
+
+
+def runtime_of(machine: Machine) -> Runtime:
+    """The runtime that these settings ask for."""
+    if machine.devices < 1:
+        raise UserError(f"runtime needs at least one process, got {machine.devices}; raise --runtime.devices")
+    return Runtime(
+        device=machine.device,
+        devices=machine.devices,
+        precision=machine.precision,
+        compile=machine.compile,
+        compile_mode=machine.compile_mode,
+        sync_bn=machine.sync_bn,
+        channels_last=machine.channels_last,
+        seed=machine.seed,
+    )
+
+
+def resolved(job: Job) -> Tree:
+    """The recipe with every default and every path written out: enough to start or continue the run elsewhere."""
+    settings, facts = job.settings, job.facts
+    data = plain_settings(settings.data)
+    data |= {"image_size": facts.image_size, "mean": facts.mean, "std": facts.std, "classes": facts.named}
+    data |= {key: absolute(data[key]) for key in ("test", "web", "real") if key in data}
+    name = settings.method.name
+    own = {"name": name} if ":" in name or "." in name else {}  # as it was written
+    return {
+        "teacher": _network(settings.teacher, job.teacher),
+        "student": _network(settings.student, job.student),
+        "data": data,
+        "text": {
+            key: absolute(value) if key == "file" else value for key, value in plain_settings(settings.text).items()
+        },
+        "method": {**method_settings(job.method), **own},
+        "plan": asdict(job.plan),
+        "runtime": plain_settings(settings.runtime),
+        "watch": plain_settings(settings.watch),
+    }
+
+
+def absolute(source: str) -> str:
+    """A source with its path made absolute, where there is such a path: ``cifar10:DIR``, ``folder:DIR``, a file."""
+    head, colon, place = source.rpartition(":")
+    path = Path(place).expanduser()
+    return f"{head}{colon}{path.resolve()}" if path.exists() and (colon or os.sep in source or path.suffix) else source
+
+
+def task_of(job: Job, runtime: Runtime) -> Task:
+    """The pair and its inputs on the runtime's device; class names are embedded only where the method uses them."""
+    from rich.console import Console
+
+    from dfkd.report.conversion import Conversion
+
+    settings, facts = job.settings, job.facts
+    with Conversion(Console(stderr=True), quiet=runtime.rank > 0) as said:
+        return build_task(
+            job.teacher.built.net,
+            job.student.built.net,
+            image_size=facts.image_size,
+            mean=facts.mean,
+            std=facts.std,
+            classes=facts.named,
+            text=text_of(settings.text, facts, job.method) if Need.TEXT in job.method.needs() else "index",
+            web=settings.data.web,
+            real=settings.data.real,
+            runtime=runtime,
+            teacher_layers=job.teacher.layers,
+            student_layers=job.student.layers,
+            watch=said,
+        )
+
+
+def exam_of(job: Job, task: Task) -> tuple[Bytes, Labels] | None:
+    """The labelled test images that the settings name, or None.
+
+    Raises:
+        UserError: images that cannot be read, or whose shape or labels are not those of the task.
+    """
+    return labelled(job.settings.data.test, task, "test")
+
+
+def _network(network: Network, loaded: Loaded) -> Tree:
+    told = {**plain_settings(network), "name": loaded.name}
+    return {**told, "weights": str(Path(told["weights"]).resolve())} if "weights" in told else told

@@ -1,0 +1,47 @@
+"""The synthetic images that lie in the checkpoint of a run, read without its networks."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dfkd.engine.checkpoint import Checkpoint
+from dfkd.errors import UserError
+from dfkd.runs import CHECKPOINT_FOLDER
+from dfkd.types import Bytes, Labels
+
+__all__ = ["stored_images"]
+
+
+def stored_images(folder: Path, count: int) -> tuple[Bytes, Labels]:
+    """The newest ``count`` images in the checkpoint of a run, all processes together, with their labels.
+
+    Raises:
+        UserError: no checkpoint, or a method that stores no images.
+    """
+    saves = Checkpoint(folder / CHECKPOINT_FOLDER)
+    if not saves.exists():
+        raise UserError(f"synthesize needs a run with a checkpoint, got {folder} without; let it finish a round first")
+    _, world = saves.committed("synthesize")
+    parts: list[dict[str, Tensor]] = []
+    for rank in range(world):
+        files = sorted(saves.folder.glob(f"pool-{rank}-pool-*.pt"), key=lambda path: int(path.stem.split("-")[-1]))
+        parts += [_rows(path) for path in files]
+    if not parts or "images" not in parts[0]:
+        raise UserError(
+            f"synthesize needs a run whose method stores images, got {folder}; give its recipe instead of --run"
+        )
+    images = torch.cat([part["images"] for part in parts])
+    empty = torch.zeros(0, dtype=torch.int64)
+    labels = torch.cat([part.get("labels", empty.new_zeros(len(part["images"]))) for part in parts])
+    return images[-count:], labels[-count:]
+
+
+def _rows(path: Path) -> dict[str, Tensor]:
+    try:
+        rows: dict[str, Tensor] = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # whatever a damaged file makes the reader raise
+        raise UserError(
+            f"synthesize needs a readable checkpoint, got {path} ({type(error).__name__}); run again"
+        ) from error
+    return rows
