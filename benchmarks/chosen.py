@@ -10,8 +10,9 @@ import argparse
 import torch
 
 import dfkd
-from benchmarks.experiments import EXPERIMENTS, statistics
+from benchmarks.experiments import EXPERIMENTS
 from benchmarks.records import RESULTS, write_record
+from benchmarks.rows import statistics
 from benchmarks.run import distil, web_images
 from dfkd.allocator import keep_freed_memory
 from dfkd.data.rows import Rows

@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 
 import dfkd
-from benchmarks.experiments import DIGITS, DIGITS_NAYER, DIGITS_PLAN
-from benchmarks.experiments import statistics as normalisation
+from benchmarks.experiments import DIGITS_NAYER, DIGITS_PLAN
 from benchmarks.records import scheduler, write_record
+from benchmarks.rows import DIGITS
+from benchmarks.rows import statistics as normalisation
 from benchmarks.run import read, teacher_of
 from dfkd.engine.checkpoint import Checkpoint, pools_of
 from dfkd.engine.core import Task

@@ -3,56 +3,27 @@
 A row is run once per seed by ``python -m benchmarks.run EXPERIMENT`` and leaves one record per seed.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
-import dfkd
-from dfkd.engine.core import Method
+from benchmarks import long
+from benchmarks.rows import (
+    CIFAR10,
+    DIGITS,
+    KD3_STUDENT,
+    MNIST,
+    MNIST32,
+    MNIST32_BN,
+    STROKES,
+    STTS_STUDENT,
+    WEB,
+    Data,
+    Row,
+    half,
+)
 from dfkd.engine.plan import Plan
 from dfkd.methods import D3K, KD3, NAYER, STTS, NoiseInput, SpaceshipNet, VanillaKD
-
-
-@dataclass(frozen=True)
-class Data:
-    """A data set: sources of its two splits, its image shape, and how its teacher is taught."""
-
-    name: str
-    source: str
-    shape: tuple[int, int, int]
-    epochs: int
-    batch_size: int = 128
-    lr: float = 0.1
-    pad: int = 4
-    flip: bool = False
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of a table."""
-
-    label: str
-    teacher: str
-    student: str
-    method: Method[Any]
-    plan: Plan
-    paper: str = ""  # the paper's figure, on its own data, teacher and budget
-    inputs: Mapping[str, Any] = field(default_factory=dict)  # more arguments of dfkd.distill
-    precision: Literal["fp32", "bf16"] = "fp32"  # of the networks
-
-
-DIGITS = Data("digits", "digits", (1, 8, 8), epochs=60, pad=1)
-MNIST = Data("mnist", "mnist", (1, 28, 28), epochs=8, pad=2)
-# LeNet-5 takes 32 pixels: zero-padded. A rate of 0.05 kills most filters of its second convolution.
-MNIST32 = Data("mnist", "mnist", (1, 32, 32), epochs=15, lr=0.01, pad=2)
-MNIST32_BN = replace(MNIST32, epochs=4, lr=0.1)
-CIFAR10 = Data("cifar10", "cifar10", (3, 32, 32), epochs=14, flip=True)
-WEB = {"web": ".data/web32.npy"}  # 50,000 unlabelled natural images; grey where the task is
-STROKES = {"web": ".data/strokes32.npy"}  # their edges, by `python -m benchmarks.strokes`: closer to handwriting
-
-# Aligned features give small gradients: KD3's short runs learn with Adam.
-KD3_STUDENT: dict[str, Any] = {"optimizer": "adam", "lr": 3e-3, "weight_decay": 0.0}
-STTS_STUDENT: dict[str, Any] = {"optimizer": "adam", "lr": 5e-3, "weight_decay": 0.0}  # its loss is without τ²
 
 DIGITS_NAYER = NAYER(
     steps=20, synthesis_batch=200, batches=1, warmup_batches=2, width=256, channels=32, alpha_bn=1.0, pad=1, flip=False
@@ -212,7 +183,7 @@ def _mnist_bn() -> list[Row]:
         Row("vanilla KD (real data)", *pair, VanillaKD(pad=2, flip=False), plan, "", {"real": "mnist"}),
         Row("noise input", *pair, NoiseInput(), plan),
         Row("NAYER", *pair, nayer, replace(plan, warmup=2)),
-        *_half(rest),
+        *half(rest),
     ]
 
 
@@ -222,19 +193,19 @@ def _mnist_spaceship() -> list[Row]:
     In bfloat16, as the table of D3K's parts.
     """
     plan = replace(MNIST_SMALL, rounds=8, steps=30, warmup=2)
-    return _half(_parts(MNIST_SPACESHIP, "wrn16-1", "resnet8", plan))
+    return half(_parts(MNIST_SPACESHIP, "wrn16-1", "resnet8", plan))
 
 
 def _mnist_spaceship_few() -> list[Row]:
     """The same four rows where images are few and steps are many: 512 samples, 1,200 steps of 128."""
     plan = replace(MNIST_SMALL, rounds=3, steps=400, warmup=1)
-    return _half(_parts(MNIST_SPACESHIP, "wrn16-1", "resnet8", plan))
+    return half(_parts(MNIST_SPACESHIP, "wrn16-1", "resnet8", plan))
 
 
 def _mnist_spaceship_fewest() -> list[Row]:
     """The same four rows on a single batch of 128 samples, 1,200 steps of 128."""
     plan = replace(MNIST_SMALL, rounds=1, steps=1200)
-    return _half(_parts(MNIST_SPACESHIP, "wrn16-1", "resnet8", plan))
+    return half(_parts(MNIST_SPACESHIP, "wrn16-1", "resnet8", plan))
 
 
 def _mnist_d3k() -> list[Row]:
@@ -250,7 +221,7 @@ def _mnist_d3k() -> list[Row]:
         ("D-Dhash only", {"widths": (40, 40), "kernels": (3,)}),
         ("base", {"widths": (40, 40), "kernels": (3,), "theta": 0.0}),
     ]
-    return _half(Row(label, "wrn16-1", "resnet8", replace(MNIST_D3K, **change), plan) for label, change in variants)
+    return half(Row(label, "wrn16-1", "resnet8", replace(MNIST_D3K, **change), plan) for label, change in variants)
 
 
 CIFAR_PLAN = Plan(rounds=20, steps=50, batch_size=128, lr=0.1, weight_decay=5e-4)  # 1,000 steps of the student
@@ -284,7 +255,7 @@ def _cifar10() -> list[Row]:
         Row("KD3, teacher-only selection", *pair, replace(CIFAR_KD3, select="teacher"), kd3, "94.01", WEB),
         Row("KD3 without contrast", *pair, replace(CIFAR_KD3, mdcl="none"), kd3, "94.48", WEB),
     ]
-    return _half(rows)
+    return half(rows)
 
 
 def _cifar10_kd3() -> list[Row]:
@@ -302,7 +273,7 @@ def _cifar10_kd3() -> list[Row]:
         ("no contrast, teacher-only selection", {"mdcl": "none", "select": "teacher"}, ""),
         ("no contrast, random selection", {"mdcl": "none", "select": "random"}, ""),
     ]
-    return _half(
+    return half(
         Row(label, "wrn16-1", "resnet8", replace(CIFAR_KD3, **change), plan, paper, WEB)
         for label, change, paper in variants
     )
@@ -320,7 +291,7 @@ def _cifar10_kd3_long() -> list[Row]:
         ("teacher-only selection", {"select": "teacher"}, ""),
         ("random selection", {"select": "random"}, ""),
     ]
-    return _half(
+    return half(
         Row(label, "wrn16-1", "resnet8", replace(kd3, **change), plan, paper, WEB) for label, change, paper in variants
     )
 
@@ -337,7 +308,7 @@ def _cifar10_kd3_strict() -> list[Row]:
         "teacher-only selection": "teacher",
         "random selection": "random",
     }
-    return _half(
+    return half(
         Row(label, "wrn16-1", "resnet8", replace(kd3, select=who), plan, "", WEB) for label, who in variants.items()
     )
 
@@ -345,18 +316,13 @@ def _cifar10_kd3_strict() -> list[Row]:
 def _cifar10_spaceship() -> list[Row]:
     """Spaceship-Net's Table 3 (CIFAR-100, ResNet-34 to ResNet-18) on WRN-16-1 to ResNet-8, 1,000 steps, in bfloat16."""
     plan = replace(CIFAR_PLAN, warmup=3)
-    return _half(_parts(CIFAR_SPACESHIP, "wrn16-1", "resnet8", plan))
+    return half(_parts(CIFAR_SPACESHIP, "wrn16-1", "resnet8", plan))
 
 
 def _cifar10_spaceship_few() -> list[Row]:
     """The same four rows where images are few and steps are many: 1,600 samples, 2,500 steps of 128."""
     plan = replace(CIFAR_PLAN, rounds=5, steps=500, warmup=3)
-    return _half(_parts(CIFAR_SPACESHIP, "wrn16-1", "resnet8", plan))
-
-
-def _half(rows: Iterable[Row]) -> list[Row]:
-    """The same rows with networks in bfloat16."""
-    return [replace(row, precision="bf16") for row in rows]
+    return half(_parts(CIFAR_SPACESHIP, "wrn16-1", "resnet8", plan))
 
 
 def _parts(full: SpaceshipNet, teacher: str, student: str, plan: Plan) -> list[Row]:
@@ -375,6 +341,7 @@ EXPERIMENTS: Mapping[str, tuple[Data, Callable[[], list[Row]]]] = {
     "cifar10-kd3": (CIFAR10, _cifar10_kd3),
     "cifar10-kd3-long": (CIFAR10, _cifar10_kd3_long),
     "cifar10-kd3-strict": (CIFAR10, _cifar10_kd3_strict),
+    "cifar10-long": (CIFAR10, long.cifar10),
     "cifar10-spaceship-few": (CIFAR10, _cifar10_spaceship_few),
     "cifar10-spaceship-mechanism": (CIFAR10, _cifar10_spaceship),
     "digits": (DIGITS, _digits),
@@ -390,8 +357,3 @@ EXPERIMENTS: Mapping[str, tuple[Data, Callable[[], list[Row]]]] = {
     "mnist-spaceship-mechanism": (MNIST32_BN, _mnist_spaceship),
     "mnist-stts-mechanism": (MNIST32, _mnist_stts),
 }
-
-
-def statistics(data: Data) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and std of a data set."""
-    return dfkd.STATISTICS[data.name]

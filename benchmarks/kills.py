@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.experiments import DIGITS
 from benchmarks.records import write_record
+from benchmarks.rows import DIGITS
 from benchmarks.run import TEACHERS, teacher_of
 
 FLAGS = [

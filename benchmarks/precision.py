@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 import dfkd
-from benchmarks.experiments import DIGITS, DIGITS_NAYER, DIGITS_PLAN, Row
-from benchmarks.experiments import statistics as normalisation
+from benchmarks.experiments import DIGITS_NAYER, DIGITS_PLAN
 from benchmarks.objectives import OBJECTIVES, Steps
 from benchmarks.records import RESULTS, write_record
+from benchmarks.rows import DIGITS, Row
+from benchmarks.rows import statistics as normalisation
 from benchmarks.run import run_row, teacher_of
 from dfkd.engine.core import Task
 

@@ -23,9 +23,10 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
 import dfkd
-from benchmarks.experiments import DIGITS, DIGITS_NAYER, DIGITS_PLAN
-from benchmarks.experiments import statistics as normalisation
+from benchmarks.experiments import DIGITS_NAYER, DIGITS_PLAN
 from benchmarks.records import scheduler, write_record
+from benchmarks.rows import DIGITS
+from benchmarks.rows import statistics as normalisation
 from benchmarks.run import teacher_of
 from dfkd.engine.driver import Watch, run
 from dfkd.engine.records import Keep, RoundRecord

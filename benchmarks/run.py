@@ -18,8 +18,9 @@ import torch
 from torch import nn
 
 import dfkd
-from benchmarks.experiments import EXPERIMENTS, STROKES, WEB, Data, Row, statistics
+from benchmarks.experiments import EXPERIMENTS
 from benchmarks.records import RESULTS, write_record
+from benchmarks.rows import STROKES, WEB, Data, Row, statistics
 from benchmarks.strokes import convert
 from dfkd.allocator import keep_freed_memory
 from dfkd.engine.records import Observer, RoundRecord, RunInfo, RunResult
