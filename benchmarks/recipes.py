@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.records import RESULTS
-from dfkd.cli.config import PRESETS
+from dfkd.datasets import DATASETS
 from dfkd.methods import METHODS
 from dfkd.recipes import Row, rows
 
@@ -62,7 +62,7 @@ def _shape(record: Mapping[str, Any]) -> list[int] | None:
 
 
 def _wanted_shape(row: Row) -> list[int]:
-    return list(row.inputs.get("image_size") or PRESETS[row.data])
+    return list(row.inputs.get("image_size") or DATASETS[row.data].image_size)
 
 
 def _same_settings(record: Mapping[str, Any], row: Row) -> bool:

@@ -13,10 +13,11 @@ import yaml
 from PIL import Image
 
 import dfkd
-from dfkd.cli.config import PRESETS, Distill, Images
+from dfkd.cli.config import Distill, Images
 from dfkd.cli.setup import facts_of, resolve, text_of
 from dfkd.data.readers import read_images
 from dfkd.data.text import class_list
+from dfkd.datasets import DATASETS
 from dfkd.errors import UserError
 from dfkd.methods import METHODS
 from dfkd.nets.count import count_parameters
@@ -38,7 +39,7 @@ def test_every_recipe_fits_its_types(row: Row) -> None:
     settings, method, plan = resolve(Distill, yaml.safe_load(yaml_of(recipe(row.name))))
     assert type(method).__name__ == row.method
     assert settings.student.name == row.student
-    shape = settings.data.image_size or PRESETS[row.data]
+    shape = settings.data.image_size or DATASETS[row.data].image_size
     for net in (row.teacher, row.student):
         if ":" not in net:
             assert find(net) is not None
@@ -146,7 +147,7 @@ def test_a_cinic10_folder_is_read(tmp_path: Path) -> None:
         for name in class_list("cinic10"):
             (tmp_path / part / name).mkdir(parents=True)
             Image.new("RGB", (32, 32), (10, 20, 30)).save(tmp_path / part / name / f"{part}.png")
-    read = read_images(f"folder:{tmp_path}", "test", side=PRESETS["cinic10"][1], channels=3)
+    read = read_images(f"folder:{tmp_path}", "test", side=DATASETS["cinic10"].image_size[1], channels=3)
     assert read.images.shape == (10, 3, 32, 32)
     assert read.names == class_list("cinic10")
     facts = facts_of(Images(preset="cinic10"), Sidecar())

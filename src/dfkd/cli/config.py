@@ -4,13 +4,13 @@ This module does not import torch: `--help` must be quick.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+from dfkd.datasets import DATASETS
 from dfkd.engine.plan import Plan
 from dfkd.teachplan import TeachPlan
 
 __all__ = [
-    "PRESETS",
     "Bench",
     "Demo",
     "Distill",
@@ -26,23 +26,10 @@ __all__ = [
     "Teach",
 ]
 
-PRESETS: dict[str, tuple[int, int, int]] = {
-    "digits": (1, 8, 8),
-    "mnist": (1, 32, 32),
-    "svhn": (3, 32, 32),
-    "cifar10": (3, 32, 32),
-    "cifar100": (3, 32, 32),
-    "cinic10": (3, 32, 32),
-    "tiny-imagenet": (3, 64, 64),
-    "imagenette": (3, 224, 224),
-    "imagenet": (3, 224, 224),
-}
-"""Data sets whose image size, statistics and class names are known."""
-
-# Mirrored digits are no digits.
-UPRIGHT = frozenset({"digits", "mnist", "svhn"})
-
-Preset = Literal["digits", "mnist", "svhn", "cifar10", "cifar100", "cinic10", "tiny-imagenet", "imagenette", "imagenet"]
+if TYPE_CHECKING:
+    Preset = str
+else:  # the choices that --help lists and the parser accepts
+    Preset = Literal[tuple(DATASETS)]
 
 
 @dataclass

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import torch
 
-from dfkd.cli.config import UPRIGHT, Teach
+from dfkd.cli.config import Teach
 from dfkd.cli.job import runtime_of
 from dfkd.cli.names import check_name
 from dfkd.cli.setup import facts_of, load, seed_everything
 from dfkd.cli.teach_progress import epoch_progress
 from dfkd.data.classes import in_order
 from dfkd.data.readers import ImageSet, read_images
+from dfkd.datasets import DATASETS
 from dfkd.engine.silent import Silent
 from dfkd.errors import UserError
 from dfkd.ops.pixels import as_images
@@ -41,7 +42,7 @@ def run(settings: Teach) -> int:
     facts = facts_of(told, Sidecar(), "teach")
     train = in_order(train, facts.names, facts.classes, "train")
     test = None if test is None else in_order(test, facts.names, facts.classes, "test")
-    if data.preset in UPRIGHT:
+    if data.preset and DATASETS[data.preset].upright:
         plan = replace(plan, flip=False)
     seed_everything(settings.runtime.seed, settings.runtime.threads)
     loaded = load(settings.network, facts, "network")
@@ -111,10 +112,8 @@ def _classes(settings: Teach, train: ImageSet) -> list[str] | int | str:
 
 
 def _preset_size(settings: Teach) -> tuple[tuple[int, int] | None, int | None]:
-    from dfkd.cli.config import PRESETS
-
     preset = settings.data.preset
-    return (PRESETS[preset][1:], PRESETS[preset][0]) if preset else (None, None)
+    return (DATASETS[preset].image_size[1:], DATASETS[preset].image_size[0]) if preset else (None, None)
 
 
 def _shape(train: ImageSet) -> tuple[int, int, int]:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_origin, get_type_hints
 
 import torch
 
-from dfkd.cli.config import PRESETS, UPRIGHT, Images, Network, TeachImages, Text
+from dfkd.cli.config import Images, Network, TeachImages, Text
 from dfkd.cli.parse import SHORT, Tree, fill, merge, read_yaml, unknown
-from dfkd.data.readers import STATISTICS
 from dfkd.data.text import TextEmbedding, class_list, embed
+from dfkd.datasets import DATASETS
 from dfkd.engine.core import Method, Need
 from dfkd.engine.plan import Plan
 from dfkd.engine.sharing import widen
@@ -125,14 +125,14 @@ def _method(told: Any, at: str, data: Any) -> Method[Any]:
 def _augmentation(kind: type[Method[Any]], data: Any) -> Tree:
     """What a known data set makes of a method's defaults: digits are not mirrored, small images are shifted less."""
     preset = data.get("preset") if isinstance(data, Mapping) else None
-    if not isinstance(preset, str) or preset not in PRESETS:
+    if not isinstance(preset, str) or preset not in DATASETS:
         return {}
     defaults = {item.name: item.default for item in fields(kind)}  # type: ignore[arg-type]
-    flip = {"flip": False} if isinstance(defaults.get("flip"), bool) and preset in UPRIGHT else {}
+    flip = {"flip": False} if isinstance(defaults.get("flip"), bool) and DATASETS[preset].upright else {}
     pad = defaults.get("pad")
     if not isinstance(pad, int) or data.get("image_size") is not None:
         return flip
-    return {**flip, "pad": min(pad, min(PRESETS[preset][1:]) // 8)}
+    return {**flip, "pad": min(pad, min(DATASETS[preset].image_size[1:]) // 8)}
 
 
 def made_of(kind: type[Method[Any]]) -> tuple[str, ...]:
@@ -189,9 +189,10 @@ def facts_of(data: Images | TeachImages, sidecar: Sidecar, who: str = "teacher",
         UserError: something is missing, or sizes that do not fit each other.
     """
     preset = data.preset
-    size = data.image_size or sidecar.image_size or (PRESETS[preset] if preset else None)
-    known_mean, known_std = STATISTICS[preset] if preset else (None, None)
-    mean, std = data.mean or sidecar.mean or known_mean, data.std or sidecar.std or known_std
+    dataset = DATASETS[preset] if preset else None
+    size = data.image_size or sidecar.image_size or (dataset.image_size if dataset else None)
+    mean = data.mean or sidecar.mean or (dataset.mean if dataset else None)
+    std = data.std or sidecar.std or (dataset.std if dataset else None)
     told = data.classes if data.classes is not None else sidecar.names or sidecar.classes or preset
     for what, value in (("image_size", size), ("mean", mean), ("std", std), ("classes", told)):
         if value is None and what not in spared:

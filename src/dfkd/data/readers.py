@@ -20,25 +20,13 @@ from dfkd.data._formats import read_cifar, read_idx
 from dfkd.data._pixels import as_nchw, recolour, resize
 from dfkd.data._sources import labelled_folder
 from dfkd.data.text import class_list
+from dfkd.datasets import DATASETS
 from dfkd.errors import UserError
 
 SPLITS = ("train", "test")
 Size = tuple[int, int] | None  # height and width, or as they are
-_HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-
 STATISTICS: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = MappingProxyType(
-    {
-        "digits": ((0.3053,), (0.3759,)),
-        "mnist": ((0.1307,), (0.3081,)),
-        "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
-        "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
-        "cinic10": ((0.4789, 0.4723, 0.4305), (0.2421, 0.2383, 0.2587)),  # those of its authors
-        "svhn": _HALF,
-        "tiny-imagenet": _HALF,
-        "imagenette": _IMAGENET,
-        "imagenet": _IMAGENET,
-    }
+    {name: (known.mean, known.std) for name, known in DATASETS.items()}
 )
 """Mean and standard deviation per channel, images in [0, 1], with which published teachers were trained."""
 
