@@ -62,7 +62,7 @@ def normalised(images: Tensor) -> Tensor:
 def test_everything_read_is_what_the_layers_saw() -> None:
     net, probe = a_pair(channels_last=False)
     images = some_images()
-    seen = probe(images, stats=True, maps=True)
+    seen = probe(images, stats=True, maps=True, means=True)
     oracle = copy.deepcopy(probe.release())
     assert isinstance(oracle, Small)
     wanted = oracle.by_hand(normalised(images))
@@ -76,6 +76,9 @@ def test_everything_read_is_what_the_layers_saw() -> None:
         axes = (0, 2, 3)[: x.ndim - 1]
         np.testing.assert_allclose(mean.numpy(), x.mean(axis=axes), rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(var.numpy(), x.var(axis=axes), rtol=1e-4, atol=1e-5)
+    for means, name in zip(seen.means, ("bn1", "bn2", "bn3"), strict=True):
+        x = wanted[name].double().numpy()
+        np.testing.assert_allclose(means.numpy(), x.reshape(*x.shape[:2], -1).mean(axis=2), rtol=1e-4, atol=1e-5)
     for (mean, var), norm in zip(seen.stored, (net.norm1, net.norm2, net.norm3), strict=True):
         assert mean is norm.running_mean
         assert var is norm.running_var

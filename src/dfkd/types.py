@@ -32,7 +32,8 @@ class Readout(NamedTuple):
     ``features`` is the input of the classifier head; ``maps`` the outputs of the named stages, shallow to
     deep, the last one being the map that global pooling (or flattening) sees; ``stats`` the batch moments of the
     input of every call of a BatchNorm layer, in the order of the calls, and ``stored`` the running moments of the layer
-    that was called. ``maps``, ``stats`` and ``stored`` are empty unless they were asked for.
+    that was called; ``means`` the means of the same inputs over positions only, one row per image. ``maps``, ``stats``,
+    ``stored`` and ``means`` are empty unless they were asked for.
     """
 
     logits: Logits
@@ -40,6 +41,7 @@ class Readout(NamedTuple):
     maps: tuple[Maps, ...] = ()
     stats: tuple[Moments, ...] = ()
     stored: tuple[Moments, ...] = ()
+    means: tuple[Features, ...] = ()
 
 
 class Batch(NamedTuple):

@@ -67,11 +67,12 @@ class Probe(nn.Module):
         self.head_name, self.stage_names = head, tuple(stages)
         layers = tracking_norms(net).values() if norms is None else [_submodule(net, name) for name in norms]
         self.norms = [layer for layer in layers if isinstance(layer, _BatchNorm)]
-        self._reading = self._want_stats = self._want_maps = False
+        self._reading = self._want_stats = self._want_maps = self._want_means = False
         self._features: list[Tensor] = []
         self._maps: list[Tensor] = []
         self._stats: list[Moments] = []
         self._stored: list[Moments] = []
+        self._means: list[Tensor] = []
         self._handles = self._hook()
 
     @property
@@ -89,27 +90,29 @@ class Probe(nn.Module):
         """The inverse of :meth:`normalise`; values may leave [0, 1]."""
         return x / self.scale.to(x.dtype) + self.mean.to(x.dtype)
 
-    def forward(self, images: Images, stats: bool = False, maps: bool = False) -> Readout:
+    def forward(self, images: Images, stats: bool = False, maps: bool = False, means: bool = False) -> Readout:
         """Read the network on images in [0, 1].
 
         ``stats`` also returns, for every call of a BatchNorm layer, the moments of its input beside those that the
-        layer stored, in the order of the calls; ``maps`` the outputs of the stages.
+        layer stored, in the order of the calls; ``maps`` the outputs of the stages; ``means`` the spatial means of
+        every such input, image by image.
         """
-        return self.read_normalised(self.normalise(images), stats=stats, maps=maps)
+        return self.read_normalised(self.normalise(images), stats=stats, maps=maps, means=means)
 
-    def read_normalised(self, x: Tensor, stats: bool = False, maps: bool = False) -> Readout:
+    def read_normalised(self, x: Tensor, stats: bool = False, maps: bool = False, means: bool = False) -> Readout:
         """:meth:`forward` for methods whose paper works in normalised space."""
-        self._reading, self._want_stats, self._want_maps = True, stats, maps
-        self._features, self._maps, self._stats, self._stored = [], [], [], []
+        self._reading, self._want_stats, self._want_maps, self._want_means = True, stats, maps, means
+        self._features, self._maps, self._stats, self._stored, self._means = [], [], [], [], []
         if self.precision == "bf16":
             with torch.autocast(x.device.type, dtype=torch.bfloat16):
                 logits = self.net(x).float()
         else:
             logits = self.net(x)
         features = self._features[-1].float() if self._features else logits
-        out = Readout(logits, features, tuple(self._maps), tuple(self._stats), tuple(self._stored))
-        self._reading = self._want_stats = self._want_maps = False
-        self._features, self._maps, self._stats, self._stored = [], [], [], []
+        seen = tuple(self._maps), tuple(self._stats), tuple(self._stored), tuple(self._means)
+        out = Readout(logits, features, *seen)
+        self._reading = self._want_stats = self._want_maps = self._want_means = False
+        self._features, self._maps, self._stats, self._stored, self._means = [], [], [], [], []
         return out
 
     def freeze(self) -> "Probe":
@@ -133,6 +136,9 @@ class Probe(nn.Module):
             if self._want_stats:
                 self._stats.append(self._moments(_first(inputs, named)))
                 self._stored.append(Moments(module.running_mean, module.running_var))  # type: ignore[arg-type]
+            if self._want_means:
+                x = _first(inputs, named)
+                self._means.append(x.float().flatten(2).mean(dim=2) if x.dim() > 2 else x.float())
 
         def read_map(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             if self._want_maps:

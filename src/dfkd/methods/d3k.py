@@ -191,7 +191,7 @@ def objective(
     method: D3K, T: Probe, S: Probe, x: Images, seen: Images, c: Labels, bank: Tensor, adversarial: bool
 ) -> Parts:
     """Line 6: ``α L_bn + β CE(T(x), c) − γ KL(T(x) ‖ S(x)) + θ L_Dhash``; ``seen`` is x, cropped and mirrored."""
-    t, _, _, stats, stored = T(seen, stats=True)
+    t, _, _, stats, stored, *_ = T(seen, stats=True)
     zero = t.new_zeros(())
     cls = cross_entropy(t, c)
     bn = zero

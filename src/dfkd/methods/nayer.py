@@ -194,7 +194,7 @@ def objective(
     method: NAYER, T: Probe, S: Probe, x: Images, y: Labels, average: Sequence[Moments], adversarial: bool
 ) -> Parts:
     """Eq. 5, ``L_Z = α_cls CE(T(x), y) − α_adv KL(T(x) ‖ S(x)) + α_bn L_BN``."""
-    t, _, _, stats, stored = T(x, stats=True)
+    t, _, _, stats, stored, *_ = T(x, stats=True)
     zero = t.new_zeros(())
     cls = cross_entropy(t, y)
     seen = blend_moments(stats, average, method.momentum) if average else stats

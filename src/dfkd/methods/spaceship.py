@@ -225,7 +225,7 @@ def decode(G: ConvGenerator, features: Tensor, tap: int) -> Images:
 
 def objective(method: SpaceshipNet, T: Probe, x: Images, y: Labels) -> Parts:
     """Eq. 2, ``L_G = λ_cls CE(T(x), y) + λ_BN L_BN``."""
-    t, _, _, stats, stored = T(x, stats=True)
+    t, _, _, stats, stored, *_ = T(x, stats=True)
     cls = cross_entropy(t, y)
     bn = t.new_zeros(())
     if stats:
