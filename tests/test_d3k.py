@@ -168,7 +168,7 @@ def test_the_bank_holds_the_codes_of_the_batch_before() -> None:
     assert state.bank.shape == (10, 15)
     assert float((state.bank != dhash_codes(made, 2)).float().mean()) < 0.05  # stored images are rounded to bytes
     assert float(method.synthesize(task, state, Clock(ROW.plan, 1))["loss/hash"]) < 0
-    assert set(vars(state)) == {"pool", "bank", "joint", "held"}
+    assert set(vars(state)) == {"pool", "bank", "joint", "held", "optimizers"}
 
 
 OPTIONS: list[dict[str, Any]] = [

@@ -30,6 +30,7 @@ class ToyState(State):
 
     pool: Pool
     diary: list[str] = field(default_factory=list)
+    projector: nn.Module = field(default_factory=nn.Identity)
 
 
 @final
@@ -38,6 +39,7 @@ class Toy(Method[ToyState]):
     """Writes down everything that happens to it."""
 
     projector: bool = False
+    own_rule: bool = False  # the projector learns by plain SGD of rate 1
     hold: tuple[str, ...] = ()
     fail_in: int = -1
     diverge_in: int = -1
@@ -50,8 +52,11 @@ class Toy(Method[ToyState]):
     def setup(self, task: Task, plan: Plan) -> ToyState:
         columns = {"images": (task.image_shape, torch.uint8), "labels": ((), torch.int64)}
         state = ToyState(Pool(50, columns), held=self.hold)
+        projector = nn.Linear(task.classes, task.classes)
         if self.projector:
-            state.joint["projector"] = nn.Linear(task.classes, task.classes)
+            state.joint["projector"] = projector
+        if self.own_rule:
+            state.projector, state.optimizers = projector, (torch.optim.SGD(projector.parameters(), lr=1.0),)
         return state
 
     def synthesize(self, task: Task, state: ToyState, clock: Clock) -> Metrics:
@@ -76,6 +81,7 @@ class Toy(Method[ToyState]):
             raise RuntimeError("the toy stores labels")
         if self.projector:
             logits = state.joint["projector"](logits)
+        logits = state.projector(logits)
         if any(line.startswith(f"make {self.diverge_in} ") for line in state.diary):
             logits = logits * torch.nan
         return torch.nn.functional.cross_entropy(logits, batch.labels)
@@ -163,6 +169,22 @@ def test_extra_modules_train_with_the_student() -> None:
     state = run(task, Toy(projector=True), tiny_plan(rounds=2))
     moved = state.joint["projector"].state_dict()
     assert all(not torch.equal(moved[key], value) for key, value in before.items())
+
+
+def test_modules_with_an_optimizer_of_their_own_learn_by_its_rule() -> None:
+    plan, method = tiny_plan(rounds=1, steps=1), Toy(own_rule=True)
+    state = run(tiny_task(ROW), method, plan)
+    assert isinstance(state, ToyState)
+    task = tiny_task(ROW)
+    again = method.setup(task, plan)
+    method.synthesize(task, again, Clock(plan, 0))
+    loss = method.loss(task, again, method.batch(task, again, Clock(plan, 0)))
+    before = list(again.projector.parameters())
+    task.student.train()
+    grads = torch.autograd.grad(loss, before)
+    for p, g, moved in zip(before, grads, state.projector.parameters(), strict=True):
+        torch.testing.assert_close(moved, p - g)
+        assert float(g.abs().sum()) > 0
 
 
 def test_held_parameters_stay() -> None:

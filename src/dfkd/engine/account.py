@@ -199,6 +199,6 @@ def _count(task: Task, method: Method[Any], state: State, plan: Plan) -> tuple[W
     def step() -> None:
         with torch.no_grad():
             batch = method.batch(task, state, clock)
-        task.runtime.step(method.loss(task, state, batch), optimizer, clip=plan.clip)
+        task.runtime.step(method.loss(task, state, batch), optimizer, *state.optimizers, clip=plan.clip)
 
     return made, count_work(step)

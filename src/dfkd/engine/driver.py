@@ -162,7 +162,7 @@ def _student_steps(
         with torch.no_grad():
             batch = method.batch(task, state, Clock(plan, round, k))
         loss = objective(batch)
-        task.runtime.step(loss, optimizer, clip=plan.clip)
+        task.runtime.step(loss, optimizer, *state.optimizers, clip=plan.clip)
         total = loss.detach() if total is None else total + loss.detach()
         if (k + 1) % tick == 0:
             for observer in watch.observers:

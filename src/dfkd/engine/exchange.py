@@ -112,7 +112,8 @@ class Exchange(Method[ExchangeState]):
             )
         capacity = min(self.memory, images.pool.capacity)
         features = Pool(capacity, _columns(G, self.taps), task.runtime.device, self.limit_bytes)
-        return ExchangeState(cast(State, images), images.pool, features, joint=images.joint, held=images.held)
+        shared = {"joint": images.joint, "held": images.held, "optimizers": images.optimizers}
+        return ExchangeState(cast(State, images), images.pool, features, **shared)  # type: ignore[arg-type]
 
     def synthesize(self, task: Task, state: ExchangeState, clock: Clock) -> Metrics:
         """The method's; then its newest features, and the choices of the whole round: the device is asked once."""

@@ -58,8 +58,9 @@ class Recombine(Method[RecombinedState]):
                 f"Recombine needs images_from to leave the student's weights alone, got {name}, which sets "
                 f"{', '.join(held)}; turn that off (KD3: share_head=False)"
             )
+        pool = getattr(images, "pool", None)
         return RecombinedState(
-            images, learning, getattr(images, "pool", None), joint=learning.joint, held=learning.held
+            images, learning, pool, joint=learning.joint, held=learning.held, optimizers=learning.optimizers
         )
 
     def synthesize(self, task: Task, state: RecombinedState, clock: Clock) -> Metrics:
