@@ -20,7 +20,7 @@ from dfkd.data.readers import STATISTICS
 from dfkd.engine.checkpoint import Checkpoint
 from dfkd.engine.driver import Watch, run
 from dfkd.engine.plan import Plan
-from dfkd.engine.records import RoundRecord, RunInfo, RunResult
+from dfkd.engine.records import Observer, RoundRecord
 from dfkd.engine.runtime import Runtime
 from dfkd.prepare import build_task
 
@@ -28,25 +28,16 @@ AROUND = 10  # rounds in a window
 
 
 @dataclass
-class Clocks:
+class Clocks(Observer):
     """An observer that notes when every round ended: (wall, processor)."""
 
     ends: list[tuple[float, float]] = field(default_factory=list)
     images: list[float] = field(default_factory=list)
 
-    def started(self, info: RunInfo) -> None:
-        """Nothing to do."""
-
-    def stepped(self, round: int, phase: str, done: int, total: int) -> None:
-        """Nothing to do."""
-
     def rounded(self, record: RoundRecord) -> None:
         """One more."""
         self.ends.append((time.perf_counter(), time.process_time()))
         self.images.append(record.metrics["images"])
-
-    def finished(self, result: RunResult) -> None:
-        """Nothing to do."""
 
 
 def measure(rounds: int, batch: int) -> dict[str, object]:

@@ -23,7 +23,7 @@ from benchmarks.records import RESULTS, write_record
 from benchmarks.rows import STROKES, WEB, Data, Row, statistics
 from benchmarks.strokes import convert
 from dfkd.allocator import keep_freed_memory
-from dfkd.engine.records import Observer, RoundRecord, RunInfo, RunResult
+from dfkd.engine.records import Observer, RoundRecord
 from dfkd.ops.hashing import dhash_codes
 from dfkd.ops.pixels import as_images
 from dfkd.report.files import plain
@@ -35,25 +35,16 @@ TEACHERS = Path("runs/teachers")
 SHOWN = 20  # images of each round among which the diversity is measured
 
 
-class Shown:
+class Shown(Observer):
     """An observer that keeps some of the newest images of every round."""
 
     def __init__(self) -> None:
         self.images: list[torch.Tensor] = []
 
-    def started(self, info: RunInfo) -> None:
-        """Nothing to do."""
-
-    def stepped(self, round: int, phase: str, done: int, total: int) -> None:
-        """Nothing to do."""
-
     def rounded(self, record: RoundRecord) -> None:
         """Keep a few."""
         if record.samples is not None:
             self.images.append(record.samples[0][:SHOWN])
-
-    def finished(self, result: RunResult) -> None:
-        """Nothing to do."""
 
 
 def diversity(images: torch.Tensor, hash_pool: int) -> dict[str, float]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import dfkd
 from dfkd.data.readers import STATISTICS
 from dfkd.engine.lock import held
-from dfkd.engine.records import RoundRecord, RunInfo, RunResult
+from dfkd.engine.records import Observer, RoundRecord, RunInfo
 from dfkd.methods.noise import NoiseInput
 from dfkd.nets.zoo import build
 from dfkd.prepare import labelled
@@ -36,17 +36,11 @@ class Stop(Exception):
     """Raised to cut a run off."""
 
 
-class StopAt:
+class StopAt(Observer):
     """An observer that cuts a run off when a round ends."""
 
     def __init__(self, round: int) -> None:
         self.round = round
-
-    def started(self, info: RunInfo) -> None: ...
-
-    def stepped(self, round: int, phase: str, done: int, total: int) -> None: ...
-
-    def finished(self, result: RunResult) -> None: ...
 
     def rounded(self, record: RoundRecord) -> None:
         if record.round == self.round:
@@ -457,18 +451,69 @@ def test_a_run_stopped_before_its_first_save_begins_again(
     assert [record.round for record in read_run(tmp_path).rounds] == [0, 1, 2, 3]
 
 
-class Intrude:
+class Enough(Observer):
+    """Ends a run after its second round."""
+
+    def rounded(self, record: RoundRecord) -> str | None:
+        return "seen <enough>" if record.round == 1 else None
+
+
+def test_a_stopped_run_is_finished_properly_and_goes_on(
+    digits_teacher: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exam = torch.zeros(4, 1, 8, 8), torch.zeros(4, dtype=torch.int64)
+    go(digits_teacher, out=tmp_path, observers=[Enough()], progress=True, figures=True, test=exam, evaluate_every=9)
+    stored = read_run(tmp_path)
+    assert (stored.status, len(stored.rounds)) == ("stopped", 2)
+    assert stored.result is not None
+    assert stored.result.stopped == "seen <enough>"
+    assert stored.result.final is not None
+    page = (tmp_path / "report.html").read_text()
+    assert "This run was stopped after round 2 of 4: seen &lt;enough&gt;." in page
+    assert (tmp_path / "student.safetensors").exists()
+    assert (tmp_path / "figures/index.json").exists()
+    assert "stopped after round 2 of 4: seen <enough>" in capsys.readouterr().out
+    done = go(digits_teacher, out=tmp_path, resume=True, progress=True, test=exam, evaluate_every=9)
+    assert "goes on with a run that was stopped after round 2 of 4: seen <enough>" in capsys.readouterr().out
+    assert (done.record.stopped, len(done.record.rounds)) == (None, 4)
+    stored = read_run(tmp_path)
+    assert stored.status == "finished"
+    assert (
+        "It goes on with a run that was stopped after round 2 of 4: seen &lt;enough&gt;."
+        in (tmp_path / "report.html").read_text()
+    )
+
+
+class Diverge(Observer):
+    """Spoils the student after its second round."""
+
+    def __init__(self, student: nn.Module) -> None:
+        self.student = student
+
+    def rounded(self, record: RoundRecord) -> None:
+        if record.round == 1:
+            for parameter in self.student.parameters():
+                parameter.data.fill_(torch.nan)
+
+
+def test_the_record_of_a_lost_student_is_closed(digits_teacher: nn.Module, tmp_path: Path) -> None:
+    student = a_student()
+    with pytest.raises(dfkd.UserError, match="student needs a finite loss, got nan in round 3"):
+        go(digits_teacher, student, out=tmp_path, observers=[Diverge(student)], save_every=0)
+    stored = read_run(tmp_path)
+    assert (stored.status, len(stored.rounds)) == ("stopped", 2)
+    assert stored.result is not None
+    assert stored.result.stopped == "the student's loss was nan in round 3"
+    assert "the student&#39;s loss was nan in round 3" in (tmp_path / "report.html").read_text()
+    assert not (tmp_path / "student.safetensors").exists()
+
+
+class Intrude(Observer):
     """An observer that wants the folder it sees in use."""
 
     def __init__(self, teacher: nn.Module, out: Path, resume: bool) -> None:
         self.settings: dict[str, Any] = {"teacher": teacher, "out": out, "resume": resume}
         self.told = ""
-
-    def started(self, info: RunInfo) -> None: ...
-
-    def stepped(self, round: int, phase: str, done: int, total: int) -> None: ...
-
-    def finished(self, result: RunResult) -> None: ...
 
     def rounded(self, record: RoundRecord) -> None:
         if record.round == 1:
@@ -515,7 +560,7 @@ def test_a_killed_process_lets_go_of_its_folder(tmp_path: Path) -> None:
     assert not (tmp_path / ".lock").exists()
 
 
-class Failing:
+class Failing(Observer):
     """An observer that cannot begin."""
 
     def started(self, info: RunInfo) -> None:

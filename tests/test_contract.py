@@ -19,6 +19,7 @@ from dfkd.engine.checkpoint import Checkpoint, pack, pools_of
 from dfkd.engine.core import Clock, Method, Need, State, Task, unmet
 from dfkd.engine.driver import Watch, run
 from dfkd.engine.plan import Plan
+from dfkd.engine.records import Observer
 from dfkd.errors import UserError
 from dfkd.methods import METHODS
 from dfkd.runs import weights_hash
@@ -77,17 +78,11 @@ class Stop(Exception):
     """Raised where a run is to be cut off."""
 
 
-class CutOff:
+class CutOff(Observer):
     """An observer that stops the run after ``rounds`` rounds, as a kill would: before that round is saved."""
 
     def __init__(self, rounds: int) -> None:
         self.left = rounds
-
-    def started(self, info: object) -> None: ...
-
-    def stepped(self, round: int, phase: str, done: int, total: int) -> None: ...
-
-    def finished(self, result: object) -> None: ...
 
     def rounded(self, record: object) -> None:
         self.left -= 1

@@ -15,7 +15,7 @@ from dfkd.engine.checkpoint import Checkpoint
 from dfkd.engine.core import Clock, Method, Metrics, Need, State, Task, class_entropy
 from dfkd.engine.driver import Watch, revisit, run
 from dfkd.engine.plan import Plan
-from dfkd.engine.records import RoundRecord, RunInfo, RunResult
+from dfkd.engine.records import Observer, RoundRecord
 from dfkd.errors import UserError
 from dfkd.methods.noise import NoiseInput
 from dfkd.types import Batch, Scalar
@@ -87,22 +87,18 @@ class Toy(Method[ToyState]):
         return torch.nn.functional.cross_entropy(logits, batch.labels)
 
 
-class Recorder:
+class Recorder(Observer):
     """Keeps what it is told."""
 
     def __init__(self) -> None:
         self.records: list[RoundRecord] = []
         self.steps: list[tuple[int, str, int, int]] = []
 
-    def started(self, info: RunInfo) -> None: ...
-
     def stepped(self, round: int, phase: str, done: int, total: int) -> None:
         self.steps.append((round, phase, done, total))
 
     def rounded(self, record: RoundRecord) -> None:
         self.records.append(record)
-
-    def finished(self, result: RunResult) -> None: ...
 
 
 def test_the_order_of_things_and_the_modes_they_see() -> None:
@@ -160,7 +156,7 @@ def test_the_student_takes_the_steps_plain_torch_takes(plan: Plan) -> None:
                 torch.nn.utils.clip_grad_norm_(net.net.parameters(), plan.clip)
             optimizer.step()
     for p, q in zip(task.student.net.parameters(), net.net.parameters(), strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-4)  # fused steps round in another order
 
 
 def test_extra_modules_train_with_the_student() -> None:
@@ -228,6 +224,44 @@ def test_a_student_that_is_lost_stops_the_run_and_what_was_saved_stays(metrics_e
     kept = tiny_task(ROW)
     revisit(kept, Toy(), tiny_plan(rounds=6), Checkpoint(tmp_path))
     assert all(torch.isfinite(p).all() for p in kept.student.net.state_dict().values())
+
+
+class Enough(Observer):
+    """Ends a run after a round."""
+
+    def __init__(self, round: int) -> None:
+        self.round = round
+
+    def rounded(self, record: RoundRecord) -> str | None:
+        return "seen enough" if record.round == self.round else None
+
+
+def test_an_observer_ends_a_run(tmp_path: Path) -> None:
+    plan, images = tiny_plan(rounds=5), torch.zeros(4, *ROW.image_shape, dtype=torch.uint8)
+    watch = Watch(
+        [Enough(1), recorder := Recorder()],
+        (images, torch.zeros(4, dtype=torch.int64)),
+        evaluate_every=10,
+        checkpoint=Checkpoint(tmp_path),
+    )
+    stopped = tiny_task(ROW)
+    run(stopped, Toy(), plan, watch)
+    assert watch.stopped == "seen enough"
+    assert [record.round for record in recorder.records] == [0, 1]
+    assert recorder.records[-1].evaluation is None
+    assert watch.final is not None  # of the student as it was when the run ended
+    assert Checkpoint(tmp_path).rounds() == 2
+    run(stopped, Toy(), plan, watch := Watch(checkpoint=Checkpoint(tmp_path)), resume=True)
+    whole = tiny_task(ROW)
+    run(whole, Toy(), plan)
+    assert watch.stopped is None
+    for p, q in zip(stopped.student.net.parameters(), whole.student.net.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_a_wish_to_stop_after_the_last_round_is_no_stop() -> None:
+    run(tiny_task(ROW), Toy(), tiny_plan(rounds=2), watch := Watch([Enough(1)]))
+    assert watch.stopped is None
 
 
 def test_a_finished_run_resumes_to_itself(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from dfkd.engine.records import Evaluation, RoundRecord, RunInfo, RunResult
+from dfkd.engine.records import Evaluation, Observer, RoundRecord, RunInfo, RunResult
 from dfkd.errors import UserError
 from dfkd.report import charts, files, grid, observers, page, sheets, summary
 from dfkd.report.console import Progress, cells, table
@@ -99,13 +99,15 @@ def test_numbers_that_are_not_finite_become_null_and_nan() -> None:
 
 def test_a_run_comes_back_from_its_folder(tmp_path: Path) -> None:
     result = a_result(an_info(names=("a", "ü", "</script>")))
-    everyone = observers.Observers([observers.RunFile(tmp_path), observers.JsonLines(tmp_path / "metrics.jsonl")])
-    everyone.started(result.info)
+    everyone: list[Observer] = [observers.RunFile(tmp_path), observers.JsonLines(tmp_path / "metrics.jsonl")]
+    for observer in everyone:
+        observer.started(result.info)
     assert read_run(tmp_path) == StoredRun(result.info, [], None, "running")
-    everyone.stepped(0, "synthesis", 1, 2)
-    for record in result.rounds:
-        everyone.rounded(record)
-    everyone.finished(result)
+    for observer in everyone:
+        observer.stepped(0, "synthesis", 1, 2)
+        for record in result.rounds:
+            observer.rounded(record)
+        observer.finished(result)
     assert read_run(tmp_path) == StoredRun(result.info, result.rounds, result, "finished")
     assert {path.name for path in tmp_path.iterdir()} == {"run.json", "metrics.jsonl"}
 
@@ -617,18 +619,17 @@ class Page(HTMLParser):
 
 
 def run_folder(folder: Path, result: RunResult, status: files.Status = "finished") -> Path:
-    watchers = observers.Observers(
-        [
-            observers.RunFile(folder),
-            observers.JsonLines(folder / "metrics.jsonl"),
-            observers.Samples(folder / "samples"),
-        ]
-    )
-    watchers.started(result.info)
-    for record in result.rounds:
-        watchers.rounded(replace(record, samples=some_samples()))
-    if status == "finished":
-        watchers.finished(result)
+    files_of_a_run: list[Observer] = [
+        observers.RunFile(folder),
+        observers.JsonLines(folder / "metrics.jsonl"),
+        observers.Samples(folder / "samples"),
+    ]
+    for observer in files_of_a_run:
+        observer.started(result.info)
+        for record in result.rounds:
+            observer.rounded(replace(record, samples=some_samples()))
+        if status == "finished":
+            observer.finished(result)
     return folder
 
 

@@ -38,7 +38,7 @@ from dfkd.runs import (
     settings_of,
     weights_hash,
 )
-from dfkd.watchers import look_for_duplicates, observers_of, tell
+from dfkd.watchers import earlier_stop, look_for_duplicates, observers_of, tell
 
 __all__ = ["Distilled", "distill"]
 
@@ -91,7 +91,8 @@ def distill(
 ) -> Distilled:
     """Distil ``teacher`` into ``student`` without the teacher's training data.
 
-    ``student`` is trained in place and returned; the last round is the result. Test images, if given, only report.
+    ``student`` is trained in place and returned; the last round is the result, or the one after which an observer
+    stopped the run (``record.stopped`` says why). Test images, if given, only report.
 
     Args:
         teacher: maps normalised images (n, c, h, w) to logits (n, k). It is not changed.
@@ -111,7 +112,8 @@ def distill(
         real: labelled training images, for the yardstick with data only.
         runtime: device, precision, processes; default: one process on the best device, with ``seed``.
         seed: of the run, where ``runtime`` is not given.
-        observers: told about every round, beside the built-in ones.
+        observers: told about every round, beside the built-in ones; one may end the run
+            (:meth:`~dfkd.engine.records.Observer.rounded`).
         progress: show a progress display.
         evaluate_every, samples_every: in rounds.
         save_every: least seconds between checkpoints.
@@ -158,8 +160,9 @@ def distill(
         saves = _checkpoint(folder, runtime)
         done = saves.rounds() if saves is not None and again else 0
         watchers = observers_of(folder, done, runtime, stack, progress, keep)
-        earlier = read_run(folder).info.overlap if folder is not None and again and runtime.rank == 0 else None
-        info = replace(info, overlap=look_for_duplicates(task, exam, earlier, watchers) if overlap else earlier)
+        earlier = read_run(folder) if folder is not None and again and runtime.rank == 0 else None
+        info = replace(info, continues=earlier_stop(earlier), overlap=None if earlier is None else earlier.info.overlap)
+        info = look_for_duplicates(task, exam, info, watchers) if overlap else info
         watchers = [keep, *watchers, *([] if runtime.rank else observers)]
         watch = replace(
             watch,
@@ -174,10 +177,14 @@ def distill(
         except Exception:  # whatever it is, and it goes on: a run that failed before it began must not block its folder
             if folder is not None and runtime.rank == 0 and not again and not keep.records:
                 forget_run(folder)
+            elif watch.stopped is not None:  # the student is lost: the record is closed, the last save stays
+                _close(task, _result(info, keep.records, first, watch, {}), folder, watchers)
             raise
         if figures and folder is not None and runtime.rank == 0:  # before the export takes the student's hooks off
             _draw(folder, figures_of(task, method, plan, state, exam, overlap=info.overlap))
-        result = _finish(task, info, folder, keep.records, first, watchers, spec, export)
+        files = _keep_student(task, info, folder, spec, export)
+        result = _result(info, keep.records, first, watch, files)
+        _close(task, result, folder, watchers)
     return Distilled(student.eval(), result)
 
 
@@ -266,26 +273,30 @@ def _checkpoint(folder: Path | None, runtime: Runtime) -> Checkpoint | None:
     return Checkpoint(folder / CHECKPOINT_FOLDER, runtime.rank, runtime.world, runtime.barrier)
 
 
-def _finish(
-    task: Task,
-    info: RunInfo,
-    folder: Path | None,
-    records: list[RoundRecord],
-    first: Evaluation | None,
-    observers: Sequence[Observer],
-    spec: Mapping[str, object] | None,
-    export: bool,
+def _keep_student(
+    task: Task, info: RunInfo, folder: Path | None, spec: Mapping[str, object] | None, export: bool
+) -> dict[str, str]:
+    """Write the student; the files of the run by role."""
+    if folder is None or task.runtime.rank > 0:
+        return {}
+    return {**save_student(folder, task.student, spec, info, export), "report": "report.html"}
+
+
+def _result(
+    info: RunInfo, records: list[RoundRecord], first: Evaluation | None, watch: Watch, files: dict[str, str]
 ) -> RunResult:
-    files: dict[str, str] = {}
-    final = next((r.evaluation for r in reversed(records) if r.evaluation is not None), None)
-    if folder is not None and task.runtime.rank == 0:
-        files = {**save_student(folder, task.student, spec, info, export), "report": "report.html"}
-    result = RunResult(info, records, final, first, sum(r.seconds for r in records), files)
+    """What the run came to; the final evaluation is the last there was."""
+    known = next((r.evaluation for r in reversed(records) if r.evaluation is not None), None)
+    spent = sum(r.seconds for r in records)
+    return RunResult(info, records, watch.final or known, first, spent, files, watch.stopped)
+
+
+def _close(task: Task, result: RunResult, folder: Path | None, observers: Sequence[Observer]) -> None:
+    """Tell the observers that the run is over, and write its page."""
     for observer in observers:
         observer.finished(result)
     if folder is not None and task.runtime.rank == 0:
         write_page(folder)
-    return result
 
 
 def _draw(folder: Path, gallery: Gallery) -> None:

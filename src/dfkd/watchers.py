@@ -1,21 +1,22 @@
-"""Who is told of a run: files, the terminal, the user's observers; and what they are told before its first round."""
+"""The observers of a run: files, the terminal, the user's own; and what they are told before its first round."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 
-from dfkd.data.overlap import NearDuplicates, find_duplicates
+from dfkd.data.overlap import find_duplicates
 from dfkd.engine.core import Task
 from dfkd.engine.records import Keep, Observer, RunInfo
 from dfkd.engine.runtime import Runtime
 from dfkd.report.console import Progress
-from dfkd.report.files import METRICS_FILE, SAMPLES_FOLDER, read_run
+from dfkd.report.files import METRICS_FILE, SAMPLES_FOLDER, StoredRun, read_run
 from dfkd.report.observers import JsonLines, RunFile, Samples
-from dfkd.report.summary import duration
+from dfkd.report.summary import duration, stop_sentence
 
-__all__ = ["look_for_duplicates", "observers_of", "tell"]
+__all__ = ["earlier_stop", "look_for_duplicates", "observers_of", "tell"]
 
 LONG = 10.0  # seconds of a look at the web images that are announced
 
@@ -36,15 +37,27 @@ def observers_of(
     return found
 
 
+def earlier_stop(run: StoredRun | None) -> str | None:
+    """Where and why an earlier start of this run was stopped; None where it was not."""
+    if run is None:
+        return None
+    if run.result is None or run.result.stopped is None:
+        return run.info.continues
+    return stop_sentence(run.result.rounds, run.result.stopped)
+
+
 def look_for_duplicates(
-    task: Task, exam: tuple[Tensor, Tensor] | None, earlier: NearDuplicates | None, watchers: Sequence[Observer]
-) -> NearDuplicates | None:
-    """Near-duplicates of the test images among the web images, by process 0; a resumed run has looked already."""
-    web = task.web
+    task: Task, exam: tuple[Tensor, Tensor] | None, info: RunInfo, watchers: Sequence[Observer]
+) -> RunInfo:
+    """``info`` with near-duplicates of the test images among the web images, by process 0.
+
+    What a resumed run found in its earlier start (``info.overlap``) is kept where it was about the same images.
+    """
+    web, earlier = task.web, info.overlap
     if web is None or exam is None or task.runtime.rank > 0:
-        return earlier
+        return info
     if earlier is not None and (earlier.web, earlier.images) == (len(web), len(exam[0])):
-        return earlier
+        return info
     screens = [watcher for watcher in watchers if isinstance(watcher, Progress)]
 
     def warn(seconds: float) -> None:
@@ -54,7 +67,7 @@ def look_for_duplicates(
                 "--watch.overlap false (overlap=False)"
             )
 
-    return find_duplicates(web, exam[0], expect=warn)
+    return replace(info, overlap=find_duplicates(web, exam[0], expect=warn))
 
 
 def tell(watchers: Sequence[Observer], info: RunInfo, runtime: Runtime) -> None:

@@ -14,7 +14,7 @@ from dfkd.cli.parse import Tree, merge, read_yaml
 from dfkd.cli.setup import resolve, text_of, with_recipe
 from dfkd.cli.stop import Stopped
 from dfkd.engine.lock import held
-from dfkd.engine.records import Observer, RoundRecord, RunInfo, RunResult
+from dfkd.engine.records import Observer, RunInfo
 from dfkd.engine.runtime import Runtime
 from dfkd.errors import UserError
 from dfkd.recipes import yaml_of
@@ -98,7 +98,7 @@ def _distill(job: Job, out: Path, machine: Runtime, resume: bool) -> Distilled:
     )
 
 
-class _SaveRecipe:
+class _SaveRecipe(Observer):
     """Writes the resolved recipe when the run begins: after the folder was found free, before the first round."""
 
     def __init__(self, folder: Path, text: str) -> None:
@@ -106,15 +106,6 @@ class _SaveRecipe:
 
     def started(self, info: RunInfo) -> None:
         write_whole(self.folder / RECIPE_FILE, self.text.encode())
-
-    def stepped(self, round: int, phase: str, done: int, total: int) -> None:
-        pass
-
-    def rounded(self, record: RoundRecord) -> None:
-        pass
-
-    def finished(self, result: RunResult) -> None:
-        pass
 
 
 def _resumed(tree: Tree, folder: Path) -> Tree:
@@ -148,7 +139,7 @@ def _stopped(out: Path, stop: BaseException) -> int:
     code = stop.code if isinstance(stop, Stopped) else 130
     if (out / "run.json").is_file() and (out / RECIPE_FILE).is_file():
         stored = read_run(out)
-        if stored.status != "finished":
+        if stored.status not in ("finished", "stopped"):
             with suppress(UserError), held(out):  # a run that another process goes on with stays as it is
                 write_run(out, stored.info, None, "interrupted")
             print(f"stopped; go on with: dfkd distill --resume {out}", file=sys.stderr)

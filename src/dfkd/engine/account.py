@@ -11,7 +11,7 @@ from dfkd.engine.checkpoint import Checkpoint, pools_of
 from dfkd.engine.core import Clock, Method, Metrics, Need, State, Task
 from dfkd.engine.driver import Watch, make_optimizer, run
 from dfkd.engine.plan import Plan
-from dfkd.engine.records import RoundRecord, RunInfo, RunResult
+from dfkd.engine.records import Observer, RoundRecord
 from dfkd.engine.work import Ceilings, Work, ceilings, count_work, peak_memory, wait
 from dfkd.types import Batch, Bytes, Labels, Scalar
 
@@ -97,7 +97,7 @@ def account(
 
 
 @dataclass
-class Timer:
+class Timer(Observer):
     """An observer that, with :class:`Timed`, takes the time of every phase."""
 
     rounds: list[Phases] = field(default_factory=list)
@@ -119,21 +119,12 @@ class Timer:
         """The run is over."""
         self._close(time.perf_counter())
 
-    def started(self, info: RunInfo) -> None:
-        """Nothing to do."""
-
-    def stepped(self, round: int, phase: str, done: int, total: int) -> None:
-        """Nothing to do."""
-
     def rounded(self, record: RoundRecord) -> None:
         """The record knows when the student's steps ended; the rest was looking."""
         now, student = time.perf_counter(), record.metrics["seconds/student"]
         synthesis = self._made - self._began
         looking = max(0.0, now - self._made - student)
         self._looked = Phases(synthesis, self._batches, student - self._batches, looking, 0.0), now
-
-    def finished(self, result: RunResult) -> None:
-        """Nothing to do."""
 
     def _close(self, now: float) -> None:
         if self._looked is not None:

@@ -37,6 +37,9 @@ class Watch:
         checkpoint: where to save, or None.
         save_every: least seconds between saves (the last round always saves).
         ready: called once everything is set up and a checkpoint, if any, has been read, before the first round.
+        teacher_guess: the classes the teacher chooses for the test images, once they were asked for.
+        stopped: why the run ended before its last round: an observer asked for it, or the student was lost.
+        final: the newest evaluation; after a stop, that of the student as it then was.
     """
 
     observers: Sequence[Observer] = ()
@@ -49,6 +52,8 @@ class Watch:
     metrics_every: int = 1
     ready: Callable[[], None] = lambda: None
     teacher_guess: Tensor | None = field(default=None, init=False)
+    stopped: str | None = field(default=None, init=False)
+    final: Evaluation | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         least = {"evaluate_every": 1, "metrics_every": 1, "samples_every": 0, "save_every": 0}
@@ -60,6 +65,8 @@ class Watch:
 
 def run(task: Task, method: Method[Any], plan: Plan, watch: Watch | None = None, resume: bool = False) -> State:
     """Distil ``task.teacher`` into ``task.student`` by ``method`` within ``plan``. The last round is the result.
+
+    An observer may end the run before (:meth:`~dfkd.engine.records.Observer.rounded`); ``watch.stopped`` then says why.
 
     Args:
         task: what; the student is trained in place.
@@ -73,7 +80,7 @@ def run(task: Task, method: Method[Any], plan: Plan, watch: Watch | None = None,
 
     Raises:
         UserError: the pair lacks what the method needs, the checkpoint does not fit, or the student's loss is NaN or
-            infinite (what was saved before stays).
+            infinite (``watch.stopped`` says so; what was saved before stays).
     """
     check(task, method)
     watch = watch or Watch()
@@ -103,13 +110,13 @@ def run(task: Task, method: Method[Any], plan: Plan, watch: Watch | None = None,
             task.runtime.level(nn.ModuleList([task.student.net, state.joint]))
             record = _look(task, state, plan, watch, round, made, loss, batch, (began, between, time.monotonic()))
             spent += time.monotonic() - began
-            for observer in watch.observers:
-                observer.rounded(record)
-            last = round + 1 == plan.total
+            last = _ask(task, watch, record)
             if watch.checkpoint and (last or _agree(task, time.monotonic() - saved_at >= watch.save_every)):
-                _check_finite(task, loss, round)  # this round's loss may not have been read
+                _check_finite(task, watch, loss, round)  # this round's loss may not have been read
                 _save(task, state, optimizer, watch.checkpoint, round + 1, spent)
                 saved_at = time.monotonic()
+            if last:
+                break
     finally:  # also after Ctrl-C: the same modules may be given to a run that resumes
         for parameter in asked:
             parameter.requires_grad_(True)
@@ -179,10 +186,28 @@ def _wake(task: Task, state: State, learnt: Sequence[Tensor]) -> None:
     state.joint.train()
 
 
-def _check_finite(task: Task, loss: Tensor | None, round: int) -> None:
+def _ask(task: Task, watch: Watch, record: RoundRecord) -> bool:
+    """Tell the observers of a round. Was it the last one, by the plan or by the word of one of them?
+
+    A run that is stopped is evaluated as it then stands. Every process gives the same answer.
+    """
+    reasons = [observer.rounded(record) for observer in watch.observers]
+    if record.round + 1 == record.rounds:
+        return True
+    reason = next((reason for reason in reasons if reason), None)
+    if not _agree(task, reason is not None):
+        return False
+    watch.stopped = reason or "process 0 asked for it"
+    if watch.test is not None and record.evaluation is None:
+        watch.final = _evaluate(task, watch)
+    return True
+
+
+def _check_finite(task: Task, watch: Watch, loss: Tensor | None, round: int) -> None:
     """Stop a run whose student is lost, in every process at once, before its weights replace sound ones on disk."""
     value = 0.0 if loss is None else float(task.runtime.total(loss.clone()))
     if not math.isfinite(value):
+        watch.stopped = f"the student's loss was {value} in round {round + 1}"
         raise UserError(
             f"student needs a finite loss, got {value} in round {round + 1}; start again with a lower plan.lr, "
             "a smaller plan.clip, or in fp32"
@@ -236,7 +261,7 @@ def _look(
     metrics["lr"] = plan.rate(round)
     if loss is not None and read:
         metrics["loss/student"] = float(loss) / plan.steps
-        _check_finite(task, loss, round)
+        _check_finite(task, watch, loss, round)
     if task.runtime.compiled:
         metrics["graphs"] = float(task.runtime.graphs)
     metrics["seconds/synthesis"], metrics["seconds/student"] = between - began, ended - between
@@ -248,7 +273,7 @@ def _look(
         metrics["pairwise_distance"] = _pairwise_distance(shown[0])
     evaluation = None
     if watch.test is not None and plan.steps_in(round) and ((round + 1) % watch.evaluate_every == 0 or last):
-        evaluation = _evaluate(task, watch)
+        evaluation = watch.final = _evaluate(task, watch)
     return RoundRecord(
         round, plan.total, round < plan.warmup, ended - began, metrics, evaluation, shown if due else None
     )

@@ -18,7 +18,7 @@ from dfkd.engine.core import Clock, Method, Metrics, Need, State, Task
 from dfkd.engine.driver import Watch, run
 from dfkd.engine.evaluate import evaluate, predictions
 from dfkd.engine.plan import Plan
-from dfkd.engine.records import RoundRecord, RunInfo, RunResult
+from dfkd.engine.records import Observer, RoundRecord
 from dfkd.types import Batch, Scalar
 
 __all__ = ["Estimate", "Measured", "Pools", "Timing", "estimate", "extrapolate"]
@@ -223,26 +223,17 @@ def _period(method: Method[Any], plan: Plan) -> int:
     return period if period < plan.rounds else 1
 
 
-class _Stopwatch:
+class _Stopwatch(Observer):
     """Notes when rounds were reported: between a report and the next round lies the save."""
 
     def __init__(self) -> None:
         self.records: list[RoundRecord] = []
         self.reported: list[float] = []
 
-    def started(self, info: RunInfo) -> None:
-        """Nothing to note."""
-
-    def stepped(self, round: int, phase: str, done: int, total: int) -> None:
-        """Nothing to note."""
-
     def rounded(self, record: RoundRecord) -> None:
         """Note the time."""
         self.records.append(record)
         self.reported.append(time.monotonic())
-
-    def finished(self, result: RunResult) -> None:
-        """Nothing to note."""
 
     def timings(self, ended: float) -> tuple[Timing, ...]:
         """What every round took; the run ended at ``ended``."""

@@ -1,7 +1,6 @@
-"""What a run tells about itself: plain values, no tensors but the sample images; and who listens."""
+"""What a run tells about itself: plain values, no tensors but the sample images; and its observers."""
 
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -25,6 +24,7 @@ class RunInfo:
     text: dict[str, str] | None = None
     provenance: dict[str, object] = field(default_factory=dict)
     overlap: NearDuplicates | None = None  # of evaluation images among the web images, where that was looked for
+    continues: str | None = None  # "stopped after round 7 of 20: why", where an earlier start was stopped
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,10 @@ class RoundRecord:
 
 @dataclass(frozen=True)
 class RunResult:
-    """A whole run. ``seconds`` counts all rounds, those before a resume included."""
+    """A whole run. ``seconds`` counts all rounds, those before a resume included.
+
+    ``stopped`` says why the run ended before its last round; None where it did not.
+    """
 
     info: RunInfo
     rounds: list[RoundRecord]
@@ -68,40 +71,44 @@ class RunResult:
     teacher_evaluation: Evaluation | None
     seconds: float
     files: dict[str, str] = field(default_factory=dict)
+    stopped: str | None = None
 
 
-@runtime_checkable
-class Observer(Protocol):
-    """Somebody who watches a run. Observers only look: none of them may change what is trained."""
+class Observer:
+    """The base of everybody who watches a run: every hook does nothing until it is overridden.
+
+    Observers look; none of them may change what is trained. One may end the run: see :meth:`rounded`.
+    """
 
     def started(self, info: RunInfo) -> None:
         """Before the first round."""
+        return
 
     def stepped(self, round: int, phase: str, done: int, total: int) -> None:
         """Now and then inside a round: ``done`` of ``total`` steps of ``phase``."""
+        return
 
-    def rounded(self, record: RoundRecord) -> None:
-        """After every round."""
+    def rounded(self, record: RoundRecord) -> str | None:
+        """After every round.
+
+        Returns:
+            None to go on, or why the run should end after this round, to follow "stopped after round 7 of 20: ".
+            The run is then saved, evaluated, drawn, exported and reported as after its last round, its status is
+            "stopped", and a resume goes on from there. With several processes those of process 0 decide.
+        """
+        return None
 
     def finished(self, result: RunResult) -> None:
-        """After the last round."""
+        """After the last round, or the one after which the run was stopped."""
+        return
 
 
-class Keep:
+class Keep(Observer):
     """An observer that keeps the rounds in memory."""
 
     def __init__(self) -> None:
         self.records: list[RoundRecord] = []
 
-    def started(self, info: RunInfo) -> None:
-        """Nothing to keep."""
-
-    def stepped(self, round: int, phase: str, done: int, total: int) -> None:
-        """Nothing to keep."""
-
     def rounded(self, record: RoundRecord) -> None:
         """Keep it."""
         self.records.append(record)
-
-    def finished(self, result: RunResult) -> None:
-        """Nothing to keep."""

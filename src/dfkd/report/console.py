@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from dfkd.engine.records import Evaluation, RoundRecord, RunInfo, RunResult
+from dfkd.engine.records import Evaluation, Observer, RoundRecord, RunInfo, RunResult
 from dfkd.report.collapse import warnings_of
 from dfkd.report.summary import (
     Row,
@@ -29,12 +29,13 @@ from dfkd.report.summary import (
     operations,
     overlap_told,
     percent,
+    stop_sentence,
 )
 
 RECENT = 5  # rounds whose median says how long the next one will take
 
 
-class Progress:
+class Progress(Observer):
     """Shows a run on the terminal: round, losses, pool, images per second, time left, and scores where
     evaluated.
 
@@ -86,6 +87,8 @@ class Progress:
         if self.quiet:
             return
         self.console.print(Text(_headline(info), style="bold"), soft_wrap=True)
+        if info.continues is not None:
+            self.note(f"goes on with a run that was {info.continues}")
         if info.overlap is not None:
             self.note(overlap_told(info.overlap))
         if self.console.is_terminal:
@@ -122,6 +125,8 @@ class Progress:
     def finished(self, result: RunResult) -> None:
         """Close the display and say how long it took."""
         self.close()
+        if not self.quiet and result.stopped is not None:
+            self._print(stop_sentence(result.rounds, result.stopped))
         if not self.quiet:
             self._print(f"done in {duration(result.seconds)}")
 

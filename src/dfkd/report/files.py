@@ -3,8 +3,8 @@
 Both are strict JSON: a number that is not finite is written as ``null`` and read back as NaN. Files are
 replaced whole (written aside, synced, renamed), so a reader never sees half of one.
 
-``run.json`` is ``{"info": ..., "result": ... | null, "status": "running" | "finished" | "interrupted"}``,
-where ``result`` is the ``RunResult`` without ``info`` and ``rounds``; ``metrics.jsonl`` holds one
+``run.json`` is ``{"info": ..., "result": ... | null, "status": "running" | "finished" | "stopped" |
+"interrupted"}``, where ``result`` is the ``RunResult`` without ``info`` and ``rounds``; ``metrics.jsonl`` holds one
 ``RoundRecord`` a line, without the sample images.
 """
 
@@ -21,7 +21,7 @@ from dfkd.engine.checkpoint import write_aside
 from dfkd.engine.records import Evaluation, RoundRecord, RunInfo, RunResult
 from dfkd.errors import UserError
 
-Status = Literal["running", "finished", "interrupted"]
+Status = Literal["running", "finished", "stopped", "interrupted"]
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
@@ -30,7 +30,7 @@ SAMPLES_FOLDER = "samples"
 
 @dataclass(frozen=True)
 class StoredRun:
-    """What a run folder says in its text files. ``result`` is None until the run has finished."""
+    """What a run folder says in its text files. ``result`` is None until the run has finished or was stopped."""
 
     info: RunInfo
     rounds: list[RoundRecord]
@@ -99,10 +99,16 @@ def write_run(folder: Path, info: RunInfo, result: RunResult | None, status: Sta
             "teacher_evaluation": result.teacher_evaluation,
             "seconds": result.seconds,
             "files": result.files,
+            "stopped": result.stopped,
         }
     page = plain({"info": asdict(info), "result": told, "status": status})
     text = json.dumps(page, allow_nan=False, ensure_ascii=False, indent=1)
     write_whole(folder / RUN_FILE, text.encode() + b"\n")
+
+
+def status_of(result: RunResult) -> Status:
+    """The status of a run that came to its end."""
+    return "finished" if result.stopped is None else "stopped"
 
 
 def read_run(folder: Path) -> StoredRun:
@@ -197,7 +203,8 @@ def _info(row: Mapping[str, Any]) -> RunInfo:
         names=tuple(str(name) for name in row["names"]),
         text=None if row["text"] is None else {str(key): str(value) for key, value in row["text"].items()},
         provenance=dict(row["provenance"]),
-        overlap=_overlap(row.get("overlap")),  # newer than the first run folders
+        overlap=_overlap(row.get("overlap")),  # newer than the first run folders, as is what follows
+        continues=_text(row.get("continues")),
     )
 
 
@@ -207,6 +214,10 @@ def _overlap(row: Mapping[str, Any] | None) -> NearDuplicates | None:
     pairs = tuple(Pair(int(web), int(image), int(bits), float(same)) for web, image, bits, same in row["pairs"])
     counts = {name: int(row[name]) for name in ("web", "images", "found", "alike", "at_most")}
     return NearDuplicates(**counts, pairs=pairs)
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
 
 
 def _result(info: RunInfo, rounds: list[RoundRecord], row: Mapping[str, Any] | None) -> RunResult | None:
@@ -219,4 +230,5 @@ def _result(info: RunInfo, rounds: list[RoundRecord], row: Mapping[str, Any] | N
         teacher_evaluation=_evaluation(row["teacher_evaluation"]),
         seconds=_float(row["seconds"]),
         files={str(name): str(value) for name, value in row["files"].items()},
+        stopped=_text(row.get("stopped")),
     )

@@ -1,7 +1,9 @@
-"""Those who write down what happens in a run. The terminal is in ``dfkd.report.console``."""
+"""Observers that write files: the run's description, its rounds, its sample images, TensorBoard events.
+
+The terminal is in ``dfkd.report.console``.
+"""
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +12,7 @@ from PIL import Image
 from dfkd.engine.records import Evaluation, Observer, RoundRecord, RunInfo, RunResult
 from dfkd.errors import UserError
 from dfkd.extras import install_extra
-from dfkd.report.files import keep_rounds, record_line, write_run, write_whole, writing
+from dfkd.report.files import keep_rounds, record_line, status_of, write_run, write_whole, writing
 from dfkd.report.grid import Layout, layout
 from dfkd.report.sheets import png, sheet_of
 from dfkd.report.summary import finished_rounds
@@ -19,34 +21,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
-class Observers:
-    """Several observers as one, told in the order given."""
-
-    def __init__(self, observers: Sequence[Observer]) -> None:
-        self.observers = tuple(observers)
-
-    def started(self, info: RunInfo) -> None:
-        """Tell everybody."""
-        for observer in self.observers:
-            observer.started(info)
-
-    def stepped(self, round: int, phase: str, done: int, total: int) -> None:
-        """Tell everybody."""
-        for observer in self.observers:
-            observer.stepped(round, phase, done, total)
-
-    def rounded(self, record: RoundRecord) -> None:
-        """Tell everybody."""
-        for observer in self.observers:
-            observer.rounded(record)
-
-    def finished(self, result: RunResult) -> None:
-        """Tell everybody."""
-        for observer in self.observers:
-            observer.finished(result)
-
-
-class RunFile:
+class RunFile(Observer):
     """Keeps ``run.json`` (see ``dfkd.report.files``): what runs, and, once it has finished, what came of
     it."""
 
@@ -57,18 +32,12 @@ class RunFile:
         """Write the settings; the status is "running"."""
         write_run(self.folder, info, None, "running")
 
-    def stepped(self, round: int, phase: str, done: int, total: int) -> None:
-        """Nothing to write."""
-
-    def rounded(self, record: RoundRecord) -> None:
-        """Nothing to write."""
-
     def finished(self, result: RunResult) -> None:
-        """Write the outcome; the status is "finished"."""
-        write_run(self.folder, result.info, result, "finished")
+        """Write the outcome; the status is "finished" or "stopped"."""
+        write_run(self.folder, result.info, result, status_of(result))
 
 
-class JsonLines:
+class JsonLines(Observer):
     """Appends one line of JSON per round to ``path`` (``metrics.jsonl``); NaN and infinities become ``null``.
 
     Args:
@@ -85,19 +54,13 @@ class JsonLines:
         """Bring the file to the state it had when round ``resume_at`` began."""
         keep_rounds(self.path, self.resume_at)
 
-    def stepped(self, round: int, phase: str, done: int, total: int) -> None:
-        """Nothing to write."""
-
     def rounded(self, record: RoundRecord) -> None:
         """Append the round. The file is opened anew each time, so that the line is out when this returns."""
         with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(record_line(record) + "\n")
 
-    def finished(self, result: RunResult) -> None:
-        """Nothing to write."""
 
-
-class Samples:
+class Samples(Observer):
     """Writes the sample images of a round as ``round_0010.png``, the number of rounds done: one row per
     class.
 
@@ -113,20 +76,14 @@ class Samples:
         """Choose the classes that are shown."""
         self._layout = layout(info.image_shape, info.classes)
 
-    def stepped(self, round: int, phase: str, done: int, total: int) -> None:
-        """Nothing to write."""
-
     def rounded(self, record: RoundRecord) -> None:
         """Write the sheet."""
         sheet = sheet_of(record, self._layout)
         if sheet is not None:
             write_whole(self.folder / f"round_{finished_rounds(record):04d}.png", png(sheet))
 
-    def finished(self, result: RunResult) -> None:
-        """Nothing to write."""
 
-
-class TensorBoard:
+class TensorBoard(Observer):
     """Writes scalars and sample images for TensorBoard (extra ``tensorboard``); numbers that are not finite
     are left out.
 
@@ -155,9 +112,6 @@ class TensorBoard:
         purge = self.resume_at + 1 if self.resume_at > 0 else None
         with writing(self.folder):
             self._writer = SummaryWriter(str(self.folder), purge_step=purge)
-
-    def stepped(self, round: int, phase: str, done: int, total: int) -> None:
-        """Nothing to write."""
 
     def rounded(self, record: RoundRecord) -> None:
         """Write the metrics, the evaluation and the samples of the round."""

@@ -14,7 +14,7 @@ from dfkd.errors import UserError
 from dfkd.report.charts import loss_names, metric_chart, quality_chart
 from dfkd.report.collapse import Concern, warnings_of
 from dfkd.report.console import cells
-from dfkd.report.files import StoredRun, plain, read_run, write_whole
+from dfkd.report.files import StoredRun, plain, read_run, status_of, write_whole
 from dfkd.report.gallery import CURVES, FIGURES_FOLDER, Gallery, read_gallery
 from dfkd.report.sheets import fitting, named, sheets_in, sheets_of
 from dfkd.report.summary import (
@@ -30,6 +30,7 @@ from dfkd.report.summary import (
     overlap_told,
     percent,
     rows_of,
+    stop_sentence,
     verdict_of,
 )
 
@@ -70,7 +71,11 @@ def write_page(source: Path | RunResult, out: Path | None = None, others: Sequen
     if isinstance(source, RunResult):
         if out is None:
             raise UserError("the report of a result needs a file to write to, got None; give out='report.html'")
-        run, sheets, gallery = StoredRun(source.info, source.rounds, source, "finished"), sheets_of(source), Gallery()
+        run, sheets, gallery = (
+            StoredRun(source.info, source.rounds, source, status_of(source)),
+            sheets_of(source),
+            Gallery(),
+        )
     else:
         run, sheets, gallery = read_run(source), sheets_in(source), read_gallery(source / FIGURES_FOLDER)
         out = source / PAGE_FILE if out is None else out
@@ -105,6 +110,7 @@ def _context(
         "shape": " × ".join(str(size) for size in info.image_shape),
         "status": run.status,
         "progress": _progress(rounds),
+        "ending": _ending(run),
         "verdict": verdict_of(info, rounds, result),
         "warnings": warnings_of(rounds, info.classes),
         "tiles": _tiles(info, rows, rounds),
@@ -128,6 +134,17 @@ def _context(
         "overlap": _overlap(info),
         "files": {} if result is None else result.files,
     }
+
+
+def _ending(run: StoredRun) -> str:
+    """Why the run ended where it did, unless by its plan, and what it goes on with."""
+    earlier = "" if run.info.continues is None else f"It goes on with a run that was {run.info.continues}."
+    if run.result is not None and run.result.stopped is not None:
+        return f"This run was {stop_sentence(run.rounds, run.result.stopped)}. {earlier}".rstrip()
+    unfinished = (
+        "" if run.status == "finished" else "This run has not finished; the numbers are those of its last round."
+    )
+    return f"{unfinished} {earlier}".strip()
 
 
 def _overlap(info: RunInfo) -> str:

@@ -103,6 +103,14 @@ def finished_rounds(record: RoundRecord) -> int:
     return record.round + 1
 
 
+def stop_sentence(records: Sequence[RoundRecord], reason: str) -> str:
+    """Where and why a run ended before its last round: ``stopped after round 7 of 20: reason``."""
+    done = (
+        f"after round {finished_rounds(records[-1])} of {records[-1].rounds}" if records else "before its first round"
+    )
+    return f"stopped {done}: {reason}"
+
+
 def losses_of(record: RoundRecord) -> dict[str, float]:
     """The losses among the metrics of one round."""
     return {
