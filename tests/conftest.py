@@ -73,3 +73,34 @@ def _train_on_digits(epochs: int = 5) -> nn.Module:
         optimizer.step()
         schedule.step()
     return net.eval()
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory, digits_weights: Path) -> Path:
+    """A short, finished run on digits (WRN-16-1 to WRN-10-1, 256 stored images); nobody may write in it."""
+    import dfkd
+
+    mean, std = STATISTICS["digits"]
+    teacher = build("wrn16-1", 10, 1).net
+    teacher.load_state_dict(torch.load(digits_weights, weights_only=True))
+    student = build("wrn10-1", 10, 1)
+    method = dfkd.NAYER(steps=2, synthesis_batch=64, batches=2, warmup_batches=2, width=16, channels=8, pad=1)
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    dfkd.distill(
+        teacher,
+        student.net,
+        method,
+        image_size=(1, 8, 8),
+        mean=mean,
+        std=std,
+        classes=[str(k) for k in range(10)],
+        plan=dfkd.Plan(rounds=2, warmup=1, steps=10, batch_size=64, lr=0.05),
+        out=folder,
+        test="digits",
+        spec=student.spec,
+        names=("wrn16-1", "wrn10-1"),
+        progress=False,
+        figures=False,
+        runtime=dfkd.Runtime("cpu"),
+    )
+    return folder

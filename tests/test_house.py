@@ -23,7 +23,7 @@ FLOORS: list[set[str]] = [
     {"methods"},
     {"report"},
     {"runs", "weights", "prepare", "watchers"},
-    {"api", "teach", "teachplan", "recipes"},
+    {"api", "teach", "teachplan", "recipes", "deploy"},
     {"cli", "__init__", "__main__"},
 ]
 # The report reads records and the way files are written, not networks.

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from dfkd.data.readers import STATISTICS, ImageSet, read_images
     from dfkd.data.rows import Rows, open_rows
     from dfkd.data.text import TextEmbedding, class_list, embed
+    from dfkd.deploy.export import export
+    from dfkd.deploy.loading import load
     from dfkd.engine.anatomy import Anatomy, survey
     from dfkd.engine.core import Clock, Method, Need, State, Task
     from dfkd.engine.driver import Watch, run
@@ -84,6 +86,8 @@ _WHERE = {
     "embed": "dfkd.data.text",
     "estimate": "dfkd.engine.estimate",
     "evaluate": "dfkd.engine.evaluate",
+    "export": "dfkd.deploy.export",
+    "load": "dfkd.deploy.loading",
     "open_rows": "dfkd.data.rows",
     "read_images": "dfkd.data.readers",
     "run": "dfkd.engine.driver",
@@ -137,6 +141,8 @@ __all__ = [
     "embed",
     "estimate",
     "evaluate",
+    "export",
+    "load",
     "open_rows",
     "read_images",
     "run",

@@ -144,6 +144,22 @@ _ALL = (
         ),
     ),
     Command(
+        "export",
+        "the student as torch.export, ONNX and INT8 ONNX files, each compared with PyTorch",
+        config.Export,
+        "RUN|WEIGHTS [options]",
+        "run",
+        (
+            ("everything", "dfkd export runs/x"),
+            ("only INT8, for normalised images", "dfkd export runs/x --formats int8 --normalisation outside"),
+            ("ranges from pictures of your own", "dfkd export runs/x --images pictures --out phone"),
+        ),
+        (
+            "INT8 is calibrated on the run's synthetic images: no training data are needed. Needs the extra onnx; "
+            "without it only the torch.export file is written.",
+        ),
+    ),
+    Command(
         "bench",
         "where the time of a round goes on this machine",
         config.Bench,
@@ -211,6 +227,6 @@ COMMANDS: Mapping[str, Command] = {command.name: command for command in _ALL}
 GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Start here", ("demo", "doctor")),
     ("The way from a network to a student", ("teach", "inspect", "embed", "distill", "evaluate")),
-    ("What comes of a run", ("synthesize", "report", "plot")),
+    ("What comes of a run", ("export", "synthesize", "report", "plot")),
     ("What there is, and how fast", ("methods", "recipes", "bench")),
 )

@@ -17,6 +17,7 @@ __all__ = [
     "Doctor",
     "Embed",
     "Evaluate",
+    "Export",
     "Inspect",
     "Methods",
     "Plot",
@@ -104,6 +105,7 @@ class Watching:
     tensorboard: bool = False  # also write TensorBoard events
     quiet: bool = False  # no progress display
     export: bool = True  # also write the student as a torch.export program
+    onnx: Literal["none", "fp32", "int8"] = "none"  # at the end also as ONNX, int8: and quantized, like `dfkd export`
     overlap: bool = True  # look once, before the rounds, for near-duplicates of the test images among the web images
     figures: bool = True  # draw figures at the end: images by class, activation maps, t-SNE; `dfkd plot` draws them too
 
@@ -212,6 +214,21 @@ class Evaluate:
     teacher: Network = field(default_factory=Network)
     data: Images = field(default_factory=Images)
     runtime: Machine = field(default_factory=Machine)
+    json: bool = False  # machine-readable
+
+
+@dataclass
+class Export:
+    """`dfkd export`."""
+
+    run: str | None = None  # run folder, folder of `dfkd teach`, or weights file
+    formats: list[Literal["pt2", "onnx", "int8"]] | None = None  # torch.export, ONNX, INT8; default all that can be
+    normalisation: Literal["inside", "outside"] = "inside"  # outside: the files take normalised images
+    images: str | None = None  # folder of images to calibrate on and compare with; default the run's synthetic ones
+    calibration: int = 256  # images for the ranges of INT8; as many others are compared
+    batch: int | None = None  # images of every call; default any number
+    network: str | None = None  # package.module:callable, where the run does not name its student
+    out: str | None = None  # folder; default export in the run folder
     json: bool = False  # machine-readable
 
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
@@ -9,10 +10,13 @@ from pathlib import Path
 
 from dfkd.api import Distilled, distill
 from dfkd.cli.config import Distill
+from dfkd.cli.exported import show_exported
 from dfkd.cli.job import RECIPE_FILE, Job, prepare_job, resolved, runtime_of
 from dfkd.cli.parse import Tree, merge, read_yaml
 from dfkd.cli.setup import resolve, text_of, with_recipe
 from dfkd.cli.stop import Stopped
+from dfkd.deploy.export import export
+from dfkd.deploy.programs import check_onnx
 from dfkd.engine.lock import held
 from dfkd.engine.records import Observer, RunInfo
 from dfkd.engine.runtime import Runtime
@@ -44,13 +48,25 @@ def run(tree: Tree, show: bool = False) -> int:
         from dfkd.cli.rehearse import rehearse
 
         return rehearse(job, out, machine)
+    if job.settings.watch.onnx != "none":
+        check_onnx()
     try:
         result = _distill(job, out, machine, resume=folder is not None)
     except (KeyboardInterrupt, Stopped) as stop:
         return _stopped(out, stop)
     if machine.rank == 0:
         _tell(result, job, out)
+        if job.settings.watch.onnx != "none":
+            _export(out, quantized=job.settings.watch.onnx == "int8")
     return 0
+
+
+def _export(out: Path, quantized: bool) -> None:
+    """The student as ONNX; a run that has finished does not fail because of it."""
+    try:
+        show_exported(export(out, formats=("onnx", "int8") if quantized else ("onnx",)))
+    except UserError as error:
+        warnings.warn(f"the student was not exported to ONNX: {error}", stacklevel=2)
 
 
 def _distill(job: Job, out: Path, machine: Runtime, resume: bool) -> Distilled:

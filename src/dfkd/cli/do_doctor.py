@@ -24,6 +24,7 @@ EXTRAS = {
     "timm": "timm",
     "hf": "transformers",
     "tensorboard": "tensorboard",
+    "onnx": "onnxruntime",
     "e2e": "playwright",
 }
 PACKAGES = (

@@ -9,7 +9,7 @@ from dfkd.cli.config import Distill, Plot
 from dfkd.cli.job import RECIPE_FILE, Job, exam_of, prepare_job, runtime_of, task_of
 from dfkd.cli.parse import Tree, merge, read_yaml
 from dfkd.cli.setup import plain_settings, resolve
-from dfkd.cli.stored import stored_images
+from dfkd.deploy.stored import stored_images
 from dfkd.engine.checkpoint import Checkpoint
 from dfkd.engine.core import State, Task
 from dfkd.engine.driver import revisit

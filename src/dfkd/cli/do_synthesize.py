@@ -13,7 +13,7 @@ from dfkd.cli.config import Distill, Synthesize
 from dfkd.cli.job import prepare_job, resolved, runtime_of, task_of
 from dfkd.cli.parse import Tree, fill
 from dfkd.cli.setup import resolve, with_recipe
-from dfkd.cli.stored import stored_images
+from dfkd.deploy.stored import stored_images
 from dfkd.engine.checkpoint import pools_of, write_aside
 from dfkd.engine.core import Clock, Method, Task
 from dfkd.engine.driver import Watch

@@ -73,17 +73,21 @@ def decode(file: Path | IO[bytes], channels: int | None, size: tuple[int, int] |
     """
     try:
         with Image.open(file) as opened:
-            image: Image.Image = opened
-            if "transparency" in image.info and image.mode == "P":
-                image = image.convert("RGBA")  # the palette may keep alpha as bytes
-            gray = channels == 1 or (channels is None and image.mode in _GRAY_MODES)
-            image = _eight_bits(image).convert("L" if gray else "RGB")
-            pixels = np.asarray(image if size is None else _fit(image, *size))
+            return pixels_of(opened, channels, size)
     except Exception as error:
         name = file if isinstance(file, Path) else "an archive member"
         raise UserError(
             f"the image reader needs a sound image, got {name} ({type(error).__name__}); remove it"
         ) from error
+
+
+def pixels_of(image: Image.Image, channels: int | None, size: tuple[int, int] | None) -> ByteArray:
+    """An opened image as C H W, coloured and resized as :func:`decode` does it. Pillow's errors pass through."""
+    if "transparency" in image.info and image.mode == "P":
+        image = image.convert("RGBA")  # the palette may keep alpha as bytes
+    gray = channels == 1 or (channels is None and image.mode in _GRAY_MODES)
+    image = _eight_bits(image).convert("L" if gray else "RGB")
+    pixels = np.asarray(image if size is None else _fit(image, *size))
     return pixels[None] if gray else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 

@@ -13,35 +13,37 @@ from dfkd.types import Bytes, Labels
 __all__ = ["stored_images"]
 
 
-def stored_images(folder: Path, count: int) -> tuple[Bytes, Labels]:
+def stored_images(folder: Path, count: int, who: str = "synthesize") -> tuple[Bytes, Labels]:
     """The newest ``count`` images in the checkpoint of a run, all processes together, with their labels.
+
+    Args:
+        folder: of the run.
+        count: images at most.
+        who: wants them, for messages.
 
     Raises:
         UserError: no checkpoint, or a method that stores no images.
     """
     saves = Checkpoint(folder / CHECKPOINT_FOLDER)
     if not saves.exists():
-        raise UserError(f"synthesize needs a run with a checkpoint, got {folder} without; let it finish a round first")
-    _, world = saves.committed("synthesize")
+        raise UserError(f"{who} needs a run with a checkpoint, got {folder} without; let it finish a round first")
+    _, world = saves.committed(who)
     parts: list[dict[str, Tensor]] = []
     for rank in range(world):
         files = sorted(saves.folder.glob(f"pool-{rank}-pool-*.pt"), key=lambda path: int(path.stem.split("-")[-1]))
-        parts += [_rows(path) for path in files]
+        parts += [_rows(path, who) for path in files]
     if not parts or "images" not in parts[0]:
-        raise UserError(
-            f"synthesize needs a run whose method stores images, got {folder}; give its recipe instead of --run"
-        )
+        instead = "give its recipe instead of --run" if who == "synthesize" else "give images of your own"
+        raise UserError(f"{who} needs a run whose method stores images, got {folder}; {instead}")
     images = torch.cat([part["images"] for part in parts])
     empty = torch.zeros(0, dtype=torch.int64)
     labels = torch.cat([part.get("labels", empty.new_zeros(len(part["images"]))) for part in parts])
     return images[-count:], labels[-count:]
 
 
-def _rows(path: Path) -> dict[str, Tensor]:
+def _rows(path: Path, who: str) -> dict[str, Tensor]:
     try:
         rows: dict[str, Tensor] = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # whatever a damaged file makes the reader raise
-        raise UserError(
-            f"synthesize needs a readable checkpoint, got {path} ({type(error).__name__}); run again"
-        ) from error
+        raise UserError(f"{who} needs a readable checkpoint, got {path} ({type(error).__name__}); run again") from error
     return rows

@@ -1,0 +1,352 @@
+"""A student as files for deployment, each compared with PyTorch on images of its run."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from dfkd.data._sources import decoded_files, image_files
+from dfkd.deploy.classifier import Classifier
+from dfkd.deploy.latency import interleaved
+from dfkd.deploy.loading import Opened, open_network
+from dfkd.deploy.programs import check_onnx, metadata_of, session, write_int8, write_onnx, write_program
+from dfkd.deploy.stored import stored_images
+from dfkd.engine.runtime import Runtime
+from dfkd.errors import UserError
+from dfkd.ops.pixels import as_images
+from dfkd.report.files import plain, write_whole
+from dfkd.runs import network_bytes, provenance
+from dfkd.types import Bytes, Images
+
+__all__ = ["EXPORT_FILE", "EXPORT_FOLDER", "Artefact", "Exported", "Format", "Normalisation", "export", "images_for"]
+
+EXPORT_FOLDER = "export"
+EXPORT_FILE = "export.json"
+FEWEST = 64  # images for calibration
+BATCHES = (1, 32)  # images a call, where latency is measured
+
+Format = Literal["pt2", "onnx", "int8"]
+Normalisation = Literal["inside", "outside"]
+FORMATS: tuple[Format, ...] = ("pt2", "onnx", "int8")
+FILES = {"pt2": "student.pt2", "onnx": "student.onnx", "int8": "student-int8.onnx"}
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """One file, compared with the network in PyTorch.
+
+    Attributes:
+        format: "pytorch" (the network itself), "pt2", "onnx" or "int8".
+        file: its name, or "" for the network itself.
+        bytes: of the file; of weights and buffers for the network itself.
+        difference: largest absolute difference of a logit.
+        agreement: share of images to which both give the same class.
+        milliseconds: median of one call, by the number of images in it.
+        speedup: times as fast as PyTorch, likewise.
+        over_onnx: times as fast as the fp32 ONNX file, likewise; empty without that.
+        in_float: layers with weights that an INT8 file leaves in float.
+    """
+
+    format: str
+    file: str
+    bytes: int
+    difference: float
+    agreement: float
+    milliseconds: dict[int, float]
+    speedup: dict[int, float]
+    over_onnx: dict[int, float]
+    in_float: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What :func:`export` wrote: the folder, a row for every file (PyTorch first), and what was left out and why."""
+
+    folder: Path
+    artefacts: tuple[Artefact, ...]
+    images: int
+    calibration: int
+    skipped: dict[str, str]
+
+
+def export(
+    source: str | Path,
+    *,
+    formats: Sequence[Format] | None = None,
+    normalisation: Normalisation = "inside",
+    images: Bytes | str | Path | None = None,
+    calibration: int = 256,
+    batch: int | None = None,
+    network: str | None = None,
+    out: str | Path | None = None,
+) -> Exported:
+    """Write the student of a run for deployment, and compare every file with PyTorch.
+
+    Half of the images calibrate the INT8 file, the other half are compared. A folder that was exported before is
+    replaced when everything has been written.
+
+    Args:
+        source: run folder, or what else :func:`~dfkd.deploy.loading.load` takes.
+        formats: ``pt2`` (torch.export), ``onnx``, ``int8`` (ONNX, static quantization); default: all that can be.
+        normalisation: whether the files take images in [0, 1] (inside) or normalised ones.
+        images: uint8 (n, c, h, w), or a folder of image files; default: synthetic images of the run.
+        calibration: images for the ranges of INT8, at least 64; as many are compared.
+        batch: images of every call; default any number.
+        network: see :func:`~dfkd.deploy.loading.load`.
+        out: folder; default ``export`` in the run folder.
+
+    Raises:
+        UserError: nothing to export, a package or images that are missing, a layer that cannot be converted. Nothing
+            has been written then.
+    """
+    wanted = _wanted(formats, normalisation, calibration, batch)
+    opened = open_network(source, network)
+    if normalisation == "outside" and not opened.rebuilt:
+        raise UserError(
+            f"normalisation outside needs the network itself, got an exported program in {opened.folder}; give what "
+            "builds it as --network package.module:callable"
+        )
+    folder = Path(out) if out is not None else opened.folder / EXPORT_FOLDER
+    _check_replaceable(folder)
+    skipped: dict[str, str] = {}
+    if formats is None:
+        wanted = _without_missing(wanted, skipped)
+    samples = images_for(opened, 2 * calibration, images)
+    calibrating, compared = as_images(samples[0::2]), as_images(samples[1::2])
+    if "int8" in wanted and len(calibrating) < FEWEST:
+        raise UserError(
+            f"INT8 needs at least {FEWEST} images to calibrate on, got {len(calibrating)}; give more with --images"
+        )
+    with _replaced(folder) as aside:
+        module = _bare(opened.classifier) if normalisation == "outside" else opened.classifier
+        normalise = _normalise(opened.classifier) if normalisation == "outside" else _same
+        in_float = _write(opened, module, wanted, normalise(calibrating), normalisation, batch, aside)
+        artefacts = _compare(opened, module, wanted, normalise(compared), batch, aside, in_float)
+        done = Exported(folder, artefacts, len(compared), len(calibrating) if "int8" in wanted else 0, skipped)
+        _record(done, opened, normalisation, batch, aside)
+    return done
+
+
+def images_for(opened: Opened, count: int, given: Bytes | str | Path | None = None, who: str = "export") -> Bytes:
+    """At most ``count`` images: those given, of a folder, or the newest of the run.
+
+    Raises:
+        UserError: none, or of another size.
+    """
+    size = opened.classifier.image_size
+    if given is None:
+        return stored_images(opened.folder, count, who)[0]
+    if isinstance(given, Tensor):
+        if given.dtype != torch.uint8 or tuple(given.shape[1:]) != size:
+            raise UserError(
+                f"{who} needs uint8 images {size}, got {given.dtype} of shape {tuple(given.shape[1:])}; convert them"
+            )
+        return given[:count].cpu()
+    folder = Path(given).expanduser()
+    files = image_files(folder)
+    step = max(1, len(files) // count)
+    blocks = [torch.from_numpy(block) for block, _ in decoded_files(files[::step][:count], size)]
+    found = torch.cat(blocks) if blocks else torch.zeros(0, *size, dtype=torch.uint8)
+    if not len(found):
+        raise UserError(f"{who} needs a folder of images, got {folder} without any that can be read; give another")
+    return found
+
+
+def _wanted(
+    formats: Sequence[Format] | None, normalisation: str, calibration: int, batch: int | None
+) -> tuple[Format, ...]:
+    for format in formats or ():
+        if format not in FORMATS:
+            raise UserError(f"export needs formats among {', '.join(FORMATS)}, got {format!r}; choose among them")
+    if formats is not None and not formats:
+        raise UserError("export needs at least one format, got none; choose among pt2, onnx and int8")
+    if normalisation not in ("inside", "outside"):
+        raise UserError(f"export needs normalisation inside or outside, got {normalisation!r}; choose one of them")
+    if calibration < FEWEST:
+        raise UserError(f"INT8 needs at least {FEWEST} images to calibrate on, got {calibration}; raise calibration")
+    if batch is not None and batch < 1:
+        raise UserError(f"export needs a batch of at least 1 image, got {batch}; raise it, or leave it out for any")
+    chosen = tuple(FORMATS) if formats is None else tuple(name for name in FORMATS if name in formats)
+    if formats is not None and set(chosen) & {"onnx", "int8"}:
+        check_onnx()
+    return chosen
+
+
+def _without_missing(wanted: tuple[Format, ...], skipped: dict[str, str]) -> tuple[Format, ...]:
+    """Formats whose packages are there; why the others are left out goes to ``skipped``."""
+    try:
+        check_onnx()
+    except UserError as error:
+        skipped.update({name: str(error) for name in wanted if name != "pt2"})
+        return ("pt2",)
+    return wanted
+
+
+def _check_replaceable(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"export needs a folder to write to, got the file {folder}; choose another with --out")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / EXPORT_FILE).is_file():
+        raise UserError(f"export needs a new folder, got {folder} with other files in it; choose another with --out")
+
+
+@contextmanager
+def _replaced(folder: Path) -> Iterator[Path]:
+    """A folder to write in, which takes the place of ``folder`` at the end; on an error nothing has changed."""
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    try:
+        aside.mkdir(parents=True)
+        yield aside
+        if folder.exists():
+            folder.rename(old)
+        aside.rename(folder)
+    except OSError as error:
+        raise UserError(
+            f"export needs to write {folder}, got {error.strerror or str(error)!r}; free space, or choose another "
+            "place with --out"
+        ) from error
+    finally:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _same(images: Images) -> Tensor:
+    return images
+
+
+def _normalise(classifier: Classifier) -> Callable[[Images], Tensor]:
+    return lambda images: (images - classifier.mean) * classifier.scale
+
+
+def _bare(classifier: Classifier) -> nn.Module:
+    return classifier.net.eval()
+
+
+def _write(
+    opened: Opened,
+    module: nn.Module,
+    wanted: Sequence[Format],
+    calibrating: Tensor,
+    normalisation: Normalisation,
+    batch: int | None,
+    folder: Path,
+) -> tuple[str, ...]:
+    """Write the files; returns what INT8 leaves in float."""
+    example = calibrating[: batch or 2].clone()
+    dynamic = batch is None
+    if "pt2" in wanted:
+        write_program(module, example, folder / FILES["pt2"], dynamic)
+    if not {"onnx", "int8"} & set(wanted):
+        return ()
+    about = metadata_of(
+        opened.classifier.names,
+        list(opened.sidecar.mean or ()),
+        list(opened.sidecar.std or ()),
+        opened.classifier.image_size,
+        normalisation == "inside",
+    )
+    write_onnx(module, example, folder / FILES["onnx"], about, dynamic)
+    in_float = (
+        write_int8(folder / FILES["onnx"], folder / FILES["int8"], calibrating, batch) if "int8" in wanted else []
+    )
+    return tuple(in_float)
+
+
+def _compare(
+    opened: Opened,
+    module: nn.Module,
+    wanted: Sequence[Format],
+    images: Tensor,
+    batch: int | None,
+    folder: Path,
+    in_float: tuple[str, ...],
+) -> tuple[Artefact, ...]:
+    """Every file beside PyTorch, all timed in turns."""
+    runners = _runners(module, wanted, folder)
+    logits = {name: _logits(run, images, batch) for name, run in runners.items()}
+    times = {
+        n: interleaved({name: partial(run, images[:n].clone()) for name, run in runners.items()}, "pytorch")
+        for n in ((batch,) if batch is not None else BATCHES)
+    }
+    rows = []
+    for name in runners:
+        same = (logits[name].argmax(dim=1) == logits["pytorch"].argmax(dim=1)).double().mean()
+        path = folder / FILES.get(name, "")
+        faster = {n: one[name].speedup / one["onnx"].speedup for n, one in times.items() if "onnx" in one}
+        rows.append(
+            Artefact(
+                name,
+                FILES.get(name, ""),
+                path.stat().st_size if path.is_file() else network_bytes(opened.classifier.net),
+                float((logits[name] - logits["pytorch"]).abs().max()),
+                float(same),
+                {n: 1000 * one[name].seconds for n, one in times.items()},
+                {n: one[name].speedup for n, one in times.items()},
+                faster,
+                in_float if name == "int8" else (),
+            )
+        )
+    _check_finite(rows)
+    if "onnx" not in wanted and "int8" in wanted:
+        (folder / FILES["onnx"]).unlink()
+        rows = [row for row in rows if row.format != "onnx"]
+    return tuple(rows)
+
+
+def _runners(module: nn.Module, wanted: Sequence[Format], folder: Path) -> dict[str, Callable[[Tensor], Tensor]]:
+    runners: dict[str, Callable[[Tensor], Tensor]] = {"pytorch": module}
+    if "pt2" in wanted:
+        runners["pt2"] = torch.export.load(folder / FILES["pt2"]).module()
+    for name in ("onnx", "int8"):
+        if (folder / FILES[name]).is_file():
+            run = session(folder / FILES[name])
+            runners[name] = lambda images, run=run: torch.from_numpy(run(images.numpy()))  # type: ignore[misc]
+    return {name: _without_gradient(run) for name, run in runners.items()}
+
+
+def _without_gradient(run: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def call(images: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return run(images)
+
+    return call
+
+
+def _logits(run: Callable[[Tensor], Tensor], images: Tensor, batch: int | None) -> Tensor:
+    parts = [part for part in images.split(batch or 64) if batch is None or len(part) == batch]
+    return torch.cat([run(part.contiguous()).clone() for part in parts])
+
+
+def _check_finite(rows: Sequence[Artefact]) -> None:
+    for row in rows:
+        if not row.difference < float("inf"):
+            raise UserError(
+                f"export needs finite logits, got NaN or infinity from the {row.format} file; leave that format out "
+                "with --formats, or give images that resemble those the network will see"
+            )
+
+
+def _record(done: Exported, opened: Opened, normalisation: str, batch: int | None, folder: Path) -> None:
+    about: dict[str, Any] = {
+        "network": opened.name,
+        "weights": str(opened.folder),
+        "normalisation": normalisation,
+        "batch": batch or "any",
+        "images": done.images,
+        "calibration": done.calibration,
+        "artefacts": list(done.artefacts),
+        "skipped": done.skipped,
+        "provenance": provenance(Runtime("cpu").launch()),
+    }
+    text = json.dumps(plain(about), indent=1, ensure_ascii=False, allow_nan=False)
+    write_whole(folder / EXPORT_FILE, text.encode() + b"\n")

@@ -1,0 +1,129 @@
+"""A trained network back from its folder: as a plain module that classifies pictures."""
+
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dfkd.deploy.classifier import Classifier, Program
+from dfkd.engine.records import RunInfo
+from dfkd.engine.sharing import widen
+from dfkd.errors import UserError
+from dfkd.nets.zoo import build
+from dfkd.report.files import RUN_FILE, read_run
+from dfkd.weights import Sidecar, find_weights, load_weights, read_sidecar
+
+__all__ = ["Opened", "load", "open_network"]
+
+PROGRAM = "student.pt2"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A trained network and what is known of it.
+
+    Attributes:
+        classifier: in eval mode, on the CPU.
+        folder: where it lies.
+        sidecar: what stands beside the weights.
+        info: of the run it comes from, or None.
+        name: of the network.
+        rebuilt: the network was built by name; otherwise it is the exported program, which normalises itself.
+    """
+
+    classifier: Classifier
+    folder: Path
+    sidecar: Sidecar
+    info: RunInfo | None
+    name: str
+    rebuilt: bool
+
+
+def load(source: str | Path, network: str | None = None) -> Classifier:
+    """The student of a run as a plain module in eval mode, on the CPU: call it, or its ``predict``.
+
+    Args:
+        source: run folder, folder of `dfkd teach`, or weights file with a description beside it.
+        network: ``package.module:callable`` or another name, where the description does not name the network or names
+            another one. Without it the exported program (``student.pt2``) is taken where the network cannot be built.
+
+    Raises:
+        UserError: nothing there, or nothing from which the network can be built.
+    """
+    return open_network(source, network).classifier
+
+
+def open_network(source: str | Path, network: str | None = None) -> Opened:
+    """What :func:`load` does, with what is known of the network.
+
+    Raises:
+        UserError: nothing there, or nothing from which the network can be built.
+    """
+    place = Path(source).expanduser()
+    if not place.exists():
+        raise UserError(f"load needs a run folder or a weights file, got {source}, which is not there; check the path")
+    folder = place if place.is_dir() else place.parent
+    if (folder / RUN_FILE).is_file() and place.is_dir() and not (folder / "student.safetensors").is_file():
+        raise UserError(
+            f"load needs a finished run, got {folder} without a student; go on with `dfkd distill --resume {folder}`"
+        )
+    weights = find_weights(place, "load")
+    sidecar = read_sidecar(weights)
+    for what, value in (("image_shape", sidecar.image_size), ("mean", sidecar.mean), ("std", sidecar.std)):
+        if value is None:
+            raise UserError(
+                f"load needs {what} in the description beside the weights, got none in "
+                f"{weights.with_suffix('.json')}; give the folder of a run or of `dfkd teach`"
+            )
+    info = read_run(folder).info if (folder / RUN_FILE).is_file() else None
+    try:
+        net = _rebuilt(weights, sidecar, network)
+        told = {"mean": sidecar.mean, "std": sidecar.std}
+    except UserError:
+        if network is not None or not (folder / PROGRAM).is_file():
+            raise
+        net, told = _program(folder / PROGRAM), {}
+    names = sidecar.names or tuple(str(k) for k in range(sidecar.classes or 0))
+    classifier = Classifier(net, sidecar.image_size or (1, 1, 1), names, **told).requires_grad_(False)
+    name = network or sidecar.name or _class_name(weights.with_suffix(".json")) or type(net).__name__
+    return Opened(classifier, folder, sidecar, info, name, bool(told))
+
+
+def _rebuilt(weights: Path, sidecar: Sidecar, network: str | None) -> nn.Module:
+    name, size = network or sidecar.name, sidecar.image_size or (1, 1, 1)
+    if name is None or sidecar.classes is None:
+        raise UserError(
+            f"load needs the name of the network, got {weights} without; name what builds it as package.module:callable"
+        )
+    net = build(name, sidecar.classes, size[0]).net
+    if sidecar.projector is not None:
+        widen(net, size, **sidecar.projector)
+    load_weights(net, weights, "load")
+    return net
+
+
+def _program(path: Path) -> Program:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return Program(torch.export.load(path).module())
+    except Exception as error:  # a damaged archive makes the reader raise almost anything
+        raise UserError(
+            f"load needs a whole exported program, got {path} ({type(error).__name__}); name what builds the network "
+            "as package.module:callable"
+        ) from error
+
+
+def _class_name(description: Path) -> str | None:
+    """The class of a network from Python, whose description names no way to build it."""
+    try:
+        network: Any = json.loads(description.read_text("utf-8")).get("network")
+    except (OSError, ValueError):
+        return None
+    found = network.get("class") if isinstance(network, Mapping) else None
+    return None if found is None else str(found).rpartition(".")[2]

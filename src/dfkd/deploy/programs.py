@@ -1,0 +1,320 @@
+"""A network as a program of another kind: ``torch.export``, ONNX, INT8 ONNX. What cannot be converted is named."""
+
+import io
+import json
+import logging
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dfkd.errors import UserError
+from dfkd.extras import install_extra
+from dfkd.types import Images
+
+__all__ = ["check_onnx", "session", "write_int8", "write_onnx", "write_program"]
+
+LARGEST_BATCH = 65536
+WEIGHTED = ("Conv", "Gemm", "MatMul", "ConvTranspose")
+Attempt = Callable[[nn.Module, tuple[Tensor, ...], bool], Any]
+
+
+def check_onnx() -> None:
+    """Refuse, before any work, where the packages are missing.
+
+    Raises:
+        UserError: with the command that installs them.
+    """
+    import importlib.util
+
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        if importlib.util.find_spec(package) is None:
+            raise UserError(
+                f"export to ONNX needs the package {package}, got none installed; run `{install_extra('onnx')}`"
+            )
+
+
+def write_program(module: nn.Module, example: Images, path: Path, dynamic: bool = True) -> None:
+    """``torch.export``: the file needs PyTorch alone.
+
+    Args:
+        module: in eval mode, on the CPU.
+        example: images (2 or more, c, h, w); as many as every call has, where ``dynamic`` is off.
+        path: of the file.
+        dynamic: any number of images a call.
+
+    Raises:
+        UserError: it cannot be exported; the layer is named.
+    """
+    program = _converted(_trace, module, example, dynamic, "torch.export")
+    packed = io.BytesIO()
+    with _quiet():
+        torch.export.save(program, packed)
+    path.write_bytes(packed.getbuffer())
+
+
+def write_onnx(module: nn.Module, example: Images, path: Path, about: Mapping[str, str], dynamic: bool = True) -> None:
+    """ONNX with the input ``images`` and the output ``logits``; ``about`` becomes the model's metadata.
+
+    Raises:
+        UserError: it cannot be exported; the layer is named. Or a package is missing.
+    """
+    check_onnx()
+    converted = _converted(_to_onnx, module, example, dynamic, "ONNX")
+    model = converted.model_proto
+    _strip(model)
+    for key, value in about.items():
+        entry = model.metadata_props.add()
+        entry.key, entry.value = key, value
+    import onnx
+
+    onnx.save_model(model, str(path))
+
+
+def write_int8(source: Path, path: Path, images: Images, batch: int | None = None) -> list[str]:
+    """Static INT8 in the QDQ form: weights per channel, activations per tensor, ranges from ``images``.
+
+    Args:
+        source: the fp32 ONNX file.
+        path: of the file to write.
+        images: what the network sees, (n, c, h, w).
+        batch: images of every call, where the model has a fixed number.
+
+    Returns:
+        Names of layers with weights that stay in float.
+
+    Raises:
+        UserError: a scale that is not finite.
+    """
+    import onnx
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    prepared = path.with_name(f"{path.stem}-prepared.onnx")
+    with _quiet():
+        quant_pre_process(str(source), str(prepared))
+        quantize_static(
+            str(prepared),
+            str(path),
+            _reader(images, batch or 32),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=_normalisation(onnx.load(str(prepared))),
+        )
+    prepared.unlink()
+    model = onnx.load(str(path))
+    _check_scales(model)
+    _copy_metadata(onnx.load(str(source)), model)
+    onnx.save_model(model, str(path))
+    return _in_float(model)
+
+
+def session(path: Path) -> Callable[[Any], Any]:
+    """Run an ONNX file on as many threads as torch uses: float32 images as an array in, logits out."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    ready = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return lambda images: ready.run(None, {"images": images})[0]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Converters warn of their own insides, and log."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _shapes(example: tuple[Tensor, ...], dynamic: bool) -> Any:
+    if not dynamic:
+        return None
+    n = torch.export.Dim("n", min=1, max=LARGEST_BATCH)
+    return tuple({0: n} if one.dim() and len(one) == len(example[0]) else None for one in example)
+
+
+def _trace(module: nn.Module, example: tuple[Tensor, ...], dynamic: bool) -> Any:
+    return torch.export.export(module, example, dynamic_shapes=_shapes(example, dynamic))
+
+
+def _to_onnx(module: nn.Module, example: tuple[Tensor, ...], dynamic: bool) -> Any:
+    names = ["images"] if len(example) == 1 else [f"input{i}" for i in range(len(example))]
+    return torch.onnx.export(
+        module,
+        example,
+        dynamo=True,
+        verbose=False,
+        input_names=names,
+        output_names=["logits"],
+        dynamic_shapes=_shapes(example, dynamic),
+    )
+
+
+def _converted(attempt: Attempt, module: nn.Module, example: Images, dynamic: bool, what: str) -> Any:
+    try:
+        with torch.no_grad(), _quiet():
+            return attempt(module, (example,), dynamic)
+    except Exception as error:  # conversion fails in as many ways as networks can be written
+        layer, reason = _culprit(attempt, module, example, dynamic, error)
+        advice = "write that layer with other operations"
+        if dynamic and _succeeds(attempt, module, (example,), False):
+            advice = "it can be exported with a fixed number of images a call: --batch N (batch=N)"
+        raise UserError(
+            f"export to {what} needs a network that it can convert, got {layer}, which fails with {reason!r}; {advice}"
+        ) from error
+
+
+def _culprit(attempt: Attempt, module: nn.Module, example: Images, dynamic: bool, error: Exception) -> tuple[str, str]:
+    """The deepest layer that cannot be converted by itself, and why: layers are tried from the outside in."""
+    inputs = _inputs(module, example)
+    path, found, why = "", module, error
+    while True:
+        below = [(f"{path}.{name}".lstrip("."), child) for name, child in found.named_children()]
+        failed = next(
+            (
+                (name, child, trouble)
+                for name, child in below
+                if name in inputs and (trouble := _trouble(attempt, child, inputs[name], dynamic)) is not None
+            ),
+            None,
+        )
+        if failed is None:
+            break
+        path, found, why = failed
+    kind = type(found).__name__
+    path = path.removeprefix("net.") if path != "net" else ""
+    return f"the layer {path!r} ({kind})" if path else f"{kind}.forward", _reason(why)
+
+
+def _inputs(module: nn.Module, example: Images) -> dict[str, tuple[Tensor, ...]]:
+    """What every layer was given, where these are tensors only."""
+    given: dict[str, tuple[Tensor, ...]] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+            if inputs and not named and all(isinstance(one, Tensor) for one in inputs):
+                given.setdefault(name, tuple(one.detach().clone() for one in inputs))
+
+        return hook
+
+    handles = [m.register_forward_pre_hook(note(name), with_kwargs=True) for name, m in module.named_modules() if name]
+    try:
+        with torch.no_grad():
+            module(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return given
+
+
+def _trouble(attempt: Attempt, module: nn.Module, example: tuple[Tensor, ...], dynamic: bool) -> Exception | None:
+    try:
+        with torch.no_grad(), _quiet():
+            attempt(module, example, dynamic)
+    except Exception as error:  # see _converted
+        return error
+    return None
+
+
+def _succeeds(attempt: Attempt, module: nn.Module, example: tuple[Tensor, ...], dynamic: bool) -> bool:
+    return _trouble(attempt, module, example, dynamic) is None
+
+
+def _reason(error: BaseException) -> str:
+    """The line of a long message that says what is wrong: that of the first cause."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip() for line in str(error).splitlines()]
+    lines = [line for line in lines if line]
+    telling = [line for line in lines if re.search(r"No ONNX function|not supported|Unsupported|specializ", line)]
+    line = (telling or lines or [type(error).__name__])[0]
+    return line if len(line) <= 160 else f"{line[:157]}..."
+
+
+def _reader(images: Images, batch: int) -> Any:
+    from onnxruntime.quantization import CalibrationDataReader
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.parts = iter([part for part in images.split(batch) if len(part) == batch or batch == 32])
+
+        def get_next(self) -> Any:
+            part = next(self.parts, None)
+            return None if part is None else {"images": part.numpy()}
+
+    return Reader()
+
+
+def _normalisation(model: Any) -> list[str]:
+    """The nodes before the first layer with weights: pixels keep their precision."""
+    names = []
+    for node in model.graph.node:
+        if node.op_type in WEIGHTED:
+            break
+        names.append(node.name)
+    return names
+
+
+def _check_scales(model: Any) -> None:
+    import numpy as np
+    from onnx import numpy_helper
+
+    scales = {node.input[1] for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")}
+    for tensor in model.graph.initializer:
+        values = numpy_helper.to_array(tensor) if tensor.name in scales else np.ones(1)
+        if not (np.isfinite(values).all() and (values > 0).all()):
+            raise UserError(
+                f"INT8 needs finite scales, got {values.min()} to {values.max()} for {tensor.name}; calibrate on more "
+                "images, or on images that resemble those the network will see"
+            )
+
+
+def _strip(model: Any) -> None:
+    """Drop the converter's notes, which hold the paths of the source files it read."""
+    graph = model.graph
+    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        del part.metadata_props[:]
+    for part in graph.node:
+        part.doc_string = ""
+
+
+def _copy_metadata(source: Any, model: Any) -> None:
+    have = {entry.key for entry in model.metadata_props}
+    for entry in source.metadata_props:
+        if entry.key not in have:
+            model.metadata_props.append(entry)
+
+
+def _in_float(model: Any) -> list[str]:
+    """Layers with weights whose input is not dequantized."""
+    quantized = {name for node in model.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
+    return [node.name for node in model.graph.node if node.op_type in WEIGHTED and not set(node.input[:2]) <= quantized]
+
+
+def metadata_of(
+    names: tuple[str, ...], mean: list[float], std: list[float], image_size: tuple[int, int, int], inside: bool
+) -> dict[str, str]:
+    """What an ONNX file says of itself, as texts; lists are JSON."""
+    return {
+        "labels": json.dumps(list(names), ensure_ascii=False),
+        "mean": json.dumps(mean),
+        "std": json.dumps(std),
+        "input_size": json.dumps(list(image_size)),
+        "normalisation": "inside" if inside else "outside",
+        "input": "images (n, c, h, w) in [0, 1]" if inside else "(images in [0, 1] - mean) / std, (n, c, h, w)",
+    }
