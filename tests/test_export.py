@@ -221,15 +221,15 @@ def test_without_the_packages_pt2_is_written_and_the_command_is_told(
     finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "onnxscript" else find(name, *a))
-    with pytest.raises(dfkd.UserError, match=r"onnxscript, got none installed; run `pip install .*onnx.*torch=="):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "onnx" else find(name, *a))
+    with pytest.raises(dfkd.UserError, match=r"onnx, got none installed; run `pip install .*onnx.*torch=="):
         check_onnx()
     with pytest.raises(dfkd.UserError, match="got none installed"):
         dfkd.export(finished_run, formats=("int8",), out=tmp_path / "a")
     assert not (tmp_path / "a").exists()
     assert main(["export", str(finished_run), "--calibration", "64", "--out", str(tmp_path / "b")]) == 0
     told = capsys.readouterr().out
-    assert "int8 was not written: export to ONNX needs the package onnxscript" in told
+    assert "int8 was not written: export to ONNX needs the package onnx," in told
     assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["export.json", "student.pt2"]
 
 
