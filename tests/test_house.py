@@ -22,7 +22,7 @@ FLOORS: list[set[str]] = [
     {"engine"},
     {"methods"},
     {"report"},
-    {"runs", "weights", "prepare", "watchers"},
+    {"runs", "stored", "weights", "prepare", "watchers"},
     {"api", "teach", "teachplan", "recipes", "deploy"},
     {"cli", "__init__", "__main__"},
 ]

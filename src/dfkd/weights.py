@@ -1,22 +1,27 @@
 """Read weights that others wrote, and what is told beside them. No file can run code."""
 
 import json
-import pickle
+import math
+import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor, nn, strided
 
 from dfkd.errors import UserError
+from dfkd.stored import Extra, held_in, kind_held, open_weights
 
 __all__ = ["Sidecar", "find_weights", "load_weights", "read_sidecar", "read_weights"]
 
-WRAPPERS = ("state_dict", "model", "net")
 NAMES = ("weights.safetensors", "student.safetensors")
+_WRAPPERS = re.compile(r"\b(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_AVERAGES = frozenset({"ema", "swa", "shadow", "polyak", "avg", "average", "averaged", "emamodel", "modelema"})
+_NO_NETWORK = re.compile(r"optim|sched|scaler|callback|loop|rng|hparam|hyper", re.IGNORECASE)
+_DEEPEST = 6  # mappings within mappings
+_COUNTER = "num_batches_tracked"
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,20 @@ class Sidecar:
     projector: Mapping[str, Any] | None = None  # how the student was widened to its teacher's classifier
 
 
+@dataclass(frozen=True)
+class _Found:
+    """One set of weights in a file: where (dotted; "" at the top), its tensors, and the names that lie beside it."""
+
+    key: str
+    weights: dict[str, Tensor]
+    others: frozenset[str] = frozenset()
+
+    @property
+    def average(self) -> bool:
+        """Whether its name says that it is a running average of the weights."""
+        return not _AVERAGES.isdisjoint(re.split(r"[._-]", self.key.lower()))
+
+
 def find_weights(path: Path, role: str = "network") -> Path:
     """``path`` itself, or the weights inside it where it is a folder of `dfkd teach` or of a finished run.
 
@@ -43,59 +62,221 @@ def find_weights(path: Path, role: str = "network") -> Path:
         for name in NAMES:
             if (path / name).is_file():
                 return path / name
-        raise UserError(f"{role} needs {' or '.join(NAMES)} in {path}, got a folder without; give the weights file")
+        raise UserError(f"{role} needs {' or '.join(NAMES)} in {path}, got a folder without; {_advice(path, role)}")
     if not path.is_file():
         raise UserError(f"{role} needs a weights file, got {path}, which is not there; check the path")
     return path
 
 
-def read_weights(path: Path, role: str = "network") -> dict[str, Tensor]:
+def _advice(folder: Path, role: str) -> str:
+    if (folder / "config.json").is_file():
+        return f"of a folder of transformers give --{role}.name hf:{folder} instead"
+    return "give the weights file"
+
+
+def read_weights(path: Path, role: str = "network", key: str | None = None) -> dict[str, Tensor]:
     """The state dict in ``path``: .safetensors, or .pt/.pth opened without running anything it holds.
 
-    A dict under "state_dict", "model" or "net" is found; the prefix "module." of wrapped networks is dropped.
+    A dict within dicts is found, whatever lies beside it; the prefixes of wrapped networks (``module.``,
+    ``_orig_mod.``) are dropped. Of weights and their running average (EMA) the former are taken.
+
+    Args:
+        path: the file, or a folder that holds one.
+        role: for messages.
+        key: which of several sets of weights, as a dotted path: ``state_dict_ema``.
 
     Raises:
-        UserError: a file that is truncated, wants to run code, or holds no state dict.
+        UserError: a file that is truncated, wants to run code, holds no state dict, or several.
     """
     path = find_weights(path, role)
-    held = _safetensors(path, role) if path.suffix == ".safetensors" else _torch(path, role)
-    for key in WRAPPERS:
-        if isinstance(held, Mapping) and isinstance(held.get(key), Mapping):
-            held = held[key]
-    if not isinstance(held, Mapping) or not held or not all(isinstance(t, Tensor) for t in held.values()):
-        raise UserError(
-            f"{role} needs a state dict (names to tensors), got {path} with {_describe(held)}; save net.state_dict()"
-        )
-    wrapped = all(str(name).startswith("module.") for name in held)
-    return {str(name).removeprefix("module.") if wrapped else str(name): tensor for name, tensor in held.items()}
+    found = _sets_in(path, role, key)
+    largest = max(len(one.weights) for one in found)
+    return _one_of([one for one in found if len(one.weights) == largest], path, role).weights
 
 
-def load_weights(net: nn.Module, path: Path, role: str = "network") -> None:
+def load_weights(net: nn.Module, path: Path, role: str = "network", key: str | None = None) -> None:
     """Load ``path`` into ``net``, every name and shape checked before anything is changed.
 
-    Counters of BatchNorm layers (``num_batches_tracked``) may be missing: old files lack them.
+    The set of weights whose names fit is taken, wherever it lies in the file and whatever prefix its names share
+    (``module.``, ``model.``, ``net.``, ``_orig_mod.``). Where both weights and their running average (EMA) fit, the
+    weights are taken, with a warning that says so; ``key`` chooses. Counters of BatchNorm layers
+    (``num_batches_tracked``) may be missing: old files lack them.
+
+    Args:
+        net: whose weights they are.
+        path: the file, or a folder that holds one.
+        role: for messages.
+        key: which of several sets of weights, as a dotted path: ``state_dict_ema``.
 
     Raises:
         UserError: what :func:`read_weights` refuses, or weights of another network; the first names are given.
     """
-    given, own = read_weights(path, role), net.state_dict()
-    missing = [name for name in own if name not in given and not name.endswith("num_batches_tracked")]
-    extra = [name for name in given if name not in own]
-    if missing or extra:
-        told = [f"without {_few(missing)}"] if missing else []
-        told += [f"with the unknown {_few(extra)}"] if extra else []
+    path, own = find_weights(path, role), {name: t for name, t in net.state_dict().items() if isinstance(t, Tensor)}
+    found = _sets_in(path, role, None)
+    fitting = [fit for one in found for fit in _fits(own, one) if _chosen(fit.key, key)]
+    fitting = [fit for fit in fitting if not _misshapen(own, fit.weights)] or fitting
+    if not fitting:
+        found = [one for one in found if _chosen(one.key, key)] or _refuse_key(found, path, role, key)
+        raise _unlike(net, own, max(found, key=lambda one: len(own.keys() & one.weights.keys())), path, role)
+    given = _one_of(fitting, path, role)
+    if wrong := _misshapen(own, given.weights):
+        raise _wrong_shape(own, given.weights, wrong, path, role)
+    if others := sorted(frozenset.intersection(*(fit.others for fit in fitting))):
+        warnings.warn(f"{role}: {_few(others)} in {path} belong to no layer and were left out", stacklevel=2)
+    net.load_state_dict(given.weights, strict=False)
+
+
+def _sets_in(path: Path, role: str, key: str | None) -> list[_Found]:
+    """Every set of weights in the file that ``key`` does not exclude, in its order."""
+    held = open_weights(path, role)
+    found = [_Found(where, _unwrapped(weights)) for where, weights in _walk(held, "", 0)]
+    if not found:
         raise UserError(
-            f"{role} needs the weights of {type(net).__name__}, got {path} {' and '.join(told)}; "
-            "name the network these weights belong to"
+            f"{role} needs a state dict (names to tensors), got {path} with {_describe(held)}; save net.state_dict()"
         )
-    wrong = [name for name in given if given[name].shape != own[name].shape]
-    if wrong:
-        name = wrong[0]
+    found = [one for one in found if not _NO_NETWORK.search(one.key)] or found
+    for one in found:
+        _check_dense(one, path, role)
+    return [one for one in found if _chosen(one.key, key)] or _refuse_key(found, path, role, key)
+
+
+def _walk(value: object, where: str, depth: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """(dotted path, tensors) of every mapping that holds some, and of every pickled network."""
+    if isinstance(value, Extra) and isinstance(vars(value).get("_modules"), Mapping):
+        yield where, dict(_tensors_of_module(value, "", 0))
+        return
+    parts = list(held_in(value))
+    tensors = {name: part for name, part in parts if isinstance(part, Tensor)}
+    if tensors:
+        yield where, tensors
+    for name, part in parts if depth < _DEEPEST else ():
+        yield from _walk(part, f"{where}.{name}" if where else name, depth + 1)
+
+
+def _tensors_of_module(module: Extra, prefix: str, depth: int) -> Iterator[tuple[str, Tensor]]:
+    """What ``state_dict`` would return of a pickled network."""
+    state = vars(module)
+    passing = state.get("_non_persistent_buffers_set")
+    for group in ("_parameters", "_buffers"):
+        for name, part in held_in(state.get(group)):
+            if isinstance(part, Tensor) and not (isinstance(passing, set) and name in passing):
+                yield f"{prefix}{name}", part.detach()
+    for name, part in held_in(state.get("_modules")) if depth < 100 else ():
+        if isinstance(part, Extra):
+            yield from _tensors_of_module(part, f"{prefix}{name}.", depth + 1)
+
+
+def _unwrapped(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without the prefix ``module.`` of all names, and without the names of wrappers among theirs."""
+    named = {_WRAPPERS.sub("", name): tensor for name, tensor in weights.items()}
+    inner = [name for name in named if name != "n_averaged"]  # what AveragedModel counts
+    while inner and all(name.startswith("module.") for name in inner):
+        named = {name.removeprefix("module."): named[name] for name in inner}
+        inner = list(named)
+    return named
+
+
+def _fits(own: Mapping[str, Tensor], one: _Found) -> Iterator[_Found]:
+    """The weights under the network's own names, once for each prefix under which all of them are there."""
+    needed = [name for name in own if not name.endswith(_COUNTER)]
+    plain = {_WRAPPERS.sub("", name): name for name in own}
+    shared = _shared(plain)
+    for mine in [shared[:end] for end in range(len(shared) + 1) if end == 0 or shared[end - 1] == "."]:
+        first = next((name.removeprefix(mine) for name in plain if not name.endswith(_COUNTER)), None)
+        theirs = {name[: -len(first)] for name in one.weights if first and f".{name}".endswith(f".{first}")}
+        for prefix in sorted(theirs, key=len)[:64]:
+            inside = {name: mine + name.removeprefix(prefix) for name in one.weights if name.startswith(prefix)}
+            taken = {plain[told]: one.weights[name] for name, told in inside.items() if told in plain}
+            if len(taken) == len(inside) and all(name in taken for name in needed):
+                where = ".".join(filter(None, (one.key, prefix.rstrip("."))))
+                yield _Found(where, taken, frozenset(one.weights.keys() - inside.keys()))
+
+
+def _shared(names: Iterable[str]) -> str:
+    """The dotted prefix that all names have: ``model.`` of ``model.a.weight`` and ``model.b.weight``."""
+    parts = [name.split(".")[:-1] for name in names]
+    if not parts:
+        return ""
+    low, high = min(parts), max(parts)
+    same = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
+    return "".join(f"{part}." for part in low[:same])
+
+
+def _one_of(found: list[_Found], path: Path, role: str) -> _Found:
+    """The only one; of weights and their average the weights, and that is said."""
+    plain = [one for one in found if not one.average] or found
+    if len(plain) > 1 and not all(_same(plain[0].weights, one.weights) for one in plain[1:]):
+        told = ", ".join(repr(one.key) for one in plain)
         raise UserError(
-            f"{role} needs {name} of shape {tuple(own[name].shape)}, got {tuple(given[name].shape)} in {path}"
-            f"{f' (and {len(wrong) - 1} more)' if len(wrong) > 1 else ''}; check network, classes and channels"
+            f"{role} needs one set of weights, got {len(plain)} that fit in {path}: {told}; choose by --{role}.key "
+            f"{plain[0].key or '...'} (in Python key={plain[0].key!r})"
         )
-    net.load_state_dict(given, strict=False)
+    averages = [one.key for one in found if one.average and one is not plain[0]]
+    if averages and not plain[0].average:
+        warnings.warn(
+            f"{role}: took {plain[0].key!r} of {path}; it also holds the running average {averages[0]!r}, which "
+            f"--{role}.key {averages[0]} (in Python key={averages[0]!r}) takes",
+            stacklevel=3,
+        )
+    return plain[0]
+
+
+def _same(some: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> bool:
+    return some.keys() == others.keys() and all(
+        some[name].shape == others[name].shape and bool((some[name] == others[name]).all()) for name in some
+    )
+
+
+def _chosen(where: str, key: str | None) -> bool:
+    return key is None or where == key or where.startswith(f"{key}.")
+
+
+def _refuse_key(found: list[_Found], path: Path, role: str, key: str | None) -> list[_Found]:
+    keys = ", ".join(dict.fromkeys(repr(one.key) for one in found))
+    raise UserError(f"{role} needs a key of {path}, got {key!r}; weights are under {keys}")
+
+
+def _check_dense(one: _Found, path: Path, role: str) -> None:
+    for name, tensor in one.weights.items():
+        kind = "no values" if tensor.is_meta else "quantized values" if tensor.is_quantized else ""
+        kind = kind or ("sparse values" if tensor.layout is not strided else "")
+        if kind:
+            raise UserError(f"{role} needs plain tensors, got {path} with {kind} in {name}; save plain ones")
+
+
+def _misshapen(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    """Names of tensors of another shape, or of another kind of numbers: integers are no weights."""
+    return [
+        name
+        for name, tensor in given.items()
+        if tensor.shape != own[name].shape
+        or tensor.is_complex() != own[name].is_complex()
+        or (own[name].is_floating_point() and not tensor.is_floating_point())
+    ]
+
+
+def _wrong_shape(
+    own: Mapping[str, Tensor], given: Mapping[str, Tensor], wrong: list[str], path: Path, role: str
+) -> UserError:
+    name = wrong[0]
+    more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+    wanted, got = (str(tuple(tensors[name].shape)) for tensors in (own, given))
+    if wanted == got:
+        wanted, got = (f"{dims} of {tensors[name].dtype}" for dims, tensors in ((wanted, own), (got, given)))
+    return UserError(
+        f"{role} needs {name} of shape {wanted}, got {got} in {path}{more}; check network, classes and channels"
+    )
+
+
+def _unlike(net: nn.Module, own: Mapping[str, Tensor], given: _Found, path: Path, role: str) -> UserError:
+    missing = [name for name in own if name not in given.weights and not name.endswith(_COUNTER)]
+    extra = [name for name in given.weights if name not in own]
+    told = [f"without {_few(missing)}"] if missing else []
+    told += [f"with the unknown {_few(extra)}"] if extra else []
+    return UserError(
+        f"{role} needs the weights of {type(net).__name__}, got {path} {' and '.join(told)}; "
+        "name the network these weights belong to"
+    )
 
 
 def read_sidecar(path: Path) -> Sidecar:
@@ -108,58 +289,62 @@ def read_sidecar(path: Path) -> Sidecar:
     if not file.is_file():
         return Sidecar()
     try:
-        row = json.loads(file.read_text("utf-8"))
-        network, shape = row.get("network") or {}, row.get("image_shape")
-        return Sidecar(
-            name=network.get("name"),
-            classes=None if row.get("classes") is None else int(row["classes"]),
-            names=tuple(str(name) for name in row.get("names") or ()),
-            image_size=None if shape is None else (int(shape[0]), int(shape[1]), int(shape[2])),
-            mean=None if row.get("mean") is None else tuple(float(value) for value in row["mean"]),
-            std=None if row.get("std") is None else tuple(float(value) for value in row["std"]),
-            seconds=None if row.get("seconds") is None else float(row["seconds"]),
-            projector=network.get("projector"),
-        )
-    except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        return _sidecar(json.loads(file.read_text("utf-8")))
+    except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError, RecursionError) as e:
         raise UserError(
-            f"{path.name} needs a sound description beside it, got {file} ({type(error).__name__}); repair or remove it"
-        ) from error
+            f"{path.name} needs a sound description beside it, got {file} ({type(e).__name__}); repair or remove it"
+        ) from e
 
 
-def _safetensors(path: Path, role: str) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def _sidecar(row: Any) -> Sidecar:
+    network, shape, names = row.get("network") or {}, row.get("image_shape"), row.get("names") or []
+    name, projector = network.get("name"), network.get("projector")
+    if not isinstance(names, list) or not isinstance(name, str | None) or not isinstance(projector, dict | None):
+        raise TypeError("names")
+    return Sidecar(
+        name=name,
+        classes=None if row.get("classes") is None else _counted(row["classes"]),
+        names=tuple(str(name) for name in names),
+        image_size=None if shape is None else (_counted(shape[0]), _counted(shape[1]), _counted(shape[2])),
+        mean=None if row.get("mean") is None else tuple(_finite(value) for value in row["mean"]),
+        std=None if row.get("std") is None else tuple(_finite(value) for value in row["std"]),
+        seconds=None if row.get("seconds") is None else _finite(row["seconds"]),
+        projector=None if projector is None else _projector(projector),
+    )
 
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{role} needs a whole .safetensors file, got {path} ({error}); fetch it again") from error
+
+def _counted(value: Any) -> int:
+    if isinstance(value, bool) or int(value) != value or not 1 <= value <= 2**24:
+        raise ValueError("a number of things")
+    return int(value)
 
 
-def _torch(path: Path, role: str) -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{role} needs a file of tensors only, got {path}, which is no checkpoint or asks to run code; "
-            "save net.state_dict() with torch.save or safetensors"
-        ) from error
-    except Exception as error:  # damaged files make the reader raise almost anything
-        raise UserError(
-            f"{role} needs a whole checkpoint, got {path} ({type(error).__name__}: it is truncated or no checkpoint); "
-            "fetch it again"
-        ) from error
+def _finite(value: Any) -> float:
+    if not math.isfinite(float(value)):
+        raise ValueError("a finite number")
+    return float(value)
+
+
+def _projector(told: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of :func:`dfkd.engine.sharing.widen`."""
+    if not told.keys() <= {"features", "side", "bias", "relu"}:
+        raise KeyError("projector")
+    side = told.get("side")
+    return {
+        "features": _counted(told["features"]),
+        "side": None if side is None else (_counted(side[0]), _counted(side[1])),
+        "bias": bool(told.get("bias", True)),
+        "relu": bool(told.get("relu", True)),
+    }
 
 
 def _describe(held: object) -> str:
     if not isinstance(held, Mapping):
-        return f"a {type(held).__name__}"
-    other = next((key for key, value in held.items() if not isinstance(value, Tensor)), None)
-    return "nothing in it" if other is None else f"something else under {other!r}"
+        return kind_held(held)
+    return next((f"something else under {str(key)!r}" for key in held), "nothing in it")
 
 
-def _few(names: list[str]) -> str:
+def _few(names: Iterable[str]) -> str:
+    names = list(names)
     shown = ", ".join(names[:3])
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

@@ -39,6 +39,7 @@ class Network:
 
     name: str | None = None  # zoo name, timm:NAME, torchvision:NAME, hf:REPO, or package.module:callable
     weights: str | None = None  # .safetensors, .pt or .pth, or the folder of `dfkd teach` or of a run
+    key: str | None = None  # which weights, where the file holds several: state_dict_ema
     head: str | None = None  # path of the classifier layer, where the search should not decide
     stages: list[str] | None = None  # paths of the stage layers, shallow to deep, likewise
 

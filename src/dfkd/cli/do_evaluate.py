@@ -76,7 +76,7 @@ def _with_target(settings: Evaluate) -> Evaluate:
     teacher = settings.teacher
     told = held.get("teacher", {})
     if not (teacher.name or teacher.weights) and told.get("weights") and Path(told["weights"]).exists():
-        teacher = Network(name=told.get("name"), weights=told["weights"])
+        teacher = Network(name=told.get("name"), weights=told["weights"], key=told.get("key"))
     return replace(settings, data=data, teacher=teacher)
 
 

@@ -219,8 +219,17 @@ def known(network: Network, role: str) -> tuple[str, Sidecar]:
     sidecar = Sidecar() if network.weights is None else read_sidecar(find_weights(Path(network.weights), role))
     name = network.name or sidecar.name
     if name is None:
-        raise UserError(f"{role} needs a network, got no name; give --{role}.name, for example --{role} resnet18")
+        raise _nameless(network, role)
     return name, sidecar
+
+
+def _nameless(network: Network, role: str) -> UserError:
+    if network.weights is None:
+        return UserError(f"{role} needs a network, got no name; give --{role}.name, for example --{role} resnet18")
+    return UserError(
+        f"{role} needs the name of the network whose weights these are, got {network.weights} without a description "
+        f"beside it; give both: --{role}.name resnet18 --{role}.weights {network.weights}"
+    )
 
 
 def load(network: Network, facts: Facts, role: str, trained: bool = False) -> Loaded:
@@ -247,7 +256,7 @@ def load(network: Network, facts: Facts, role: str, trained: bool = False) -> Lo
     if sidecar.projector is not None:
         built = widened(built, facts.image_size, sidecar.projector)
     if network.weights is not None:
-        load_weights(built.net, find_weights(Path(network.weights), role), role)
+        load_weights(built.net, find_weights(Path(network.weights), role), role, network.key)
     layers: dict[str, Any] = {"head": network.head or built.head, "stages": network.stages or built.stages}
     return Loaded(built, name, {key: value for key, value in layers.items() if value is not None}, sidecar)
 
