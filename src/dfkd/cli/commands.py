@@ -204,6 +204,21 @@ _ALL = (
         more="compare",
     ),
     Command(
+        "audit",
+        "what a run's images and student show of the private images behind the teacher",
+        config.Audit,
+        "RUN --private IMAGES [options]",
+        "run",
+        (
+            ("a folder of training images", "dfkd audit runs/x --private pets/train --heldout pets/test"),
+            ("a data set by name", "dfkd audit runs/x --private cifar10"),
+        ),
+        (
+            "The nearest private image of every synthetic one, in pixels and in the teacher's features, beside that of "
+            "held-out images; and whether the images or the student tell who was among the private ones.",
+        ),
+    ),
+    Command(
         "methods",
         "the methods, or one with its hyper-parameters",
         config.Methods,
@@ -227,6 +242,6 @@ COMMANDS: Mapping[str, Command] = {command.name: command for command in _ALL}
 GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Start here", ("demo", "doctor")),
     ("The way from a network to a student", ("teach", "inspect", "embed", "distill", "evaluate")),
-    ("What comes of a run", ("export", "synthesize", "report", "plot")),
+    ("What comes of a run", ("export", "synthesize", "report", "plot", "audit")),
     ("What there is, and how fast", ("methods", "recipes", "bench")),
 )

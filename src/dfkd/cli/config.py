@@ -11,6 +11,7 @@ from dfkd.engine.plan import Plan
 from dfkd.teachplan import TeachPlan
 
 __all__ = [
+    "Audit",
     "Bench",
     "Demo",
     "Distill",
@@ -230,6 +231,20 @@ class Export:
     batch: int | None = None  # images of every call; default any number
     network: str | None = None  # package.module:callable, where the run does not name its student
     out: str | None = None  # folder; default export in the run folder
+    json: bool = False  # machine-readable
+
+
+@dataclass
+class Audit:
+    """`dfkd audit`."""
+
+    run: str | None = None  # run folder
+    private: str | None = None  # what the teacher was trained on: a folder, .npy, .tar, .npz, or a data set by name
+    heldout: str | None = None  # the same kind, never trained on; default: the run's test images; none: do without
+    count: int = 1000  # most images of each kind that ask for their nearest
+    seed: int = 0  # of the choice among more
+    teacher: Network = field(default_factory=Network)
+    out: str | None = None  # folder; default <run>-audit beside the run folder
     json: bool = False  # machine-readable
 
 

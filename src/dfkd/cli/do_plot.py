@@ -5,10 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dfkd.cli.config import Distill, Plot
-from dfkd.cli.job import RECIPE_FILE, Job, exam_of, prepare_job, runtime_of, task_of
-from dfkd.cli.parse import Tree, merge, read_yaml
-from dfkd.cli.setup import plain_settings, resolve
+from dfkd.cli.config import Plot
+from dfkd.cli.job import Job, exam_of, rebuilt_job, runtime_of, task_of
+from dfkd.cli.parse import Tree
+from dfkd.cli.setup import plain_settings
 from dfkd.deploy.stored import stored_images
 from dfkd.engine.checkpoint import Checkpoint
 from dfkd.engine.core import State, Task
@@ -115,15 +115,8 @@ def _of_run(folder: Path, settings: Plot) -> Gallery:
 
 def _rebuilt(folder: Path, settings: Plot) -> tuple[Job, Task]:
     """The pair as the run began, on whatever device there is, with what the flags say put over it."""
-    file = folder / RECIPE_FILE
-    if not file.is_file():
-        raise UserError(
-            f"plot needs {RECIPE_FILE} to build the networks of the run again, got {folder} without; runs from Python "
-            "draw these figures when they end"
-        )
     flags: Tree = {"teacher": plain_settings(settings.teacher), "data": plain_settings(settings.data)}
-    here: Tree = {"runtime": {"device": "auto", "devices": 1, "compile": False}}
-    job = prepare_job(*resolve(Distill, merge(merge(read_yaml(file), here), flags)))
+    job, _ = rebuilt_job(folder, "plot", flags)
     return job, task_of(job, runtime_of(job.settings.runtime).launch())
 
 

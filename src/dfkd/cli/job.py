@@ -10,7 +10,7 @@ from typing import Any
 
 from dfkd.cli.config import Distill, Machine, Network
 from dfkd.cli.names import check_name
-from dfkd.cli.parse import Tree
+from dfkd.cli.parse import Tree, merge, read_yaml
 from dfkd.cli.setup import (
     Facts,
     Loaded,
@@ -19,6 +19,7 @@ from dfkd.cli.setup import (
     load,
     method_settings,
     plain_settings,
+    resolve,
     seed_everything,
     text_of,
     widened,
@@ -34,7 +35,17 @@ from dfkd.prepare import build_task, labelled
 from dfkd.report.scene import part_of
 from dfkd.types import Bytes, Labels
 
-__all__ = ["RECIPE_FILE", "Job", "absolute", "exam_of", "prepare_job", "resolved", "runtime_of", "task_of"]
+__all__ = [
+    "RECIPE_FILE",
+    "Job",
+    "absolute",
+    "exam_of",
+    "prepare_job",
+    "rebuilt_job",
+    "resolved",
+    "runtime_of",
+    "task_of",
+]
 
 RECIPE_FILE = "recipe.yaml"
 
@@ -76,6 +87,32 @@ def prepare_job(settings: Distill, method: Method[Any], plan: Plan, trained: boo
     if kd3 is not None and kd3.share_head:
         student = _with_projector(teacher, student, facts)
     return Job(settings, method, plan, facts, teacher, student)
+
+
+def rebuilt_job(folder: Path, who: str, flags: Tree) -> tuple[Job, str | None]:
+    """The pair as a run began, on whatever device there is, with ``flags`` put over its recipe.
+
+    Args:
+        folder: of the run.
+        who: the command, for messages.
+        flags: sections of settings.
+
+    Returns:
+        The job, and the run's own source of test images, whatever ``flags`` say.
+
+    Raises:
+        UserError: a run without a recipe, or something of it that is not there any more.
+    """
+    file = folder / RECIPE_FILE
+    if not file.is_file():
+        raise UserError(
+            f"{who} needs {RECIPE_FILE} to build the networks of the run again, got {folder} without; runs from "
+            "Python are looked at in Python"
+        )
+    recipe = read_yaml(file)
+    here: Tree = {"runtime": {"device": "auto", "devices": 1, "compile": False}}
+    job = prepare_job(*resolve(Distill, merge(merge(recipe, here), flags)))
+    return job, recipe.get("data", {}).get("test")
 
 
 def _with_projector(teacher: Loaded, student: Loaded, facts: Facts) -> Loaded:

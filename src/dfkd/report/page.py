@@ -1,11 +1,9 @@
 """One HTML file that tells whether a run went well. It needs no network, runs no script, and prints."""
 
-import base64
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +14,7 @@ from dfkd.report.collapse import Concern, warnings_of
 from dfkd.report.console import cells
 from dfkd.report.files import StoredRun, plain, read_run, status_of, write_whole
 from dfkd.report.gallery import CURVES, FIGURES_FOLDER, Gallery, read_gallery
+from dfkd.report.html import rendered
 from dfkd.report.sheets import fitting, named, sheets_in, sheets_of
 from dfkd.report.summary import (
     Number,
@@ -90,12 +89,7 @@ def render(
     gallery: Gallery | None = None,
 ) -> str:
     """The page as text; ``sheets`` are (rounds done, PNG file), oldest first. All text from the run is escaped."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["base64"] = lambda data: base64.b64encode(data).decode("ascii")
-    template = environment.from_string(files("dfkd.report").joinpath("page.html.j2").read_text("utf-8"))
-    return template.render(_context(run, sheets, others, gallery or Gallery()))
+    return rendered("page.html.j2", _context(run, sheets, others, gallery or Gallery()))
 
 
 def _context(
