@@ -161,8 +161,8 @@ def test_the_command(
     monkeypatch.chdir(tmp_path)
     line = f"""distill --teacher wrn16-1 --teacher.weights {digits_weights} --student wrn10-1 --data digits
         --data.test digits --method.steps 2 --method.synthesis_batch 30 --method.batches 2 --method.width 8
-        --method.channels 4 --plan.rounds 1 --plan.warmup 0 --plan.steps 1 --plan.batch_size 8 --watch.quiet --watch.export false
-        --watch.figures false --runtime.device cpu --out runs/x"""
+        --method.channels 4 --plan.rounds 1 --plan.warmup 0 --plan.steps 1 --plan.batch_size 8 --watch.quiet
+        --watch.export false --watch.figures false --runtime.device cpu --out runs/x"""
     assert main(line.split()) == 0
     capsys.readouterr()
     assert main(["audit", "runs/x", "--private", "digits", "--count", "50", "--json"]) == 0
