@@ -26,7 +26,7 @@ NO_DATA: Tree = {"data": {"web": None, "real": None, "test": None}, "text": {"en
 def run(settings: Audit) -> int:
     """Compare, write the page, and say what was found."""
     folder = _checked(settings)
-    images, _ = stored_images(folder, settings.count)
+    images, _ = stored_images(folder, settings.count, "audit")
     flags: Tree = {"teacher": plain_settings(settings.teacher)}
     job, test = rebuilt_job(folder, "audit", merge(NO_DATA, flags))
     out = _folder(folder, settings.out)
