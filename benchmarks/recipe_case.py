@@ -59,23 +59,20 @@ class RecipeCase:
         job, needs, n = self.job, self.method.needs(), 4 * self.plan.batch_size
         machine = job.settings.runtime
         with torch.no_grad():
-            job.teacher.built.net.train()(torch.randn(8, *job.facts.image_size))
+            job.teacher.classifier.net.train()(torch.randn(8, *job.facts.image_size))
         noise = torch.randint(256, (n, *job.facts.image_size), dtype=torch.uint8)
         return build_task(
-            job.teacher.built.net,
-            job.student.built.net,
-            image_size=job.facts.image_size,
-            mean=job.facts.mean,
-            std=job.facts.std,
-            classes=job.facts.named,
+            job.teacher.classifier,
+            job.student.classifier,
+            data=replace(
+                job.data,
+                web=noise if Need.WEB in needs else None,
+                real=(noise, torch.arange(n) % job.facts.classes) if Need.REAL in needs else None,
+            ),
             text=torch.randn(job.facts.classes, TEXT) if Need.TEXT in needs else "index",
-            web=noise if Need.WEB in needs else None,
-            real=(noise, torch.arange(n) % job.facts.classes) if Need.REAL in needs else None,
             runtime=Runtime(
                 device="cpu", precision=machine.precision, channels_last=machine.channels_last, seed=machine.seed
             ).launch(),
-            teacher_layers=job.teacher.layers,
-            student_layers=job.student.layers,
         )
 
 

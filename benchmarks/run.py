@@ -115,8 +115,8 @@ def distil(
     names = dfkd.class_list(data.name)
     student = dfkd.build(row.student, classes=len(names), channels=data.shape[0]).net
     done = dfkd.distill(
-        teacher,
-        student,
+        dfkd.Classifier(teacher, name=row.teacher),
+        dfkd.Classifier(student, name=row.student),
         row.method,
         image_size=data.shape,
         mean=mean,
@@ -128,7 +128,6 @@ def distil(
         evaluate_every=10,
         samples_every=1,
         observers=observers,
-        names=(row.teacher, row.student),
         **row.inputs,
     )
     return teacher, done, facts

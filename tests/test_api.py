@@ -52,7 +52,9 @@ def a_student(seed: int = 1) -> nn.Module:
     return build("resnet8", 10, 1).net
 
 
-def go(teacher: nn.Module, student: nn.Module | None = None, **changes: Any) -> dfkd.Distilled:
+def go(
+    teacher: nn.Module | dfkd.Classifier, student: nn.Module | dfkd.Classifier | None = None, **changes: Any
+) -> dfkd.Distilled:
     settings: dict[str, Any] = {
         "method": METHOD,
         "image_size": (1, 8, 8),
@@ -149,7 +151,8 @@ def test_a_run_that_was_cut_off_resumes_to_the_same_folder(digits_teacher: nn.Mo
 def test_the_folder_is_enough_to_rebuild_the_student(digits_teacher: nn.Module, tmp_path: Path) -> None:
     run = tmp_path / "run"
     spec = {"name": "resnet8", "classes": 10, "channels": 1}
-    done = go(digits_teacher, out=run, spec=spec, export=True, names=("big", "small"))
+    pair = dfkd.Classifier(digits_teacher, name="big"), dfkd.Classifier(a_student(), spec=spec, name="small")
+    done = go(*pair, out=run, export=True)
     about = json.loads((run / "student.json").read_text())
     net = build(**about["network"]).net
     net.load_state_dict(load_file(run / "student.safetensors"))
@@ -609,9 +612,9 @@ def test_a_task_for_the_lower_level(digits_teacher: nn.Module) -> None:
 
 def test_stages_of_one_size_are_matched_from_the_deepest() -> None:
     def stages(ours: list[str] | None, theirs: list[str] | None, student: str = "wrn10-1") -> list[tuple[str, ...]]:
-        layers: dict[str, Any] = {"teacher_layers": {"stages": theirs}, "student_layers": {"stages": ours}}
         nets = dfkd.build("wrn16-1", 10, 1).net, dfkd.build(student, 10, 1).net
-        task = dfkd.build_task(*nets, image_size=(1, 8, 8), mean=MEAN, std=STD, classes=10, text="index", **layers)
+        pair = dfkd.Classifier(nets[0], stages=theirs), dfkd.Classifier(nets[1], stages=ours)
+        task = dfkd.build_task(*pair, image_size=(1, 8, 8), mean=MEAN, std=STD, classes=10, text="index")
         return [task.teacher.stage_names, task.student.stage_names]
 
     sums = ["stages.0", "stages.1", "stages.2", "relu"]  # the last two have one size

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from dfkd import extras
 from dfkd.cli.commands import COMMANDS
-from dfkd.cli.config import Distill, Images
+from dfkd.cli.config import Distill
 from dfkd.cli.do_demo import free_folder
 from dfkd.cli.do_doctor import EXTRAS, examine
 from dfkd.cli.fields import notes, options, spell
@@ -32,6 +32,7 @@ from dfkd.methods import METHODS
 from dfkd.methods.nayer import NAYER
 from dfkd.nets.zoo import ZOO, build
 from dfkd.recipes import recipe
+from dfkd.settings import Images
 
 SNAPSHOT = Path(__file__).with_name("cli_options.txt")
 TINY = shlex.split(

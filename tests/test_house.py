@@ -22,7 +22,7 @@ FLOORS: list[set[str]] = [
     {"engine"},
     {"methods"},
     {"report"},
-    {"runs", "stored", "weights", "prepare", "watchers"},
+    {"runs", "stored", "weights", "settings", "inputs", "prepare", "watchers"},
     {"api", "teach", "teachplan", "recipes", "deploy"},
     {"cli", "__init__", "__main__"},
 ]

@@ -20,7 +20,7 @@ from dfkd.nets.shufflenet import UnitV1, UnitV2
 from dfkd.nets.vgg import VGG
 from dfkd.nets.vision import import_torchvision
 from dfkd.nets.wrn import WideResNet, WideUnit
-from dfkd.nets.zoo import ZOO, Built, build, check_image_shape, find
+from dfkd.nets.zoo import ZOO, Classifier, build, check_image_shape, find
 
 # name: parameters by classes, BatchNorm layers and their channels, multiply-adds (32 px, 10 classes;
 # millions, rounded), width before the head. Counted on the published implementations.
@@ -79,7 +79,7 @@ SIDES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
 FREE = [name for name, entry in ZOO.items() if entry.fixed_side is None]
 
 
-def shapes_only(name: str, classes: int = 10, channels: int = 3) -> Built:
+def shapes_only(name: str, classes: int = 10, channels: int = 3) -> Classifier:
     """Build without memory for the weights: enough for counts and shapes."""
     with torch.device("meta"):
         built = build(name, classes, channels)
@@ -92,14 +92,14 @@ def norms(net: nn.Module) -> list[int]:
     return [module.num_features for module in net.modules() if isinstance(module, kinds)]
 
 
-def head_of(built: Built) -> nn.Linear:
+def head_of(built: Classifier) -> nn.Linear:
     assert built.head is not None
     head = built.net.get_submodule(built.head)
     assert isinstance(head, nn.Linear)
     return head
 
 
-def stage_maps(built: Built, images: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+def stage_maps(built: Classifier, images: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
     """Outputs of the stages, input of the first module after the last stage, and the logits."""
     maps: list[Tensor] = []
     pooled: list[Tensor] = []

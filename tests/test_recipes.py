@@ -13,19 +13,22 @@ import yaml
 from PIL import Image
 
 import dfkd
-from dfkd.cli.config import Distill, Images
-from dfkd.cli.setup import facts_of, resolve, text_of
+from dfkd.cli.config import Distill
+from dfkd.cli.setup import resolve
 from dfkd.data.readers import read_images
 from dfkd.data.text import class_list
 from dfkd.datasets import DATASETS
 from dfkd.errors import UserError
+from dfkd.inputs import facts_of
 from dfkd.methods import METHODS
 from dfkd.nets.count import count_parameters
 from dfkd.nets.zoo import build, check_image_shape, find
+from dfkd.prepare import embedding_of
 from dfkd.recipes import Row, expected, names, reached, recipe, rows, yaml_of
 from dfkd.recipes import find as find_row
 from dfkd.recipes.ablations import ABLATIONS
 from dfkd.recipes.table import PAIRS, ROWS
+from dfkd.settings import Images
 from dfkd.weights import Sidecar
 
 
@@ -161,9 +164,10 @@ def test_text_encoders_of_nayer() -> None:
         for data, paper in zip(("cifar10", "cifar100"), papers, strict=True):
             assert find_row(f"nayer/{data}-wrn40-2-wrn16-2+{variant}").paper == paper
     row = find_row("nayer/cifar10-wrn40-2-wrn16-2+doc2vec")
-    settings, method, _ = resolve(Distill, recipe(row.name))
+    settings, _, _ = resolve(Distill, recipe(row.name))
+    facts = facts_of(settings.data, Sidecar())
     with pytest.raises(UserError, match="needs file=PATH"):  # as its note says
-        text_of(settings.text, facts_of(settings.data, Sidecar()), method)
+        embedding_of(settings.text, facts.names, facts.classes)
     assert "not runnable as it is" in row.note
 
 

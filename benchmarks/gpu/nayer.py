@@ -56,8 +56,8 @@ def main(argv: list[str] | None = None) -> None:
     runtime = job.runtime()
     began = time.monotonic()
     done = dfkd.distill(
-        teacher,
-        student,
+        dfkd.Classifier(teacher, name=job.pair[0]),
+        dfkd.Classifier(student, name=job.pair[1]),
         method,
         image_size=job.shape,
         mean=mean,
@@ -69,7 +69,6 @@ def main(argv: list[str] | None = None) -> None:
         progress=False,
         evaluate_every=plan.total,
         samples_every=0,
-        names=job.pair,
     )
     seconds = time.monotonic() - began
     rounds, rate = done.record.rounds, matmul_rate(runtime, 256 if job.miniature else 8192)

@@ -35,8 +35,9 @@ if TYPE_CHECKING:
     from dfkd.methods.spaceship import SpaceshipNet
     from dfkd.methods.stts import STTS
     from dfkd.methods.vanilla import VanillaKD
-    from dfkd.nets.zoo import ZOO, build
+    from dfkd.nets.zoo import ZOO, Classifier, build
     from dfkd.prepare import build_task
+    from dfkd.settings import Images, Machine, Text, Watching
     from dfkd.types import Batch, Moments, Readout
 
 __version__ = "0.1.0"
@@ -51,12 +52,15 @@ _WHERE = {
     "ZOO": "dfkd.nets.zoo",
     "Anatomy": "dfkd.engine.anatomy",
     "Batch": "dfkd.types",
+    "Classifier": "dfkd.nets.zoo",
     "Clock": "dfkd.engine.core",
     "Distilled": "dfkd.api",
     "Estimate": "dfkd.engine.estimate",
     "Evaluation": "dfkd.engine.records",
     "Exchange": "dfkd.engine.exchange",
     "ImageSet": "dfkd.data.readers",
+    "Images": "dfkd.settings",
+    "Machine": "dfkd.settings",
     "Method": "dfkd.engine.core",
     "Moments": "dfkd.types",
     "Need": "dfkd.engine.core",
@@ -75,10 +79,12 @@ _WHERE = {
     "SpaceshipNet": "dfkd.methods.spaceship",
     "State": "dfkd.engine.core",
     "Task": "dfkd.engine.core",
+    "Text": "dfkd.settings",
     "TextEmbedding": "dfkd.data.text",
     "UserError": "dfkd.errors",
     "VanillaKD": "dfkd.methods.vanilla",
     "Watch": "dfkd.engine.driver",
+    "Watching": "dfkd.settings",
     "build": "dfkd.nets.zoo",
     "build_task": "dfkd.prepare",
     "class_list": "dfkd.data.text",
@@ -105,12 +111,15 @@ __all__ = [
     "ZOO",
     "Anatomy",
     "Batch",
+    "Classifier",
     "Clock",
     "Distilled",
     "Estimate",
     "Evaluation",
     "Exchange",
     "ImageSet",
+    "Images",
+    "Machine",
     "Method",
     "Moments",
     "Need",
@@ -129,10 +138,12 @@ __all__ = [
     "SpaceshipNet",
     "State",
     "Task",
+    "Text",
     "TextEmbedding",
     "UserError",
     "VanillaKD",
     "Watch",
+    "Watching",
     "__version__",
     "build",
     "build_task",

@@ -21,8 +21,10 @@ from dfkd.engine.plan import Plan
 from dfkd.engine.records import Evaluation, Keep, Observer, RoundRecord, RunInfo, RunResult
 from dfkd.engine.runtime import Runtime
 from dfkd.errors import UserError
+from dfkd.inputs import as_classifier, runtime_of, with_fields
 from dfkd.methods import METHODS, NAYER
-from dfkd.prepare import Real, Web, instance, labelled, prepare
+from dfkd.nets.zoo import Classifier
+from dfkd.prepare import instance, labelled, prepare
 from dfkd.report.conversion import Conversion
 from dfkd.report.figures import figures_of
 from dfkd.report.files import read_run
@@ -38,6 +40,7 @@ from dfkd.runs import (
     settings_of,
     weights_hash,
 )
+from dfkd.settings import Images, Machine, Text, Watching
 from dfkd.watchers import earlier_stop, look_for_duplicates, observers_of, tell
 
 __all__ = ["Distilled", "distill"]
@@ -57,118 +60,129 @@ class Distilled:
 
 
 def distill(
-    teacher: nn.Module,
-    student: nn.Module,
+    teacher: nn.Module | Classifier,
+    student: nn.Module | Classifier,
     method: Method[Any] | None = None,
     *,
-    image_size: tuple[int, int, int],
-    mean: Sequence[float],
-    std: Sequence[float],
-    classes: Sequence[str] | int | None = None,
+    data: Images | None = None,
+    text: Text | TextEmbedding | Tensor | str = "auto",
     plan: Plan | None = None,
+    runtime: Machine | Runtime | None = None,
+    watch: Watching | None = None,
     out: str | Path | None = None,
     resume: bool = False,
-    test: Real = None,
-    text: TextEmbedding | Tensor | str = "auto",
-    prompt: str = "P2",
-    web: Web = None,
-    real: Real = None,
-    runtime: Runtime | None = None,
-    seed: int = 0,
     observers: Sequence[Observer] = (),
     progress: bool = True,
-    evaluate_every: int = 1,
-    samples_every: int = 10,
-    save_every: float = 30.0,
-    teacher_layers: Mapping[str, Any] | None = None,
-    student_layers: Mapping[str, Any] | None = None,
-    names: tuple[str, str] | None = None,
-    spec: Mapping[str, object] | None = None,
-    export: bool = True,
-    figures: bool = True,
-    metrics_every: int = 1,
-    overlap: bool = True,
+    **values: Any,
 ) -> Distilled:
     """Distil ``teacher`` into ``student`` without the teacher's training data.
 
     ``student`` is trained in place and returned; the last round is the result, or the one after which an observer
     stopped the run (``record.stopped`` says why). Test images, if given, only report.
 
+    Every field of ``data``, ``text``, ``runtime`` and ``watch`` may also be given by its own name:
+    ``distill(teacher, student, image_size=(3, 32, 32), mean=mean, std=std, test="cifar10", seed=1)``.
+
     Args:
-        teacher: maps normalised images (n, c, h, w) to logits (n, k). It is not changed.
-        student: the same for the network to train.
+        teacher: maps normalised images (n, c, h, w) to logits (n, k). It is not changed. What is known beside the
+            network (its head, its stages, its name) comes with a :class:`~dfkd.nets.zoo.Classifier`.
+        student: the same for the network to train; the ``spec`` of a classifier is kept beside its weights.
         method: how; default :class:`~dfkd.methods.nayer.NAYER` with its paper's settings.
-        image_size: (c, h, w) of the images the teacher was trained on.
-        mean, std: per channel, of pixels in [0, 1], that the teacher was trained with.
-        classes: class names in label order, or their number; default: the teacher's outputs.
+        data: what the teacher was trained on (``image_size`` (c, h, w), ``mean``, ``std`` of pixels in [0, 1],
+            ``classes``: names in label order or their number, default the teacher's outputs), and images: ``test``
+            (only reports), ``web`` (unlabelled, for methods that select), ``real`` (the yardstick with data only).
+        text: class embeddings, the encoder that makes them, or a :class:`~dfkd.settings.Text` section.
         plan: how long; default: the method's published budget.
+        runtime: device, precision, processes, seed.
+        watch: evaluations, samples, saves, figures, export; nothing in it changes the student.
         out: run folder, new or empty; without it nothing is written.
         resume: continue the run in ``out`` where it stopped.
-        test: labelled images (an ``ImageSet``, a pair of tensors, or a source that
-            :func:`~dfkd.data.readers.read_images` knows).
-        text: class embeddings, or the encoder that makes them (see :func:`~dfkd.data.text.embed`).
-        prompt: P1, P2 or P3, for that encoder.
-        web: unlabelled images, for methods that select from them.
-        real: labelled training images, for the yardstick with data only.
-        runtime: device, precision, processes; default: one process on the best device, with ``seed``.
-        seed: of the run, where ``runtime`` is not given.
         observers: told about every round, beside the built-in ones; one may end the run
             (:meth:`~dfkd.engine.records.Observer.rounded`).
         progress: show a progress display.
-        evaluate_every, samples_every: in rounds.
-        save_every: least seconds between checkpoints.
-        teacher_layers, student_layers: ``{"head": path, "stages": [paths]}`` where the search should not decide.
-        names: what teacher and student are called in the record.
-        spec: how to rebuild the student, kept beside its weights.
-        export: also write the student as a ``torch.export`` program.
-        figures: draw figures into the run folder at the end (images by class, activation maps, t-SNE and so on).
-        metrics_every: rounds between readings of the losses from the device.
-        overlap: where there are web and test images, look once, before the rounds, for near-duplicates of the test
-            images among the web images (:func:`~dfkd.data.overlap.find_duplicates`). They are told, not removed.
+        values: fields of the sections by their own names.
 
     Raises:
         UserError: anything that does not fit together, in one sentence, before any work.
     """
-    method = instance(method, NAYER())
+    sections: dict[str, Any] = {"data": data or Images(), "text": Text(text) if isinstance(text, str) else text}  # type: ignore[arg-type]
+    sections |= {"runtime": runtime or Machine(), "watch": watch or Watching()}
+    sections = with_fields("distill", sections, values)
+    return _distill(
+        as_classifier(teacher),
+        as_classifier(student),
+        instance(method, NAYER()),
+        plan,
+        Path(out) if out is not None else None,
+        resume,
+        observers,
+        progress,
+        data=sections["data"],
+        text=sections["text"],
+        runtime=runtime_of(sections["runtime"]),
+        settings=sections["watch"],
+    )
+
+
+def _distill(
+    teacher: Classifier,
+    student: Classifier,
+    method: Method[Any],
+    plan: Plan | None,
+    folder: Path | None,
+    resume: bool,
+    observers: Sequence[Observer],
+    progress: bool,
+    data: Images,
+    text: Text | TextEmbedding | Tensor,
+    runtime: Runtime,
+    settings: Watching,
+) -> Distilled:
+    """:func:`distill` with every argument in its final form."""
     plan = method.budget() if plan is None else plan
-    runtime = runtime or Runtime(seed=seed)
-    if resume and out is None:
+    quiet = settings.quiet or not progress
+    if resume and folder is None:
         raise UserError("resume needs the run's folder, got no out; give the folder the run was started with")
-    watch = Watch((), None, evaluate_every, samples_every, save_every=save_every, metrics_every=metrics_every)
+    if settings.tensorboard and folder is None:
+        raise UserError("tensorboard needs a run folder to write to, got none; give out")
+    watch = Watch(
+        (),
+        None,
+        settings.evaluate_every,
+        settings.samples_every,
+        save_every=settings.save_every,
+        metrics_every=settings.metrics_every,
+    )
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=_seeded(runtime)))
-        stack.callback(_put_back, teacher, _flags(teacher))
+        stack.callback(_put_back, teacher.net, _flags(teacher.net))
         runtime.launch()
-        wanted = None if isinstance(text, str) and Need.TEXT not in method.needs() else text
-        layers = (teacher_layers or {}, student_layers or {})
-        with Conversion(quiet=not progress or runtime.rank > 0) as said:
-            task, facts, embedding = prepare(
-                teacher, student, runtime, image_size, mean, std, classes, wanted, prompt, web, real, layers, said
-            )
+        wanted = None if isinstance(text, Text) and Need.TEXT not in method.needs() else text
+        with Conversion(quiet=quiet or runtime.rank > 0) as conversion:
+            task, facts, embedding = prepare(teacher, student, runtime, data, wanted, conversion)
         stack.callback(task.teacher.release)
         stack.callback(task.student.release)
         check(task, method, _fitting(task))
-        info = _info(method, plan, task, facts, embedding, names)
-        exam = labelled(test, task, "test")
-        folder = None if out is None else Path(out)
+        info = _info(method, plan, task, facts, embedding, (teacher.name, student.name))
+        exam = labelled(data.test, task, "test")
         again = resume
         if folder is not None and runtime.rank == 0:
-            again = stack.enter_context(open_run(folder, info, resume, save_every))
+            again = stack.enter_context(open_run(folder, info, resume, settings.save_every))
         runtime.barrier()
         first = _check_teacher(task, exam)
         keep = Keep()
         saves = _checkpoint(folder, runtime)
         done = saves.rounds() if saves is not None and again else 0
-        watchers = observers_of(folder, done, runtime, stack, progress, keep)
+        watchers = observers_of(folder, done, runtime, stack, not quiet, keep)
         earlier = read_run(folder) if folder is not None and again and runtime.rank == 0 else None
         info = replace(info, continues=earlier_stop(earlier), overlap=None if earlier is None else earlier.info.overlap)
-        info = look_for_duplicates(task, exam, info, watchers) if overlap else info
+        info = look_for_duplicates(task, exam, info, watchers) if settings.overlap else info
         watchers = [keep, *watchers, *([] if runtime.rank else observers)]
         watch = replace(
             watch,
             observers=watchers,
             test=exam,
-            samples_every=samples_every if folder or observers else 0,
+            samples_every=settings.samples_every if folder or observers else 0,
             checkpoint=saves,
             ready=partial(tell, watchers, info, runtime),
         )
@@ -180,12 +194,12 @@ def distill(
             elif watch.stopped is not None:  # the student is lost: the record is closed, the last save stays
                 _close(task, _result(info, keep.records, first, watch, {}), folder, watchers)
             raise
-        if figures and folder is not None and runtime.rank == 0:  # before the export takes the student's hooks off
+        if settings.figures and folder is not None and runtime.rank == 0:  # the export takes the student's hooks off
             _draw(folder, figures_of(task, method, plan, state, exam, overlap=info.overlap))
-        files = _keep_student(task, info, folder, spec, export)
+        files = _keep_student(task, info, folder, student.spec, settings.export)
         result = _result(info, keep.records, first, watch, files)
         _close(task, result, folder, watchers)
-    return Distilled(student.eval(), result)
+    return Distilled(student.net.eval(), result)
 
 
 def _fitting(task: Task) -> list[str]:
@@ -233,13 +247,13 @@ def _info(
     task: Task,
     facts: tuple[Anatomy, Anatomy],
     text: dict[str, str],
-    names: tuple[str, str] | None,
+    names: tuple[str | None, str | None],
 ) -> RunInfo:
     about = []
     for i, (probe, anatomy) in enumerate(zip((task.teacher, task.student), facts, strict=True)):
         about.append(
             {
-                "name": names[i] if names else anatomy.kind,
+                "name": names[i] or anatomy.kind,
                 "kind": anatomy.kind,
                 "parameters": anatomy.parameters,
                 "macs": anatomy.macs,

@@ -4,18 +4,17 @@ import operator
 import os
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from dfkd.data.classes import in_order
-from dfkd.data.readers import ImageSet, read_images
+from dfkd.data.readers import ImageSet, Labelled, read_images
 from dfkd.data.rows import Converted, Rows, open_rows
 from dfkd.data.text import TextEmbedding, embed
 from dfkd.engine.anatomy import Anatomy, survey
@@ -23,92 +22,85 @@ from dfkd.engine.core import Method, Task
 from dfkd.engine.probe import Probe
 from dfkd.engine.runtime import Runtime
 from dfkd.errors import UserError
+from dfkd.inputs import as_classifier, facts_of, with_fields
+from dfkd.nets.zoo import Classifier
 from dfkd.ops.pixels import as_bytes
+from dfkd.settings import Images, Text
 
-__all__ = ["Real", "Web", "build_task", "instance", "labelled", "prepare"]
-
-Array = Tensor | npt.NDArray[Any]
-Real = ImageSet | tuple[Array, Array] | str | Path | None
-Web = Rows | Array | str | Path | None
+__all__ = ["Prepared", "build_task", "embedding_of", "instance", "labelled", "prepare"]
 
 TOLERANCE = 1e-3  # of floats in [0, 1]: what resizing may leave
 
 
+class Prepared(NamedTuple):
+    """A checked task; what both networks are; where the class embeddings came from."""
+
+    task: Task
+    anatomies: tuple[Anatomy, Anatomy]
+    text_source: dict[str, str]
+
+
 def build_task(
-    teacher: nn.Module,
-    student: nn.Module,
+    teacher: nn.Module | Classifier,
+    student: nn.Module | Classifier,
     *,
-    image_size: tuple[int, int, int],
-    mean: Sequence[float],
-    std: Sequence[float],
-    classes: Sequence[str] | int | None = None,
-    text: TextEmbedding | Tensor | str = "auto",
-    prompt: str = "P2",
-    web: Web = None,
-    real: Real = None,
+    data: Images | None = None,
+    text: Text | TextEmbedding | Tensor | str | None = "auto",
     runtime: Runtime | None = None,
-    teacher_layers: Mapping[str, Any] | None = None,
-    student_layers: Mapping[str, Any] | None = None,
     watch: Converted | None = None,
+    **values: Any,
 ) -> Task:
     """A :class:`~dfkd.engine.core.Task` from plain modules, for use with :func:`dfkd.engine.driver.run`.
 
     Takes what :func:`dfkd.distill` takes, checks it, moves both networks to the device, and freezes the teacher.
-    ``watch`` hears how many web images are converted, of how many (:func:`~dfkd.data.rows.open_rows`).
+    Fields of ``data`` may be given by their own names. ``watch`` hears how many web images are converted, of how many
+    (:func:`~dfkd.data.rows.open_rows`).
     """
-    runtime = runtime or Runtime().launch()
-    layers = (teacher_layers or {}, student_layers or {})
-    told = prepare(teacher, student, runtime, image_size, mean, std, classes, text, prompt, web, real, layers, watch)
-    return told[0]
+    sections = with_fields("build_task", {"data": data or Images()}, values)
+    pair = as_classifier(teacher), as_classifier(student)
+    return prepare(*pair, runtime or Runtime().launch(), sections["data"], text, watch).task
 
 
 def prepare(
-    teacher: nn.Module,
-    student: nn.Module,
+    teacher: Classifier,
+    student: Classifier,
     runtime: Runtime,
-    image_size: tuple[int, int, int],
-    mean: Sequence[float],
-    std: Sequence[float],
-    classes: Sequence[str] | int | None,
-    text: TextEmbedding | Tensor | str | None,
-    prompt: str,
-    web: Web,
-    real: Real,
-    layers: tuple[Mapping[str, Any], Mapping[str, Any]],
+    data: Images,
+    text: Text | TextEmbedding | Tensor | str | None,
     watch: Converted | None = None,
-) -> tuple[Task, tuple[Anatomy, Anatomy], dict[str, str]]:
-    """Check the pair and build the task; also what the networks are and where the embeddings came from.
+) -> Prepared:
+    """Check the pair and its data, and build the task: the one place where tasks are made.
 
-    ``watch`` hears how far the conversion of web images is.
+    ``watch`` hears how far the conversion of web images is; ``text=None`` leaves the embeddings out.
     """
-    shape = _shape(image_size)
-    mean, std = _per_channel("mean", mean, shape[0]), _per_channel("std", std, shape[0])
-    wanted = None if classes is None else classes if isinstance(classes, int) else len(classes)
-    old = survey(teacher, shape, wanted, "teacher", **layers[0])
-    new = survey(student, shape, old.classes, "student", **layers[1])
+    facts = facts_of(data, who="distill", spared=("classes",))
+    shape = _shape(facts.image_size)
+    mean, std = _per_channel("mean", facts.mean, shape[0]), _per_channel("std", facts.std, shape[0])
+    old = survey(teacher.net, shape, facts.classes or None, "teacher", **teacher.layers)
+    new = survey(student.net, shape, old.classes, "student", **student.layers)
     old, new = _match_stages(old, new)
-    k = old.classes
-    names = () if classes is None or isinstance(classes, int) else tuple(classes)
-    embedding = None if text is None else _embedding(text, names, k, prompt)
+    k, names = old.classes, facts.names
+    embedding = None if text is None else embedding_of(text, names, k)
     # Whatever can be refused comes before the probes, which hook the networks.
+    web = data.web
     pool = web if web is None or isinstance(web, Rows) else open_rows(web, shape, _cache(), watch)
     if pool is not None and pool.skipped and runtime.rank == 0:
         total = pool.skipped + len(pool)
         warnings.warn(f"{pool.skipped:,} of {total:,} web images cannot be read and are left out", stacklevel=3)
-    training = _labelled(real, shape, names, k, "real")
+    training = _labelled(data.real, shape, names, k, "real")
     probes = [
         Probe(
             runtime.place(net),
             mean=mean,
             std=std,
-            head=facts.head,
-            stages=facts.stages,
-            norms=facts.norm_names,
+            head=anatomy.head,
+            stages=anatomy.stages,
+            norms=anatomy.norm_names,
             precision=runtime.precision,
             channels_last=runtime.channels_last,
             joint=runtime.joint,
         ).to(runtime.device)
-        for net, facts in ((teacher, old), (student, new))
+        for net, anatomy in ((teacher.net, old), (student.net, new))
     ]
     task = Task(
         probes[0].freeze(),
@@ -121,7 +113,7 @@ def prepare(
         web=pool,
         real=None if training is None else (training[0].to(runtime.device), training[1].to(runtime.device)),
     )
-    return task, (old, new), {} if embedding is None else embedding.source
+    return Prepared(task, (old, new), {} if embedding is None else embedding.source)
 
 
 def _match_stages(old: Anatomy, new: Anatomy) -> tuple[Anatomy, Anatomy]:
@@ -183,13 +175,15 @@ def _per_channel(what: str, given: Any, channels: int) -> tuple[float, ...]:
     return numbers
 
 
-def _embedding(text: TextEmbedding | Tensor | str, names: tuple[str, ...], k: int, prompt: str) -> TextEmbedding:
+def embedding_of(text: Text | TextEmbedding | Tensor | str, names: tuple[str, ...], k: int) -> TextEmbedding:
+    """One vector for each class: as given, or as an encoder makes them."""
     if isinstance(text, TextEmbedding):
         embedding = text
     elif isinstance(text, Tensor):
         embedding = TextEmbedding(text.detach().float(), {"encoder": "given as a tensor"})
     else:
-        embedding = embed(names or None, k, encoder=text, prompt=prompt)
+        made = Text(text) if isinstance(text, str) else text  # type: ignore[arg-type]
+        embedding = embed(names or None, k, made.encoder, made.prompt, None if made.file is None else Path(made.file))
     if embedding.vectors.shape[0] != k:
         raise UserError(
             f"distill needs one embedding for each of {k} classes, got {embedding.vectors.shape[0]}; give {k} rows"
@@ -197,7 +191,7 @@ def _embedding(text: TextEmbedding | Tensor | str, names: tuple[str, ...], k: in
     return embedding
 
 
-def labelled(given: Real, task: Task, role: str) -> tuple[Tensor, Tensor] | None:
+def labelled(given: Labelled | None, task: Task, role: str) -> tuple[Tensor, Tensor] | None:
     """Labelled images as uint8 and int64, checked against the task, labels in the order of its classes.
 
     Raises:
@@ -207,7 +201,7 @@ def labelled(given: Real, task: Task, role: str) -> tuple[Tensor, Tensor] | None
 
 
 def _labelled(
-    given: Real, shape: tuple[int, int, int], names: tuple[str, ...], classes: int, role: str
+    given: Labelled | None, shape: tuple[int, int, int], names: tuple[str, ...], classes: int, role: str
 ) -> tuple[Tensor, Tensor] | None:
     if given is None:
         return None

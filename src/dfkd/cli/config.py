@@ -1,13 +1,13 @@
-"""What the commands can be told. A section of a recipe is a dataclass; the comment beside a field is its help.
+"""The options of the commands: their own fields, and the sections of :mod:`dfkd.settings`.
 
-This module does not import torch: `--help` must be quick.
+The comment beside a field is its help. This module does not import torch: `--help` must be quick.
 """
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from dfkd.datasets import DATASETS
 from dfkd.engine.plan import Plan
+from dfkd.settings import Images, Machine, MethodChoice, Network, TeachImages, Text, Watching
 from dfkd.teachplan import TeachPlan
 
 __all__ = [
@@ -27,96 +27,6 @@ __all__ = [
     "Synthesize",
     "Teach",
 ]
-
-if TYPE_CHECKING:
-    Preset = str
-else:  # the choices that --help lists and the parser accepts
-    Preset = Literal[tuple(DATASETS)]
-
-
-@dataclass
-class Network:
-    """A network by name, with its weights."""
-
-    name: str | None = None  # zoo name, timm:NAME, torchvision:NAME, hf:REPO, or package.module:callable
-    weights: str | None = None  # .safetensors, .pt or .pth, or the folder of `dfkd teach` or of a run
-    key: str | None = None  # which weights, where the file holds several: state_dict_ema
-    head: str | None = None  # path of the classifier layer, where the search should not decide
-    stages: list[str] | None = None  # paths of the stage layers, shallow to deep, likewise
-
-
-@dataclass
-class Images:
-    """What the teacher was trained on; taken from the file beside its weights where that says so."""
-
-    preset: Preset | None = None  # fills the next four for a known data set
-    image_size: tuple[int, int, int] | None = None  # channels, height, width
-    mean: list[float] | None = None  # per channel, of pixels in [0, 1]
-    std: list[float] | None = None  # likewise
-    classes: list[str] | int | str | None = None  # names, their number, or the name of a shipped list
-    test: str | None = None  # labelled images that only report: digits, cifar10[:DIR], FILE.npz, folder:DIR
-    web: str | None = None  # unlabelled images for methods that select: folder, .npy, .tar shards
-    real: str | None = None  # labelled training images, for the yardstick VanillaKD only
-
-
-@dataclass
-class TeachImages:
-    """What the teacher learns from."""
-
-    preset: Preset | None = None  # fills the rest for a known data set
-    train: str | None = None  # labelled images: digits, mnist[:DIR], cifar10[:DIR], FILE.npz, folder:DIR
-    test: str | None = None  # labelled images, measured once at the end
-    image_size: tuple[int, int, int] | None = None  # channels, height, width
-    mean: list[float] | None = None  # per channel, of pixels in [0, 1]; default: of the training images
-    std: list[float] | None = None  # likewise
-    classes: list[str] | int | str | None = None  # names, their number, or the name of a shipped list
-
-
-@dataclass
-class Text:
-    """Where class embeddings come from."""
-
-    encoder: Literal["auto", "shipped", "minilm", "clip", "file", "index"] = "auto"  # auto: shipped, minilm, index
-    prompt: Literal["P1", "P2", "P3"] = "P2"  # a class of, a photo of, a photo of the class index
-    file: str | None = None  # .safetensors, .npy or .pt with one row for each class
-
-
-@dataclass
-class Machine:
-    """Where it computes. Settings other than device and threads belong to the run: a resume keeps them."""
-
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    devices: int = 1  # processes, one for each GPU
-    precision: Literal["fp32", "bf16"] = "fp32"
-    compile: bool = False  # torch.compile: pays off in long runs
-    compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = "default"  # reduce-overhead: CUDA graphs
-    sync_bn: bool = False  # with several processes: BatchNorm statistics over the joint batch
-    channels_last: bool = True
-    seed: int = 0
-    threads: int | None = None  # of the CPU; a resume is bit-identical with the same number
-
-
-@dataclass
-class Watching:
-    """How a run is looked at and saved; nothing here changes the student."""
-
-    evaluate_every: int = 1  # rounds between looks at the test images
-    metrics_every: int = 1  # rounds between readings of the losses from the device
-    samples_every: int = 10  # rounds between sheets of synthetic images; 0: none
-    save_every: float = 0.0  # least seconds between checkpoints; 0: after every round
-    tensorboard: bool = False  # also write TensorBoard events
-    quiet: bool = False  # no progress display
-    export: bool = True  # also write the student as a torch.export program
-    onnx: Literal["none", "fp32", "int8"] = "none"  # at the end also as ONNX, int8: and quantized, like `dfkd export`
-    overlap: bool = True  # look once, before the rounds, for near-duplicates of the test images among the web images
-    figures: bool = True  # draw figures at the end: images by class, activation maps, t-SNE; `dfkd plot` draws them too
-
-
-@dataclass
-class MethodChoice:
-    """The method; its hyper-parameters are further options of this section."""
-
-    name: str = "NAYER"  # a name from `dfkd methods`, or package.module:Class of your own
 
 
 @dataclass

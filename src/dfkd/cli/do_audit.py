@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from dfkd.cli.config import Audit
-from dfkd.cli.job import rebuilt_job, runtime_of, task_of
+from dfkd.cli.job import rebuilt_job, task_of
 from dfkd.cli.parse import Tree, merge
 from dfkd.cli.setup import plain_settings
 from dfkd.data.readers import read_images
@@ -14,6 +14,7 @@ from dfkd.data.rows import Rows, open_rows
 from dfkd.deploy.stored import stored_images
 from dfkd.engine.audit import audit_images
 from dfkd.errors import UserError
+from dfkd.inputs import runtime_of
 from dfkd.report.privacy import NUMBERS_FILE, audit_numbers, audit_verdict, write_audit
 from dfkd.weights import load_weights
 

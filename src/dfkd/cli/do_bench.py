@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from dfkd.cli.config import Bench, Distill
-from dfkd.cli.job import Job, exam_of, prepare_job, resolved, runtime_of, task_of
+from dfkd.cli.job import Job, exam_of, prepare_job, resolved, task_of
 from dfkd.cli.parse import Tree, fill
 from dfkd.cli.setup import resolve, wide_console, with_recipe
 from dfkd.engine.account import Account, Phases, account
@@ -17,6 +17,7 @@ from dfkd.engine.core import Task
 from dfkd.engine.runtime import Runtime
 from dfkd.engine.work import Work
 from dfkd.errors import UserError
+from dfkd.inputs import runtime_of
 from dfkd.methods.stts import STTS
 from dfkd.recipes import yaml_of
 from dfkd.report.summary import file_size, operations

@@ -11,7 +11,7 @@ from dfkd.api import Distilled, distill
 from dfkd.cli.config import Demo, Distill
 from dfkd.cli.job import prepare_job
 from dfkd.cli.parse import Tree, merge
-from dfkd.cli.setup import resolve, seed_everything, text_of
+from dfkd.cli.setup import resolve, seed_everything
 from dfkd.cli.teach_progress import epoch_progress
 from dfkd.data.readers import STATISTICS, read_images
 from dfkd.engine.records import Evaluation
@@ -117,26 +117,16 @@ def _student(tree: Tree, out: Path, seed: int, quiet: bool, noise: bool = False)
     job = prepare_job(*resolve(Distill, merge(tree, {"runtime": {"seed": seed}})))
     method = NoiseInput(temperature=job.method.temperature) if noise else job.method  # type: ignore[attr-defined]
     done = distill(
-        job.teacher.built.net,
-        job.student.built.net,
+        job.teacher.classifier,
+        job.student.classifier,
         method,
-        image_size=job.facts.image_size,
-        mean=job.facts.mean,
-        std=job.facts.std,
-        classes=job.facts.named,
+        data=replace(job.data, test="digits"),
+        text=job.settings.text,
         plan=replace(job.plan, warmup=0) if noise else job.plan,
-        out=out,
-        test="digits",
-        text=text_of(job.settings.text, job.facts, method),
         runtime=Runtime(seed=seed),
+        watch=replace(job.settings.watch, evaluate_every=2, export=not noise),
+        out=out,
         progress=not quiet,
-        evaluate_every=2,
-        samples_every=job.settings.watch.samples_every,
-        teacher_layers=job.teacher.layers,
-        student_layers=job.student.layers,
-        names=(job.teacher.name, job.student.name),
-        spec=job.student.built.spec,
-        export=not noise,
     )
     return Trained("noise" if noise else "nayer", seed, done)
 

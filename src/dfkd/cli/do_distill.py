@@ -11,9 +11,9 @@ from pathlib import Path
 from dfkd.api import Distilled, distill
 from dfkd.cli.config import Distill
 from dfkd.cli.exported import show_exported
-from dfkd.cli.job import RECIPE_FILE, Job, prepare_job, resolved, runtime_of
+from dfkd.cli.job import RECIPE_FILE, Job, prepare_job, resolved
 from dfkd.cli.parse import Tree, merge, read_yaml
-from dfkd.cli.setup import resolve, text_of, with_recipe
+from dfkd.cli.setup import resolve, with_recipe
 from dfkd.cli.stop import Stopped
 from dfkd.deploy.export import export
 from dfkd.deploy.programs import check_onnx
@@ -21,6 +21,7 @@ from dfkd.engine.lock import held
 from dfkd.engine.records import Observer, RunInfo
 from dfkd.engine.runtime import Runtime
 from dfkd.errors import UserError
+from dfkd.inputs import runtime_of
 from dfkd.recipes import yaml_of
 from dfkd.report.files import read_run, write_run, write_whole
 
@@ -70,47 +71,26 @@ def _export(out: Path, quantized: bool) -> None:
 
 
 def _distill(job: Job, out: Path, machine: Runtime, resume: bool) -> Distilled:
-    settings, watch = job.settings, job.settings.watch
+    settings = job.settings
     head = (
         "written by dfkd when the run began; to go on after a stop:",
         f"dfkd distill --resume {out}",
         "",
         _command(),
     )
-    extra: list[Observer] = [] if resume else [_SaveRecipe(out, yaml_of(resolved(job), head))]
-    if watch.tensorboard:
-        from dfkd.report.observers import TensorBoard
-
-        extra.append(TensorBoard(out / "tensorboard", _rounds_done(out)))
+    recipe: list[Observer] = [] if resume else [_SaveRecipe(out, yaml_of(resolved(job), head))]
     return distill(
-        job.teacher.built.net,
-        job.student.built.net,
+        job.teacher.classifier,
+        job.student.classifier,
         job.method,
-        image_size=job.facts.image_size,
-        mean=job.facts.mean,
-        std=job.facts.std,
-        classes=job.facts.named,
+        data=job.data,
+        text=settings.text,
         plan=job.plan,
+        runtime=machine,
+        watch=settings.watch,
         out=out,
         resume=resume,
-        test=settings.data.test,
-        text=text_of(settings.text, job.facts, job.method),
-        web=settings.data.web,
-        real=settings.data.real,
-        runtime=machine,
-        observers=extra,
-        progress=not watch.quiet,
-        evaluate_every=watch.evaluate_every,
-        metrics_every=watch.metrics_every,
-        samples_every=watch.samples_every,
-        save_every=watch.save_every,
-        teacher_layers=job.teacher.layers,
-        student_layers=job.student.layers,
-        names=(job.teacher.name, job.student.name),
-        spec=job.student.built.spec,
-        export=watch.export,
-        figures=watch.figures,
-        overlap=watch.overlap,
+        observers=recipe,
     )
 
 
@@ -177,11 +157,6 @@ def _tell(done: Distilled, job: Job, out: Path) -> None:
     console.print()
     console.print(table(rows))
     console.print(f"\nreport  {out / 'report.html'}\nstudent {out / 'student.safetensors'}", highlight=False)
-
-
-def _rounds_done(folder: Path) -> int:
-    rounds = read_run(folder).rounds if (folder / "run.json").is_file() else []
-    return rounds[-1].round + 1 if rounds else 0
 
 
 def _command() -> str:

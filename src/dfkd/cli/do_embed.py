@@ -5,12 +5,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dfkd.cli.config import Embed, Images
-from dfkd.cli.setup import facts_of, text_of
+from dfkd.cli.config import Embed
 from dfkd.data.text import TextEmbedding
 from dfkd.engine.checkpoint import write_aside
 from dfkd.errors import UserError
-from dfkd.weights import Sidecar
+from dfkd.inputs import facts_of
+from dfkd.prepare import embedding_of
+from dfkd.settings import Images
 
 __all__ = ["nearest", "run"]
 
@@ -21,10 +22,8 @@ def run(settings: Embed) -> int:
         raise UserError("embed needs classes, got none; give names, their number or a list: `dfkd embed cifar10`")
     if settings.nearest < 0:
         raise UserError(f"embed needs --nearest of at least 0, got {settings.nearest}; raise it")
-    facts = facts_of(Images(image_size=(1, 1, 1), mean=[0.0], std=[1.0], classes=settings.classes), Sidecar())
-    made = text_of(settings.text, facts, None)
-    if not isinstance(made, TextEmbedding):
-        raise RuntimeError("embeddings are always made where no method is named")
+    facts = facts_of(Images(classes=settings.classes), spared=("image_size", "mean", "std"))
+    made = embedding_of(settings.text, facts.names, facts.classes)
     source = made.source
     told = f"{source.get('encoder')}, prompt {source.get('prompt')!r}" if "prompt" in source else source.get("encoder")
     print(f"{len(made.vectors)} classes x {made.vectors.shape[1]}, {told}")

@@ -5,18 +5,20 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from dfkd.cli.config import Evaluate, Network
-from dfkd.cli.job import RECIPE_FILE, runtime_of
+from dfkd.cli.config import Evaluate
+from dfkd.cli.job import RECIPE_FILE
 from dfkd.cli.names import check_name
 from dfkd.cli.parse import read_yaml
-from dfkd.cli.setup import Facts, facts_of, known, load, seed_everything, with_weights_path
+from dfkd.cli.setup import known, load, seed_everything, with_weights_path
 from dfkd.data.classes import in_order
 from dfkd.data.readers import read_images
 from dfkd.engine.evaluate import evaluate
 from dfkd.engine.probe import Probe
 from dfkd.engine.runtime import Runtime
 from dfkd.errors import UserError
+from dfkd.inputs import Facts, facts_of, runtime_of
 from dfkd.report.summary import percent
+from dfkd.settings import Network
 
 __all__ = ["run"]
 
@@ -34,7 +36,7 @@ def run(settings: Evaluate) -> int:
     _, sidecar = known(settings.network, "network")
     facts = facts_of(settings.data, sidecar, "network")
     seed_everything(settings.runtime.seed, settings.runtime.threads)
-    images = read_images(settings.data.test, "test", side=facts.image_size[1:], channels=facts.image_size[0])
+    images = read_images(str(settings.data.test), "test", side=facts.image_size[1:], channels=facts.image_size[0])
     images = in_order(images, facts.names, facts.classes, "test")
     runtime = runtime_of(settings.runtime).launch()
     student = _probe(settings.network, facts, runtime, "network")
@@ -81,7 +83,7 @@ def _with_target(settings: Evaluate) -> Evaluate:
 
 
 def _probe(network: Network, facts: Facts, runtime: Runtime, role: str) -> Probe:
-    net = load(network, facts, role, trained=True).built.net
+    net = load(network, facts, role, trained=True).classifier.net
     probe = Probe(
         runtime.place(net),
         mean=facts.mean,

@@ -8,17 +8,19 @@ from typing import Any
 
 import torch
 
-from dfkd.cli.config import Inspect, Network
+from dfkd.cli.config import Inspect
 from dfkd.cli.names import check_name
-from dfkd.cli.setup import Facts, Loaded, facts_of, known, load, text_of, wide_console, with_weights_path
+from dfkd.cli.setup import Loaded, known, load, wide_console, with_weights_path
 from dfkd.engine.anatomy import Anatomy, survey
 from dfkd.engine.core import Need, unmet
 from dfkd.engine.runtime import Runtime
+from dfkd.inputs import Facts, facts_of
 from dfkd.methods import METHODS
 from dfkd.nets.count import count_parameters
 from dfkd.nets.zoo import ZOO, build
-from dfkd.prepare import build_task
+from dfkd.prepare import prepare
 from dfkd.report.summary import count, operations
+from dfkd.settings import Network
 
 __all__ = ["run"]
 
@@ -40,7 +42,7 @@ def run(settings: Inspect) -> int:
     if settings.student.name or settings.student.weights:
         nets.append(load(settings.student, facts, "student"))
     found = [
-        survey(net.built.net, facts.image_size, facts.classes, role, net.layers.get("head"), net.layers.get("stages"))
+        survey(net.classifier.net, facts.image_size, facts.classes, role, **net.classifier.layers)
         for net, role in zip(nets, ("teacher", "student"), strict=False)
     ]
     missing = _missing(settings, facts, nets)
@@ -72,22 +74,18 @@ def _list(plain: bool) -> int:
 
 def _missing(settings: Inspect, facts: Facts, nets: Sequence[Loaded]) -> dict[str, list[Need]]:
     """For every method with its default settings, what this pair lacks. A teacher alone is its own student."""
-    teacher, student = nets[0], nets[-1]
+    teacher, student = nets[0].classifier, nets[-1].classifier
     channels = facts.image_size[0]
-    task = build_task(
-        teacher.built.net,
-        student.built.net if len(nets) > 1 else copy.deepcopy(teacher.built.net),
+    data = replace(
+        settings.data,
         image_size=facts.image_size,
         mean=facts.mean or [0.0] * channels,  # needs do not depend on it
         std=facts.std or [1.0] * channels,
         classes=facts.named,
-        text=text_of(settings.text, facts, None),
-        web=settings.data.web,
-        real=settings.data.real,
-        runtime=Runtime(device="cpu").launch(),
-        teacher_layers=teacher.layers,
-        student_layers=student.layers,
     )
+    if len(nets) == 1:
+        student = replace(teacher, net=copy.deepcopy(teacher.net))
+    task = prepare(teacher, student, Runtime(device="cpu").launch(), data, settings.text).task
     return {name: unmet(task, kind()) for name, kind in METHODS.items()}
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dfkd.cli.config import Plot
-from dfkd.cli.job import Job, exam_of, rebuilt_job, runtime_of, task_of
+from dfkd.cli.job import Job, exam_of, rebuilt_job, task_of
 from dfkd.cli.parse import Tree
 from dfkd.cli.setup import plain_settings
 from dfkd.deploy.stored import stored_images
@@ -14,6 +14,7 @@ from dfkd.engine.checkpoint import Checkpoint
 from dfkd.engine.core import State, Task
 from dfkd.engine.driver import revisit
 from dfkd.errors import UserError
+from dfkd.inputs import runtime_of
 from dfkd.report.curves import comparison
 from dfkd.report.drawers import class_sheet
 from dfkd.report.figures import curves_of, figures_of

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dfkd.cli.config import Distill, Synthesize
-from dfkd.cli.job import prepare_job, resolved, runtime_of, task_of
+from dfkd.cli.job import prepare_job, resolved, task_of
 from dfkd.cli.parse import Tree, fill
 from dfkd.cli.setup import resolve, with_recipe
 from dfkd.deploy.stored import stored_images
@@ -20,6 +20,7 @@ from dfkd.engine.driver import Watch
 from dfkd.engine.driver import run as drive
 from dfkd.engine.plan import Plan
 from dfkd.errors import UserError
+from dfkd.inputs import runtime_of
 from dfkd.ops.pixels import as_bytes
 from dfkd.recipes import yaml_of
 from dfkd.report.files import read_run

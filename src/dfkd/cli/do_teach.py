@@ -8,15 +8,15 @@ from pathlib import Path
 import torch
 
 from dfkd.cli.config import Teach
-from dfkd.cli.job import runtime_of
 from dfkd.cli.names import check_name
-from dfkd.cli.setup import facts_of, load, seed_everything
+from dfkd.cli.setup import load, seed_everything
 from dfkd.cli.teach_progress import epoch_progress
 from dfkd.data.classes import in_order
 from dfkd.data.readers import ImageSet, read_images
 from dfkd.datasets import DATASETS
 from dfkd.engine.silent import Silent
 from dfkd.errors import UserError
+from dfkd.inputs import facts_of, runtime_of
 from dfkd.ops.pixels import as_images
 from dfkd.teach import TeachResult, save_teacher, teach
 from dfkd.weights import Sidecar
@@ -48,7 +48,7 @@ def run(settings: Teach) -> int:
     loaded = load(settings.network, facts, "network")
     with epoch_progress(plan.epochs, settings.quiet) as watch:
         done = teach(
-            loaded.built.net,
+            loaded.classifier.net,
             train.images,
             train.labels,
             plan,
@@ -61,7 +61,7 @@ def run(settings: Teach) -> int:
     path = save_teacher(
         out,
         done,
-        spec=loaded.built.spec,
+        spec=loaded.classifier.spec,
         image_shape=facts.image_size,
         names=facts.names,
         classes=facts.classes,
@@ -103,12 +103,12 @@ def _read(settings: Teach) -> tuple[ImageSet, ImageSet | None]:
     return train, read_images(test, "test", side=(height, width), channels=channels)
 
 
-def _classes(settings: Teach, train: ImageSet) -> list[str] | int | str:
-    """As told; the names of the training images where nothing or only their number was told."""
-    told = settings.data.classes
-    if told is None or told == len(train.names):
+def _classes(settings: Teach, train: ImageSet) -> Sequence[str] | int | str:
+    """Class names from the options, else from the training set."""
+    classes = settings.data.classes
+    if classes is None or classes == len(train.names):
         return list(train.names) or int(train.labels.max()) + 1
-    return told
+    return classes
 
 
 def _preset_size(settings: Teach) -> tuple[tuple[int, int] | None, int | None]:

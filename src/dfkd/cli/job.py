@@ -8,20 +8,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dfkd.cli.config import Distill, Machine, Network
+from dfkd.cli.config import Distill
 from dfkd.cli.names import check_name
 from dfkd.cli.parse import Tree, merge, read_yaml
 from dfkd.cli.setup import (
-    Facts,
     Loaded,
-    facts_of,
     known,
     load,
     method_settings,
     plain_settings,
     resolve,
     seed_everything,
-    text_of,
     widened,
     with_weights_path,
 )
@@ -30,22 +27,14 @@ from dfkd.engine.plan import Plan
 from dfkd.engine.runtime import Runtime
 from dfkd.engine.sharing import projection
 from dfkd.errors import UserError
+from dfkd.inputs import Facts, facts_of
 from dfkd.methods.kd3 import KD3
-from dfkd.prepare import build_task, labelled
+from dfkd.prepare import labelled, prepare
 from dfkd.report.scene import part_of
+from dfkd.settings import Images, Network
 from dfkd.types import Bytes, Labels
 
-__all__ = [
-    "RECIPE_FILE",
-    "Job",
-    "absolute",
-    "exam_of",
-    "prepare_job",
-    "rebuilt_job",
-    "resolved",
-    "runtime_of",
-    "task_of",
-]
+__all__ = ["RECIPE_FILE", "Job", "absolute", "exam_of", "prepare_job", "rebuilt_job", "resolved", "task_of"]
 
 RECIPE_FILE = "recipe.yaml"
 
@@ -60,6 +49,14 @@ class Job:
     facts: Facts
     teacher: Loaded
     student: Loaded
+
+    @property
+    def data(self) -> Images:
+        """The images' section, with what the teacher's weights and the data set say filled in."""
+        facts = self.facts
+        return replace(
+            self.settings.data, image_size=facts.image_size, mean=facts.mean, std=facts.std, classes=facts.named
+        )
 
 
 def prepare_job(settings: Distill, method: Method[Any], plan: Plan, trained: bool = True) -> Job:
@@ -117,26 +114,10 @@ def rebuilt_job(folder: Path, who: str, flags: Tree) -> tuple[Job, str | None]:
 
 def _with_projector(teacher: Loaded, student: Loaded, facts: Facts) -> Loaded:
     """KD3's student reads the teacher's classifier: where the widths differ it gets a projector, and keeps it."""
-    projector = projection(teacher.built.net, student.built.net, facts.image_size)
+    projector = projection(teacher.classifier.net, student.classifier.net, facts.image_size)
     if projector is None:
         return student
-    return replace(student, built=widened(student.built, facts.image_size, projector), layers={})
-
-
-def runtime_of(machine: Machine) -> Runtime:
-    """The runtime that these settings ask for."""
-    if machine.devices < 1:
-        raise UserError(f"runtime needs at least one process, got {machine.devices}; raise --runtime.devices")
-    return Runtime(
-        device=machine.device,
-        devices=machine.devices,
-        precision=machine.precision,
-        compile=machine.compile,
-        compile_mode=machine.compile_mode,
-        sync_bn=machine.sync_bn,
-        channels_last=machine.channels_last,
-        seed=machine.seed,
-    )
+    return replace(student, classifier=widened(student.classifier, facts.image_size, projector))
 
 
 def resolved(job: Job) -> Tree:
@@ -174,23 +155,9 @@ def task_of(job: Job, runtime: Runtime) -> Task:
 
     from dfkd.report.conversion import Conversion
 
-    settings, facts = job.settings, job.facts
-    with Conversion(Console(stderr=True), quiet=runtime.rank > 0) as said:
-        return build_task(
-            job.teacher.built.net,
-            job.student.built.net,
-            image_size=facts.image_size,
-            mean=facts.mean,
-            std=facts.std,
-            classes=facts.named,
-            text=text_of(settings.text, facts, job.method) if Need.TEXT in job.method.needs() else "index",
-            web=settings.data.web,
-            real=settings.data.real,
-            runtime=runtime,
-            teacher_layers=job.teacher.layers,
-            student_layers=job.student.layers,
-            watch=said,
-        )
+    with Conversion(Console(stderr=True), quiet=runtime.rank > 0) as progress:
+        text = job.settings.text if Need.TEXT in job.method.needs() else "index"
+        return prepare(job.teacher.classifier, job.student.classifier, runtime, job.data, text, progress).task
 
 
 def exam_of(job: Job, task: Task) -> tuple[Bytes, Labels] | None:

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from dfkd.cli.config import Network
 from dfkd.errors import UserError
 from dfkd.nets.adapters import suggest
 from dfkd.nets.zoo import WRN, ZOO
+from dfkd.settings import Network
 
 __all__ = ["check_name"]
 

@@ -1,30 +1,28 @@
 """From settings to what runs: which method and plan, what the data are, the networks with their weights."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_origin, get_type_hints
 
 import torch
 
-from dfkd.cli.config import Images, Network, TeachImages, Text
 from dfkd.cli.parse import SHORT, Tree, fill, merge, read_yaml, unknown
-from dfkd.data.text import TextEmbedding, class_list, embed
 from dfkd.datasets import DATASETS
-from dfkd.engine.core import Method, Need
+from dfkd.engine.core import Method
 from dfkd.engine.plan import Plan
 from dfkd.engine.sharing import widen
 from dfkd.errors import UserError
 from dfkd.imports import own_module, working_folder_importable
+from dfkd.inputs import Facts
 from dfkd.methods import COMBINATIONS, METHODS
-from dfkd.nets.zoo import ZOO, Built, build, check_image_shape
+from dfkd.nets.zoo import ZOO, Classifier, build, check_image_shape
 from dfkd.recipes import recipe
+from dfkd.settings import Network
 from dfkd.weights import Sidecar, find_weights, load_weights, read_sidecar
 
 __all__ = [
-    "Facts",
     "Loaded",
-    "facts_of",
     "find_method",
     "known",
     "load",
@@ -34,7 +32,6 @@ __all__ = [
     "plain_settings",
     "seed_everything",
     "resolve",
-    "text_of",
     "wide_console",
     "widened",
     "with_recipe",
@@ -47,29 +44,16 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What the teacher was trained on."""
+class Loaded:
+    """A network with its weights, and what stands beside these."""
 
-    image_size: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    classes: int
-    names: tuple[str, ...]
+    classifier: Classifier
+    sidecar: Sidecar = field(default_factory=Sidecar)
 
     @property
-    def named(self) -> tuple[str, ...] | int:
-        """The classes as :func:`dfkd.distill` takes them."""
-        return self.names or self.classes
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A network with its weights, its name, the layers that are known, and what was told beside the weights."""
-
-    built: Built
-    name: str
-    layers: dict[str, Any]
-    sidecar: Sidecar = field(default_factory=Sidecar)
+    def name(self) -> str:
+        """What it was asked for by."""
+        return self.classifier.name or type(self.classifier.net).__name__
 
 
 def with_recipe(tree: Tree) -> Tree:
@@ -176,40 +160,6 @@ def find_method(name: str) -> type[Method[Any]]:
     return found
 
 
-def facts_of(data: Images | TeachImages, sidecar: Sidecar, who: str = "teacher", spared: Collection[str] = ()) -> Facts:
-    """Put together what is told, what stands beside the weights, and what is known of the data set; in this order.
-
-    Args:
-        data: what is told.
-        sidecar: what stands beside the weights.
-        who: for messages.
-        spared: which of ``mean`` and ``std`` may be missing, and are then empty.
-
-    Raises:
-        UserError: something is missing, or sizes that do not fit each other.
-    """
-    preset = data.preset
-    dataset = DATASETS[preset] if preset else None
-    size = data.image_size or sidecar.image_size or (dataset.image_size if dataset else None)
-    mean = data.mean or sidecar.mean or (dataset.mean if dataset else None)
-    std = data.std or sidecar.std or (dataset.std if dataset else None)
-    told = data.classes if data.classes is not None else sidecar.names or sidecar.classes or preset
-    for what, value in (("image_size", size), ("mean", mean), ("std", std), ("classes", told)):
-        if value is None and what not in spared:
-            raise UserError(
-                f"{who} needs data.{what}, got none; give --data.{what}, a known data set (--data cifar10), "
-                "or weights with a description beside them"
-            )
-    names = class_list(told) if isinstance(told, str) else () if isinstance(told, int) else tuple(told or ())
-    return Facts(
-        size or (1, 1, 1),
-        tuple(mean or ()),
-        tuple(std or ()),
-        told if isinstance(told, int) else len(names),
-        names,
-    )
-
-
 def known(network: Network, role: str) -> tuple[str, Sidecar]:
     """The network's name and what stands beside its weights, before anything is built.
 
@@ -257,14 +207,14 @@ def load(network: Network, facts: Facts, role: str, trained: bool = False) -> Lo
         built = widened(built, facts.image_size, sidecar.projector)
     if network.weights is not None:
         load_weights(built.net, find_weights(Path(network.weights), role), role, network.key)
-    layers: dict[str, Any] = {"head": network.head or built.head, "stages": network.stages or built.stages}
-    return Loaded(built, name, {key: value for key, value in layers.items() if value is not None}, sidecar)
+    found = replace(built, head=network.head or built.head, stages=network.stages or built.stages, name=name)
+    return Loaded(found, sidecar)
 
 
-def widened(built: Built, image_size: tuple[int, int, int], projector: Mapping[str, Any]) -> Built:
+def widened(network: Classifier, image_size: tuple[int, int, int], projector: Mapping[str, Any]) -> Classifier:
     """The network with a projector to its teacher's classifier, as KD3 trains it; its layers are looked for anew."""
-    net = widen(built.net, image_size, **projector)
-    return Built(net, None, None, {**built.spec, "projector": dict(projector)})
+    net = widen(network.net, image_size, **projector)
+    return Classifier(net, spec={**network.spec, "projector": dict(projector)}, name=network.name)
 
 
 def with_weights_path(network: Network) -> Network:
@@ -273,14 +223,6 @@ def with_weights_path(network: Network) -> Network:
     if name is None or network.weights is not None or ":" in name or name in ZOO or not Path(name).exists():
         return network
     return replace(network, name=None, weights=name)
-
-
-def text_of(text: Text, facts: Facts, method: Method[Any] | None) -> TextEmbedding | str:
-    """The embeddings, where the method uses them."""
-    if method is not None and Need.TEXT not in method.needs():
-        return "auto"
-    file = None if text.file is None else Path(text.file)
-    return embed(facts.names or None, facts.classes, text.encoder, text.prompt, file)
 
 
 def seed_everything(seed: int, threads: int | None) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,6 +44,10 @@ class ImageSet:
     names: tuple[str, ...]
     title: str
     folders: bool = False
+
+
+Labelled = ImageSet | tuple[Any, Any] | str | Path
+"""Labelled images as callers give them: a set, a pair of arrays or tensors, or a source for :func:`read_images`."""
 
 
 def read_images(

@@ -88,6 +88,10 @@ def _map_below(data: object) -> mmap.mmap | None:
     return data if isinstance(data, mmap.mmap) else None
 
 
+Unlabelled = Rows | Tensor | ByteArray | str | Path
+"""Unlabelled images as callers give them: rows, a tensor, an array, or a source for :func:`open_rows`."""
+
+
 def open_rows(
     source: str | Path | UInt8[Tensor, "n c h w"] | ByteArray,
     image_shape: tuple[int, int, int],

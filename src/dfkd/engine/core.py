@@ -199,9 +199,10 @@ def offered(task: Task, need: Need) -> str:
     sizes = f"images of {h}x{w}; train a teacher on padded or resized images, or choose another method"
     return {
         Need.BN: f"{teacher} without; choose another method",
-        Need.HEAD: f"{teacher} without; name it in teacher_layers (teacher.head) or choose another method",
-        Need.SAME_HEAD: f"{student} without; name it in student_layers (student.head) or choose another student",
-        Need.STAGES: f"none in {teacher} and {student}; name matching stages in teacher_layers and student_layers",
+        Need.HEAD: f"{teacher} without; name it (dfkd.Classifier, or --teacher.head) or choose another method",
+        Need.SAME_HEAD: f"{student} without; name it (dfkd.Classifier, or --student.head) or choose another student",
+        Need.STAGES: f"none in {teacher} and {student}; "
+        "name matching stages (dfkd.Classifier, --teacher.stages, --student.stages)",
         Need.TEXT: "none; give text, or class names",
         Need.WEB: "none; give web (in the shell --data.web): a folder, a .npy file or .tar shards",
         Need.REAL: "none; give real (in the shell --data.real): a labelled image set",

@@ -35,12 +35,13 @@ def equal_stages(task: Task, who: str, pooled: bool = False) -> tuple[tuple[Maps
             raise UserError(
                 f"{who} needs a {role} whose head sees its last stage through global average pooling, got "
                 f"{probe.stage_names[-1]}, {tuple(seen.maps[-1].shape[1:])}, which is not what the head reads; "
-                "name the stages in teacher_layers and student_layers, or choose another constraint"
+                "name the stages (dfkd.Classifier, --teacher.stages, --student.stages) or choose another constraint"
             )
     theirs, ours = maps
     if [m.shape[2:] for m in theirs] != [m.shape[2:] for m in ours]:
         raise UserError(
             f"{who} needs stages of equal sizes, got {[tuple(m.shape[2:]) for m in theirs]} and "
-            f"{[tuple(m.shape[2:]) for m in ours]}; name matching stages in teacher_layers and student_layers"
+            f"{[tuple(m.shape[2:]) for m in ours]}; "
+            "name matching stages (dfkd.Classifier, --teacher.stages, --student.stages)"
         )
     return theirs, ours

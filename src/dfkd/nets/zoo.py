@@ -1,8 +1,8 @@
 """Networks by name: what builds them, where classifier and stages are, which image sizes they take."""
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -42,17 +42,28 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Built:
-    """A network and what is known about it.
+class Classifier:
+    """A network and what is known about it; only the network has to be.
 
-    ``head`` and ``stages`` are None for networks from outside the zoo. ``spec`` is plain data from which
-    ``build(**spec)`` makes the same architecture again.
+    Attributes:
+        net: maps normalised images (n, c, h, w) to logits (n, k).
+        head: path of the linear layer that makes the logits; None: looked for.
+        stages: paths of the layers whose outputs are stage maps, shallow to deep; None: looked for.
+        spec: plain data from which ``build(**spec)`` makes the same architecture again; kept beside the weights.
+        name: what it is called in records; None: its class.
     """
 
     net: nn.Module
-    head: str | None
-    stages: tuple[str, ...] | None
-    spec: dict[str, Any]
+    head: str | None = None
+    stages: Sequence[str] | None = None
+    spec: Mapping[str, Any] = field(default_factory=dict)
+    name: str | None = None
+
+    @property
+    def layers(self) -> dict[str, Any]:
+        """The layers that are known, as arguments of :func:`dfkd.engine.anatomy.survey`."""
+        known = {"head": self.head, "stages": self.stages}
+        return {key: value for key, value in known.items() if value is not None}
 
 
 def _numbered(count: int) -> tuple[str, ...]:
@@ -162,7 +173,7 @@ def _parsed_wrn(name: str, depth: int, width: int) -> Entry:
     return _wrn(depth, width)
 
 
-def build(name: str, classes: int, channels: int = 3) -> Built:
+def build(name: str, classes: int, channels: int = 3) -> Classifier:
     """Build a network by name, with fresh weights (``hf:`` alone comes with trained ones).
 
     Args:
@@ -182,8 +193,8 @@ def build(name: str, classes: int, channels: int = 3) -> Built:
     spec: dict[str, Any] = {"name": name, "classes": classes, "channels": channels}
     entry = find(name)
     if entry is None:
-        return Built(adapt(name, classes, channels), None, None, spec)
-    return Built(entry.build(classes=classes, channels=channels), entry.head, entry.stages, spec)
+        return Classifier(adapt(name, classes, channels), spec=spec, name=name)
+    return Classifier(entry.build(classes=classes, channels=channels), entry.head, entry.stages, spec, name)
 
 
 def check_image_shape(name: str, image_shape: tuple[int, int, int]) -> None:

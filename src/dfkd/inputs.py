@@ -1,0 +1,115 @@
+"""From what a caller gives to checked sections: fields under their own names, facts about the images, the runtime."""
+
+import difflib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from dfkd.data.text import class_list
+from dfkd.datasets import DATASETS
+from dfkd.engine.runtime import Runtime
+from dfkd.errors import UserError
+from dfkd.nets.zoo import Classifier
+from dfkd.settings import Images, Machine, TeachImages
+from dfkd.weights import Sidecar
+
+__all__ = ["Facts", "as_classifier", "facts_of", "runtime_of", "with_fields"]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the teacher was trained on; ``classes`` is 0 where the teacher's outputs are to say it."""
+
+    image_size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classes: int
+    names: tuple[str, ...] = ()
+
+    @property
+    def named(self) -> tuple[str, ...] | int | None:
+        """The names of the classes, or their number."""
+        return self.names or self.classes or None
+
+
+def as_classifier(network: nn.Module | Classifier) -> Classifier:
+    """A plain module as a classifier of which nothing else is known."""
+    return network if isinstance(network, Classifier) else Classifier(network)
+
+
+def with_fields(who: str, sections: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The sections with ``values`` put over their fields: every field may be given by its own name.
+
+    Args:
+        who: for messages.
+        sections: dataclasses by name; one that is something else (a ready object) takes no fields.
+        values: field name to value.
+
+    Raises:
+        UserError: a name that no section has, with the nearest one, or the field of a section that is a ready object.
+    """
+    owners = {item.name: name for name, section in sections.items() for item in _fields(section)}
+    done = dict(sections)
+    for key, value in values.items():
+        if key not in owners:
+            near = difflib.get_close_matches(key, owners, 1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(owners))}"
+            raise UserError(f"{who} needs settings it knows, got {key!r}; {hint}")
+        done[owners[key]] = replace(done[owners[key]], **{key: value})
+    return done
+
+
+def _fields(section: Any) -> tuple[Any, ...]:
+    return fields(section) if is_dataclass(section) and not isinstance(section, type) else ()
+
+
+def facts_of(
+    data: Images | TeachImages, sidecar: Sidecar | None = None, who: str = "teacher", spared: Collection[str] = ()
+) -> Facts:
+    """Put together what is given, what stands beside the weights, and what is known of the data set; in this order.
+
+    Args:
+        data: what is given.
+        sidecar: what stands beside the weights.
+        who: for messages.
+        spared: which of ``mean``, ``std`` and ``classes`` may be missing.
+
+    Raises:
+        UserError: something is missing, or sizes that do not fit each other.
+    """
+    beside, dataset = sidecar or Sidecar(), DATASETS[data.preset] if data.preset else None
+    size = data.image_size or beside.image_size or (dataset.image_size if dataset else None)
+    mean = data.mean if data.mean is not None else beside.mean or (dataset.mean if dataset else None)
+    std = data.std if data.std is not None else beside.std or (dataset.std if dataset else None)
+    classes = data.classes if data.classes is not None else beside.names or beside.classes or data.preset
+    for what, value in (("image_size", size), ("mean", mean), ("std", std), ("classes", classes)):
+        if value is None and what not in spared:
+            raise UserError(
+                f"{who} needs data.{what}, got none; give --data.{what}, a known data set (--data cifar10), "
+                "or weights with a description beside them"
+            )
+    names = class_list(classes) if isinstance(classes, str) else ()
+    if classes is not None and not isinstance(classes, str | int):
+        names = tuple(classes)
+    count = classes if isinstance(classes, int) else len(names)
+    return Facts(size or (1, 1, 1), mean or (), std or (), count, names)  # type: ignore[arg-type]
+
+
+def runtime_of(machine: Machine | Runtime) -> Runtime:
+    """The runtime that these settings ask for."""
+    if isinstance(machine, Runtime):
+        return machine
+    if machine.devices < 1:
+        raise UserError(f"runtime needs at least one process, got {machine.devices}; raise --runtime.devices")
+    return Runtime(
+        device=machine.device,
+        devices=machine.devices,
+        precision=machine.precision,
+        compile=machine.compile,
+        compile_mode=machine.compile_mode,
+        sync_bn=machine.sync_bn,
+        channels_last=machine.channels_last,
+        seed=machine.seed,
+    )
