@@ -110,6 +110,35 @@ def test_the_caller_gets_back_what_was_lent(digits_teacher: nn.Module) -> None:
         assert not any(m._forward_hooks or m._forward_pre_hooks for m in digits_teacher.modules())
 
 
+def test_sections_and_their_fields_make_the_same_run(digits_teacher: nn.Module) -> None:
+    data = dfkd.Images(preset="digits")
+    sections: dict[str, Any] = {"data": data, "runtime": dfkd.Machine(seed=3), "watch": dfkd.Watching(quiet=True)}
+    whole = dfkd.distill(digits_teacher, a_student(), METHOD, plan=tiny_plan(), **sections)
+    flat = dfkd.distill(digits_teacher, a_student(), METHOD, plan=tiny_plan(), preset="digits", seed=3, quiet=True)
+    assert states_equal(whole.student, flat.student)
+    assert whole.record.info.names == dfkd.class_list("digits")
+    assert whole.record.info.provenance["seed"] == 3
+    assert flat.record.info.student["name"] == "ResNet"
+
+
+def test_fields_that_no_section_has(digits_teacher: nn.Module) -> None:
+    with pytest.raises(dfkd.UserError, match="got 'image_sise'; did you mean image_size"):
+        go(digits_teacher, image_sise=(1, 8, 8))
+    with pytest.raises(dfkd.UserError, match=r"distill needs settings it knows, got 'seed'"):
+        go(digits_teacher, runtime=dfkd.Runtime(), seed=3)
+    with pytest.raises(dfkd.UserError, match=r"^tensorboard needs a run folder"):
+        go(digits_teacher, tensorboard=True)
+    with pytest.raises(dfkd.UserError, match=r"^runtime needs at least one thread, got 0"):
+        go(digits_teacher, threads=0)
+
+
+def test_threads_are_put_back(digits_teacher: nn.Module) -> None:
+    before = torch.get_num_threads()
+    done = go(digits_teacher, threads=2)
+    assert done.record.info.provenance["threads"] == 2
+    assert torch.get_num_threads() == before
+
+
 def test_the_callers_random_stream_is_untouched(digits_teacher: nn.Module) -> None:
     student = a_student()
     before = torch.get_rng_state()

@@ -21,7 +21,7 @@ from dfkd.engine.plan import Plan
 from dfkd.engine.records import Evaluation, Keep, Observer, RoundRecord, RunInfo, RunResult
 from dfkd.engine.runtime import Runtime
 from dfkd.errors import UserError
-from dfkd.inputs import as_classifier, runtime_of, with_fields
+from dfkd.inputs import as_classifier, runtime_of, threads_of, with_fields
 from dfkd.methods import METHODS, NAYER
 from dfkd.nets.zoo import Classifier
 from dfkd.prepare import instance, labelled, prepare
@@ -108,20 +108,21 @@ def distill(
     sections: dict[str, Any] = {"data": data or Images(), "text": Text(text) if isinstance(text, str) else text}  # type: ignore[arg-type]
     sections |= {"runtime": runtime or Machine(), "watch": watch or Watching()}
     sections = with_fields("distill", sections, values)
-    return _distill(
-        as_classifier(teacher),
-        as_classifier(student),
-        instance(method, NAYER()),
-        plan,
-        Path(out) if out is not None else None,
-        resume,
-        observers,
-        progress,
-        data=sections["data"],
-        text=sections["text"],
-        runtime=runtime_of(sections["runtime"]),
-        settings=sections["watch"],
-    )
+    with threads_of(sections["runtime"]):
+        return _distill(
+            as_classifier(teacher),
+            as_classifier(student),
+            instance(method, NAYER()),
+            plan,
+            Path(out) if out is not None else None,
+            resume,
+            observers,
+            progress,
+            data=sections["data"],
+            text=sections["text"],
+            runtime=runtime_of(sections["runtime"]),
+            settings=sections["watch"],
+        )
 
 
 def _distill(
@@ -173,7 +174,7 @@ def _distill(
         keep = Keep()
         saves = _checkpoint(folder, runtime)
         done = saves.rounds() if saves is not None and again else 0
-        watchers = observers_of(folder, done, runtime, stack, not quiet, keep)
+        watchers = observers_of(folder, done, runtime, stack, not quiet, keep, settings.tensorboard)
         earlier = read_run(folder) if folder is not None and again and runtime.rank == 0 else None
         info = replace(info, continues=earlier_stop(earlier), overlap=None if earlier is None else earlier.info.overlap)
         info = look_for_duplicates(task, exam, info, watchers) if settings.overlap else info

@@ -1,10 +1,12 @@
 """From what a caller gives to checked sections: fields under their own names, facts about the images, the runtime."""
 
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from dfkd.data.text import class_list
@@ -15,7 +17,7 @@ from dfkd.nets.zoo import Classifier
 from dfkd.settings import Images, Machine, TeachImages
 from dfkd.weights import Sidecar
 
-__all__ = ["Facts", "as_classifier", "facts_of", "runtime_of", "with_fields"]
+__all__ = ["Facts", "as_classifier", "facts_of", "runtime_of", "threads_of", "with_fields"]
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,24 @@ def facts_of(
         names = tuple(classes)
     count = classes if isinstance(classes, int) else len(names)
     return Facts(size or (1, 1, 1), mean or (), std or (), count, names)  # type: ignore[arg-type]
+
+
+@contextmanager
+def threads_of(machine: Machine | Runtime) -> Iterator[None]:
+    """As many CPU threads as these settings say, for as long as this lasts.
+
+    Raises:
+        UserError: fewer than one.
+    """
+    wanted = machine.threads if isinstance(machine, Machine) else None
+    if wanted is not None and wanted < 1:
+        raise UserError(f"runtime needs at least one thread, got {wanted}; raise --runtime.threads")
+    before = torch.get_num_threads()
+    torch.set_num_threads(wanted or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def runtime_of(machine: Machine | Runtime) -> Runtime:

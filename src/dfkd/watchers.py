@@ -13,7 +13,7 @@ from dfkd.engine.records import Keep, Observer, RunInfo
 from dfkd.engine.runtime import Runtime
 from dfkd.report.console import Progress
 from dfkd.report.files import METRICS_FILE, SAMPLES_FOLDER, StoredRun, read_run
-from dfkd.report.observers import JsonLines, RunFile, Samples
+from dfkd.report.observers import JsonLines, RunFile, Samples, TensorBoard
 from dfkd.report.summary import duration, stop_sentence
 
 __all__ = ["earlier_stop", "look_for_duplicates", "observers_of", "tell"]
@@ -22,7 +22,13 @@ LONG = 10.0  # seconds of a look at the web images that are announced
 
 
 def observers_of(
-    folder: Path | None, done: int, runtime: Runtime, stack: ExitStack, progress: bool, keep: Keep
+    folder: Path | None,
+    done: int,
+    runtime: Runtime,
+    stack: ExitStack,
+    progress: bool,
+    keep: Keep,
+    tensorboard: bool = False,
 ) -> list[Observer]:
     """Only process 0 watches; ``keep`` gets the ``done`` rounds that were run before."""
     if runtime.rank > 0:
@@ -32,6 +38,8 @@ def observers_of(
         found += [RunFile(folder), JsonLines(folder / METRICS_FILE, done), Samples(folder / SAMPLES_FOLDER)]
         earlier = read_run(folder).rounds if done else []
         keep.records.extend(record for record in earlier if record.round < done)
+    if folder is not None and tensorboard:
+        found.append(TensorBoard(folder / "tensorboard", done))
     if progress:
         found.append(stack.enter_context(Progress()))
     return found
