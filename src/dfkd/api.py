@@ -45,6 +45,8 @@ from dfkd.watchers import earlier_stop, look_for_duplicates, observers_of, tell
 
 __all__ = ["Distilled", "distill"]
 
+RHYTHM = ("evaluate_every", "metrics_every", "samples_every", "save_every")
+
 
 @dataclass(frozen=True)
 class Distilled:
@@ -146,14 +148,7 @@ def _distill(
         raise UserError("resume needs the run's folder, got no out; give the folder the run was started with")
     if settings.tensorboard and folder is None:
         raise UserError("tensorboard needs a run folder to write to, got none; give out")
-    watch = Watch(
-        (),
-        None,
-        settings.evaluate_every,
-        settings.samples_every,
-        save_every=settings.save_every,
-        metrics_every=settings.metrics_every,
-    )
+    watch = Watch(**{name: getattr(settings, name) for name in RHYTHM})
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=_seeded(runtime)))
         stack.callback(_put_back, teacher.net, _flags(teacher.net))
