@@ -4,8 +4,9 @@ Same networks, batch size, dtype and memory layout as the method, on the bare mo
 augmentation, no losses (the sum of the logits is differentiated), no optimiser, no pool, no statistics.
 
 A generator step of NAYER and D3K: G forward and backward (weights); teacher and student forward and backward to the
-image alone, their weights frozen. Of Spaceship-Net: the same without the student, which its generator never sees. A
-pixel step of STTS: teacher forward and backward to the image. The others make no images.
+image alone, their weights frozen. Of Spaceship-Net: the same without the student, which its generator never sees. Of
+CMI: the teacher twice, for the two views, and its head on both views of the batch and of as many stored images as a
+step draws. A pixel step of STTS: teacher forward and backward to the image. The others make no images.
 
 A student step: teacher forward without gradients; student forward and backward (the weights that are learnt). Of KD3
 with its contrast: the same for the perturbed images, which go through the student apart, and through the teacher
@@ -26,6 +27,7 @@ from dfkd.engine.plan import Plan
 from dfkd.engine.probe import Probe
 from dfkd.losses.statistics import moment_distance
 from dfkd.methods import d3k, nayer
+from dfkd.methods.cmi import CMI, CMIState
 from dfkd.methods.d3k import D3K
 from dfkd.methods.kd3 import KD3
 from dfkd.methods.nayer import NAYER, NayerState
@@ -37,7 +39,7 @@ from dfkd.nets.supernet import draw_subnet
 
 __all__ = ["Bare", "learnt"]
 
-KNOWN = (NAYER, SpaceshipNet, D3K, KD3, STTS, VanillaKD, NoiseInput)
+KNOWN = (NAYER, SpaceshipNet, D3K, CMI, KD3, STTS, VanillaKD, NoiseInput)
 
 
 def learnt(task: Task, state: State) -> list[Tensor]:
@@ -61,12 +63,15 @@ class Bare:
             raise TypeError(f"no bare passes for {type(method).__name__}")
         self.method, self.task, self.state = method, task, state
         self.x, self.other = (self._images(plan.batch_size) for _ in range(2))
-        self.makes = isinstance(method, NAYER | SpaceshipNet | D3K | STTS)
+        self.makes = isinstance(method, NAYER | SpaceshipNet | D3K | CMI | STTS)
         self.reads = self.makes and not isinstance(method, STTS) and bool(task.teacher.norms)
         self.features: tuple[Tensor, ...] = ()
         if isinstance(state, SpaceshipState):
             with torch.no_grad():
                 self.features = state.G.features(torch.randn(plan.batch_size, state.G.project.in_features))
+        self.rows: Tensor | None = None  # what CMI's head reads
+        if isinstance(method, CMI) and isinstance(state, CMIState):
+            self._fill(method, state)
         self.make: Callable[[], Tensor] | None = None
         self.by: Sequence[Tensor] = ()
 
@@ -80,6 +85,9 @@ class Bare:
         elif isinstance(method, SpaceshipNet) and isinstance(state, SpaceshipState):
             G, z = state.G.train(), torch.randn(method.synthesis_batch, method.width)
             self.make, self.by = lambda: G(z), list(G.parameters())
+        elif isinstance(method, CMI) and isinstance(state, CMIState):
+            decoder, codes = state.G.train(), torch.randn(method.synthesis_batch, method.width, requires_grad=True)
+            self.make, self.by = lambda: decoder(codes), [*decoder.parameters(), codes, *state.h.parameters()]
         elif isinstance(method, D3K):
             self._prepare_subnet(method)
         elif isinstance(method, STTS):
@@ -99,9 +107,12 @@ class Bare:
                 total = out.logits.sum() + moment_distance(out.stats, out.stored)
             else:
                 total = T.net(x).sum()
-            if isinstance(self.method, NAYER | D3K):
+            if isinstance(self.method, NAYER | D3K | CMI):
                 total = total + S.net(x).sum()
-        torch.autograd.grad(total, self.by, allow_unused=True)  # a slice of D3K's supernet leaves the rest out
+            if isinstance(self.state, CMIState):
+                total = total + T.net(x).sum() + self.state.h(self.rows).sum()
+        by = self.by if self.rows is None else [*self.by, self.rows]
+        torch.autograd.grad(total, by, allow_unused=True)  # a slice of D3K's supernet leaves the rest out
 
     def student_step(self, k: int = 0) -> None:
         """One; ``k`` is its number in the round."""
@@ -123,6 +134,12 @@ class Bare:
                     with torch.no_grad():
                         T.net(self.other)
         torch.autograd.grad(total, weights)
+
+    def _fill(self, method: CMI, state: CMIState) -> None:
+        """As many images in the bank as a step draws: as it is after some rounds, on both sides."""
+        n, d = min(method.negatives, state.bank.capacity), state.bank.columns["features"][0][0]
+        state.bank.add(features=torch.randn(n, d).half())
+        self.rows = torch.randn(2 * (method.synthesis_batch + n), d // 2, requires_grad=True)
 
     def _prepare_subnet(self, method: D3K) -> None:
         net, task = d3k._generator(method, self.task), self.task

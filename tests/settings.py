@@ -13,6 +13,7 @@ from torch import Tensor
 from dfkd.engine.core import Method, Task
 from dfkd.engine.plan import Plan
 from dfkd.engine.runtime import Runtime
+from dfkd.methods.cmi import CMI
 from dfkd.methods.d3k import D3K
 from dfkd.methods.kd3 import KD3
 from dfkd.methods.nayer import NAYER
@@ -59,6 +60,22 @@ class Setting:
 
 
 SETTINGS: dict[str, Setting] = {
+    "CMI": Setting(
+        CMI(
+            steps=3,
+            synthesis_batch=10,
+            batches=2,
+            bank=25,  # both rings wrap around
+            negatives=15,
+            head_width=6,
+            width=8,
+            channels=4,
+            pad=1,
+            memory=48,
+        ),
+        tiny_plan(rounds=3, warmup=1),
+        page="cmi",
+    ),
     "D3K": Setting(
         D3K(steps=3, synthesis_batch=10, batches=2, widths=(3, 7), width=8, pad=1, hash_pool=2, memory=48),
         tiny_plan(rounds=3, warmup=1),

@@ -453,3 +453,45 @@ def test_image_ops_keep_the_precision_they_get(dtype: torch.dtype) -> None:
         assert out.dtype == dtype
         assert out.isfinite().all()
     assert hashing.difference_hash(images).dtype == torch.bool
+
+
+# --- parts of images ------------------------------------------------------------------------------------------------
+
+
+def test_boxes_are_parts_of_the_image_of_the_right_size_and_shape() -> None:
+    h, w = 32, 24
+    top, left, height, width = augment.draw_boxes(4000, (h, w), seeded(3)).T
+    assert int(top.min()) == int(left.min()) == 0
+    assert int((top + height).max()) == h
+    assert int((left + width).max()) == w
+    assert int(height.min()) >= 1
+    share = (height * width).double() / (h * w)
+    assert 0.22 < float(share.min()) < 0.28
+    assert float(share.max()) <= 1
+    ratio = width.double() / height
+    assert 0.68 < float(ratio.min()) < 0.82
+    assert 1.22 < float(ratio.max()) < 1.45
+    # Small enough to fit at once: the area is uniform, the ratio log-uniform, the place uniform.
+    top, left, height, width = augment.draw_boxes(4000, (400, 400), seeded(4), scale=(0.1, 0.3)).T
+    share = (height * width).double() / 160_000
+    assert float(share.mean()) == pytest.approx(0.2, abs=0.005)
+    assert float((width / height).log().mean()) == pytest.approx(0, abs=0.01)
+    assert float((top / (400 - height)).mean()) == pytest.approx(0.5, abs=0.02)
+    assert augment.draw_boxes(3, (5, 20), seeded(0), scale=(1.0, 1.0)).tolist() == [[0, 0, 5, 20]] * 3  # nothing fits
+
+
+@pytest.mark.parametrize(("h", "w"), [(8, 8), (6, 9), (1, 4)])
+def test_enlarged_parts_are_interpolated_cuts(h: int, w: int) -> None:
+    images = draw(30, 2, h, w)
+    boxes = augment.draw_boxes(30, (h, w), seeded(5))
+    got = augment.resize_boxes(images, boxes)
+    for image, (top, left, height, width), enlarged in zip(images, boxes.tolist(), got, strict=True):
+        cut = image[None, :, top : top + height, left : left + width]
+        want = torch.nn.functional.interpolate(cut, size=(h, w), mode="bilinear", align_corners=True)[0]
+        torch.testing.assert_close(enlarged, want)
+
+
+def test_enlarging_has_gradients() -> None:
+    images = draw(3, 1, 4, 5).requires_grad_(True)
+    boxes = augment.draw_boxes(3, (4, 5), seeded(6))
+    assert torch.autograd.gradcheck(lambda x: augment.resize_boxes(x, boxes), (images,))

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from dfkd.engine.sharing import share_head
     from dfkd.errors import UserError
     from dfkd.methods import METHODS
+    from dfkd.methods.cmi import CMI
     from dfkd.methods.d3k import D3K
     from dfkd.methods.kd3 import KD3
     from dfkd.methods.nayer import NAYER
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _WHERE = {
+    "CMI": "dfkd.methods.cmi",
     "D3K": "dfkd.methods.d3k",
     "KD3": "dfkd.methods.kd3",
     "METHODS": "dfkd.methods",
@@ -102,6 +104,7 @@ _WHERE = {
 }
 
 __all__ = [
+    "CMI",
     "D3K",
     "KD3",
     "METHODS",

@@ -1,8 +1,8 @@
-"""Small trained parts that sit beside a network: projectors to another width (SimKD) and contrast heads (KD3)."""
+"""Small trained parts that sit beside a network: projectors to another width (SimKD), contrast heads (KD3, CMI)."""
 
 from torch import nn
 
-__all__ = ["contrast_head", "map_projector", "vector_projector"]
+__all__ = ["contrast_head", "contrast_mlp", "map_projector", "vector_projector"]
 
 
 def map_projector(inputs: int, outputs: int, side: tuple[int, int] | None = None, relu: bool = True) -> nn.Sequential:
@@ -28,3 +28,8 @@ def vector_projector(inputs: int, outputs: int, relu: bool = True) -> nn.Sequent
 def contrast_head(features: int, width: int = 128) -> nn.Linear:
     """KD3's head (equations 13 and 14); the loss normalises its output."""
     return nn.Linear(features, width)
+
+
+def contrast_mlp(features: int, width: int = 256) -> nn.Sequential:
+    """CMI's head, as wide inside as its input; the loss normalises its output."""
+    return nn.Sequential(nn.Linear(features, features), nn.ReLU(), nn.Linear(features, width))

@@ -1,11 +1,17 @@
-"""Random crop and flip of a whole batch at once, with its own draw per image. Differentiable in the images."""
+"""Random crops and flips of a whole batch at once, with its own draw per image. Differentiable in the images."""
 
+import math
 from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-__all__ = ["crop_flip"]
+from dfkd.types import Images
+
+__all__ = ["crop_flip", "draw_boxes", "resize_boxes"]
+
+TRIES = 10  # boxes drawn for an image before it is taken whole
 
 T = TypeVar("T", bound=Tensor)
 
@@ -39,3 +45,54 @@ def crop_flip(images: Tensor, generator: torch.Generator, pad: int = 4, flip: bo
     index = place.reshape(n, 1, h * w).expand(n, c, h * w)
     picked = images.reshape(n, c, h * w).gather(2, index).reshape(n, c, h, w)
     return picked * inside[:, None].to(picked.dtype)
+
+
+def draw_boxes(
+    n: int,
+    side: tuple[int, int],
+    generator: torch.Generator,
+    scale: tuple[float, float] = (0.25, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Tensor:
+    """``n`` random parts of an image, whole pixels: rows (top, left, height, width), int64 (n, 4).
+
+    As the random resized crop of the vision libraries: the area is a uniform share of the image's, the ratio of width
+    to height log-uniform; an image for which ``TRIES`` draws do not fit is taken whole.
+
+    Args:
+        n: images.
+        side: their height and width.
+        generator: random stream; the boxes are on its device.
+        scale: smallest and largest share of the area.
+        ratio: smallest and largest width over height.
+    """
+    h, w = side
+    u, v = torch.rand(2, TRIES, n, generator=generator, device=generator.device)
+    area = h * w * (scale[0] + (scale[1] - scale[0]) * u)
+    shape = (math.log(ratio[0]) + math.log(ratio[1] / ratio[0]) * v).exp()
+    heights, widths = (area / shape).sqrt().round(), (area * shape).sqrt().round()
+    fits = (heights >= 1) & (heights <= h) & (widths >= 1) & (widths <= w)
+    first = fits.to(torch.int8).argmax(dim=0, keepdim=True)
+    some = fits.any(dim=0)
+    height = torch.where(some, heights.gather(0, first)[0], float(h))
+    width = torch.where(some, widths.gather(0, first)[0], float(w))
+    y, x = torch.rand(2, n, generator=generator, device=generator.device)
+    top, left = (y * (h - height + 1)).floor(), (x * (w - width + 1)).floor()
+    return torch.stack([top.clamp(max=h - height), left.clamp(max=w - width), height, width], dim=1).long()
+
+
+def resize_boxes(images: Images, boxes: Tensor) -> Images:
+    """The part of every image that its box cuts out, enlarged to the image's size, bilinearly, corner to corner.
+
+    Args:
+        images: (n, c, h, w).
+        boxes: (n, 4), rows as :func:`draw_boxes` makes them.
+    """
+    h, w = images.shape[2:]
+    top, left, height, width = boxes.to(images.dtype).T[:, :, None]
+    across = torch.linspace(0, 1, w, dtype=images.dtype, device=images.device)
+    down = torch.linspace(0, 1, h, dtype=images.dtype, device=images.device)
+    x = (left + across * (width - 1)) / max(w - 1, 1) * 2 - 1  # columns in [-1, 1] (n, w)
+    y = (top + down * (height - 1)) / max(h - 1, 1) * 2 - 1
+    grid = torch.stack([x[:, None, :].expand(-1, h, -1), y[:, :, None].expand(-1, -1, w)], dim=3)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=True)

@@ -121,6 +121,17 @@ def _d3k() -> Iterator[Row]:
         yield from _vary(base, weights, note="own values; of those that the paper tried, 1 was the best")
 
 
+def _cmi() -> Iterator[Row]:
+    """Without images made beforehand, without the adversary, without the contrast."""
+    base = _base("cmi/cifar10-wrn40-2-wrn16-1")
+    scratch = replace(base, settings={}, plan={}, paper=88.82, note="the authors' README", variant="scratch")
+    yield scratch
+    yield replace(scratch, settings={"alpha_cr": 0.0}, paper=None, note="no paper prints it", variant="no-contrast")
+    only = {"batches": 0, "alpha_adv": 0.0, "alpha_cls": 0.5}
+    plan = {"warmup": 196, "rounds": 200, "steps": 391}
+    yield replace(base, settings=only, plan=plan, paper=87.38, note="the paper's Figure 3", variant="no-adversary")
+
+
 def _kd3() -> Iterator[Row]:
     """Its parts (its Table 2) and the share of the web images that may be selected (its Table 4)."""
     parts: dict[str, tuple[float, float, Plain]] = {
@@ -179,5 +190,5 @@ def _stts() -> Iterator[Row]:
         yield from _vary(_base(f"stts/{name}"), {"dirichlet": (paper, zskd)}, note="ZSKD, as STTS's Table 2 prints it")
 
 
-ABLATIONS: tuple[Row, ...] = (*_nayer(), *_spaceship(), *_d3k(), *_kd3(), *_stts())
+ABLATIONS: tuple[Row, ...] = (*_nayer(), *_spaceship(), *_d3k(), *_cmi(), *_kd3(), *_stts())
 """Every row; names end in a plus sign and what differs."""
