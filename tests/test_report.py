@@ -656,7 +656,7 @@ def test_the_page_of_a_folder_says_it_all(tmp_path: Path) -> None:
         assert text in seen.text, text
     assert "Look at this first" not in seen.text
     assert seen.tags.count("img") == 5
-    assert seen.tags.count("svg") == 4  # quality, one loss, pool, learning rate
+    assert seen.tags.count("svg") == 5  # quality (wide, narrow), one loss, pool, learning rate
 
 
 def test_the_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:

@@ -180,11 +180,15 @@ _ALL = (
     ),
     Command(
         "report",
-        "write the HTML page of a run anew",
+        "write the HTML page of a run anew, or one page about several runs",
         config.Report,
-        "RUN [options]",
+        "RUN [RUN ...] [options]",
         "run",
-        (("of a run that goes on", "dfkd report runs/x"),),
+        (
+            ("of a run that goes on", "dfkd report runs/x"),
+            ("runs beside each other", "dfkd report runs/x runs/y --out compare.html"),
+        ),
+        more="compare",
     ),
     Command(
         "plot",

@@ -163,7 +163,8 @@ class Report:
     """`dfkd report`."""
 
     run: str | None = None  # run folder
-    out: str | None = None  # file; default report.html in the run folder
+    compare: list[str] | None = None  # further run folders: one page puts them all beside each other
+    out: str | None = None  # file; default report.html in the run folder, or compare.html here
 
 
 @dataclass

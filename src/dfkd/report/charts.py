@@ -1,6 +1,6 @@
 """Line charts as SVG text, to be put into a page: they take its font, and its colours through CSS variables.
 
-The variables are ``--ink``, ``--rule``, ``--first``, ``--second`` and ``--third``; outside a page that sets
+The variables are ``--ink``, ``--rule`` and ``--first`` to ``--sixth``; outside a page that sets
 them the charts show in muted tones that are readable on white and on black. Names of the curves are left to
 the page, so that they can be read, selected and translated there.
 """
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Tone = Literal["first", "second", "third"]
+Tone = Literal["first", "second", "third", "fourth", "fifth", "sixth"]
+
+TONES: tuple[Tone, ...] = ("first", "second", "fourth", "fifth", "sixth", "third")  # of several runs, in this order
 
 # Colours that matplotlib writes, and what they become in the page.
 _PAINTS = {
@@ -29,9 +31,19 @@ _PAINTS = {
     "#010205": "var(--first, #3b7fb5)",
     "#010206": "var(--second, #c9772b)",
     "#010207": "var(--third, #7f8890)",
+    "#010208": "var(--fourth, #5f9a64)",
+    "#010209": "var(--fifth, #a5648f)",
+    "#01020a": "var(--sixth, #a08a3c)",
 }
 _INK, _RULE = "#010203", "#010204"
-_TONES: dict[Tone, str] = {"first": "#010205", "second": "#010206", "third": "#010207"}
+_TONES: dict[Tone, str] = {
+    "first": "#010205",
+    "second": "#010206",
+    "third": "#010207",
+    "fourth": "#010208",
+    "fifth": "#010209",
+    "sixth": "#01020a",
+}
 _FONT = "ui-sans-serif, system-ui, sans-serif"
 _STYLE: Any = {
     "svg.fonttype": "none",  # text stays text: small, selectable, in the page's font
@@ -52,11 +64,12 @@ _STYLE: Any = {
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: ``points`` are (round, value); values that are not finite leave a gap."""
+    """One curve: ``points`` are (round or seconds, value); values that are not finite leave a gap."""
 
     name: str
-    points: Sequence[tuple[int, float]]
+    points: Sequence[tuple[float, float]]
     tone: Tone = "first"
+    dashed: bool = False
 
 
 def line_chart(
@@ -67,7 +80,7 @@ def line_chart(
     size: tuple[float, float] = (2.9, 1.55),
     as_percent: bool = False,
 ) -> str:
-    """A chart over rounds as one ``<svg>`` element, ready to stand in HTML; "" where no point is finite.
+    """A chart over rounds (or seconds) as one ``<svg>`` element, ready to stand in HTML; "" where no point is finite.
 
     Args:
         title: what the chart shows; read out by screen readers, not drawn.
@@ -93,7 +106,11 @@ def line_chart(
         return _embed(figure, title)
 
 
-def quality_chart(records: Sequence[RoundRecord], teacher: Evaluation | None) -> str:
+WIDE: tuple[float, float] = (7.2, 2.6)
+NARROW: tuple[float, float] = (3.6, 2.4)  # on a phone a wide chart would be a strip with letters nobody can read
+
+
+def quality_chart(records: Sequence[RoundRecord], teacher: Evaluation | None, size: tuple[float, float] = WIDE) -> str:
     """Accuracy (first tone) and agreement (second tone) of the student; dashed, the teacher's accuracy."""
     seen = [(finished_rounds(record), record.evaluation) for record in records if record.evaluation is not None]
     lines = [
@@ -103,7 +120,7 @@ def quality_chart(records: Sequence[RoundRecord], teacher: Evaluation | None) ->
     level = None if teacher is None else number(teacher.accuracy)
     title = "Accuracy of the student and agreement with the teacher over rounds"
     levels = () if level is None else (level,)
-    return line_chart(title, lines, levels=levels, size=(7.2, 2.6), as_percent=True)
+    return line_chart(title, lines, levels=levels, size=size, as_percent=True)
 
 
 def metric_chart(records: Sequence[RoundRecord], metric: str, level: float | None = None) -> str:
@@ -136,7 +153,8 @@ def _draw(axes: "Axes", line: Line) -> None:
     # Few points are shown as such, and so are those that have no neighbour to be joined to.
     marker = "o" if len(values) <= 25 or _isolated(values) else ""
     colour = _TONES[line.tone]
-    axes.plot(steps, values, color=colour, linewidth=1.5, marker=marker, markersize=2.6)
+    style: Any = (0, (5, 2)) if line.dashed else "solid"
+    axes.plot(steps, values, color=colour, linewidth=1.5, linestyle=style, marker=marker, markersize=2.6)
 
 
 def _isolated(values: Sequence[float]) -> bool:

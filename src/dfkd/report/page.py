@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dfkd.engine.records import RoundRecord, RunInfo, RunResult
+from dfkd.engine.records import Evaluation, RoundRecord, RunInfo, RunResult
 from dfkd.errors import UserError
-from dfkd.report.charts import loss_names, metric_chart, quality_chart
+from dfkd.report.charts import NARROW, WIDE, loss_names, metric_chart, quality_chart
 from dfkd.report.collapse import Concern, warnings_of
 from dfkd.report.console import cells
 from dfkd.report.files import StoredRun, plain, read_run, status_of, write_whole
@@ -109,7 +109,7 @@ def _context(
         "warnings": warnings_of(rounds, info.classes),
         "tiles": _tiles(info, rows, rounds),
         "table": [(row.name, cells(row)) for row in rows],
-        "quality": _chart("", quality_chart(rounds, result.teacher_evaluation if result else None)),
+        "quality": _quality(rounds, result.teacher_evaluation if result else None),
         "teacher_accuracy": percent(rows[0].accuracy),
         "losses": _loss_charts(rounds),
         "health": _health_charts(rounds, info.classes),
@@ -176,6 +176,12 @@ def _chart(caption: str, svg: str, note: str = "") -> Chart | None:
 
     # The charts are our own SVG; matplotlib escapes the text in them.
     return Chart(caption, Markup(svg), note) if svg else None
+
+
+def _quality(rounds: Sequence[RoundRecord], teacher: Evaluation | None) -> list[tuple[str, Chart]]:
+    """The chart of accuracy and agreement for wide and for narrow windows, of which one shows; none without scores."""
+    charts = [_chart("", quality_chart(rounds, teacher, size)) for size in (WIDE, NARROW)]
+    return [(name, chart) for name, chart in zip(("wide", "narrow"), charts, strict=True) if chart is not None]
 
 
 def _loss_charts(rounds: Sequence[RoundRecord]) -> list[Chart]:

@@ -1,0 +1,228 @@
+"""One HTML page that puts runs beside each other: numbers, curves in one chart, images, settings that differ."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dfkd.engine.records import Evaluation, RoundRecord, RunInfo
+from dfkd.errors import UserError
+from dfkd.ops.intervals import wilson
+from dfkd.report.charts import NARROW, TONES, WIDE, Line, Tone, line_chart, loss_names
+from dfkd.report.console import cells
+from dfkd.report.files import StoredRun, plain, read_run, write_whole
+from dfkd.report.html import rendered
+from dfkd.report.sheets import SHEET_BYTES, Sheet, named, sheets_in
+from dfkd.report.summary import Verdict, finished_rounds, last_evaluation, measure_names, number, percent, rows_of
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+__all__ = ["COMPARISON_FILE", "differing", "short_names", "verdict_over", "write_comparison"]
+
+COMPARISON_FILE = "compare.html"
+MOST_RUNS = 2 * len(TONES)  # that curves can be told apart of; beyond it, those of the best runs are drawn
+# Of the machine and the moment: what may change speed, not what is compared.
+_SIDE = frozenset({"date", "command", "commit"})
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run as the page shows it: its curves have one tone, the second half of the runs dashed."""
+
+    name: str
+    run: StoredRun
+    tone: Tone
+    dashed: bool
+    sheet: Sheet | None
+
+    @property
+    def seen(self) -> Evaluation | None:
+        """The last evaluation."""
+        return self.run.result.final if self.run.result is not None else last_evaluation(self.run.rounds)
+
+
+@dataclass(frozen=True)
+class _Chart:
+    """A chart for wide and for narrow windows; small ones are the same in both."""
+
+    caption: str
+    wide: "Markup"
+    narrow: "Markup | None" = None
+
+
+def write_comparison(folders: Sequence[Path], out: Path) -> Path:
+    """Write one page about several runs; the first is listed first.
+
+    Args:
+        folders: run folders, each with ``run.json``; also of runs that go on.
+        out: the file to write.
+
+    Raises:
+        UserError: fewer than two runs, one that cannot be read, or a page that cannot be written.
+    """
+    folders = list({folder.resolve(): folder for folder in folders}.values())
+    if len(folders) < 2:
+        raise UserError(
+            f"report needs another run to compare with, got only {folders[0]} twice; give two different folders"
+        )
+    stored = [read_run(folder) for folder in folders]
+    sheets = [_last_sheet(run.info, folder) for run, folder in zip(stored, folders, strict=True)]
+    if sum(len(sheet.png) for sheet in sheets if sheet is not None) > SHEET_BYTES:
+        sheets = [None] * len(sheets)
+    names = short_names(folders)
+    runs = [
+        _Run(name, run, TONES[i % len(TONES)], i % MOST_RUNS >= len(TONES), sheet)
+        for i, (name, run, sheet) in enumerate(zip(names, stored, sheets, strict=True))
+    ]
+    write_whole(out, _page(runs, folders).encode())
+    return out
+
+
+def short_names(folders: Sequence[Path]) -> list[str]:
+    """The last part of each path; the whole path where that does not tell it from the others."""
+    last = [folder.resolve().name for folder in folders]
+    return [name if last.count(name) == 1 else str(folder) for name, folder in zip(last, folders, strict=True)]
+
+
+def verdict_over(seen: Mapping[str, Evaluation | None]) -> Verdict:
+    """Which run is best, and whether the test images can tell: runs whose 95 % intervals overlap are not told apart."""
+    scores = {name: look for name, look in seen.items() if look is not None and number(look.accuracy) is not None}
+    if len(scores) < 2:
+        return Verdict("open", "Nothing says which is better: fewer than two of the runs have test images.")
+    counts = {look.images for look in scores.values()}
+    if len(counts) > 1:
+        return Verdict("open", "The runs were evaluated on different test images: their accuracies do not compare.")
+    images, best = counts.pop(), max(scores, key=lambda name: scores[name].accuracy)
+    top = scores[best].accuracy
+    low, high = wilson(top * images, images)
+    close = [name for name in scores if name != best and wilson(scores[name].accuracy * images, images).high >= low]
+    interval = f"95 % interval {percent(low)} to {percent(high)}"
+    text = f"{best} is best with {percent(top)} of {images:,} test images ({interval})"
+    if close:
+        return Verdict("fair", f"{text}; so few images do not tell it from {' or '.join(close[:4])}.")
+    return Verdict("good", f"{text}; the others are below by more than chance.")
+
+
+def differing(infos: Mapping[str, RunInfo]) -> list[tuple[str, list[str]]]:
+    """(setting, its value in each run) for whatever is not the same in all: method, plan, networks, machine."""
+    flat = [_settings(info) for info in infos.values()]
+    names = dict.fromkeys(key for settings in flat for key in settings)
+    return [
+        (name, values)
+        for name in names
+        for values in [[settings.get(name, "–") for settings in flat]]
+        if len(set(values)) > 1
+    ]
+
+
+def _settings(info: RunInfo) -> dict[str, str]:
+    told = asdict(info)
+    parts = {"method": {"name": info.method, **told["settings"]}}
+    parts |= {name: told[name] for name in ("plan", "teacher", "student", "text", "provenance") if told[name]}
+    parts["data"] = {"image_shape": list(info.image_shape), "classes": info.classes}
+    return {name: value for name, value in _flat(parts) if name.rpartition(".")[2] not in _SIDE}
+
+
+def _flat(values: Mapping[str, object], prefix: str = "") -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            rows += _flat(value, f"{prefix}{name}.")
+        else:
+            found = number(value)
+            rows.append((prefix + name, f"{found:.12g}" if found is not None else str(plain(value))))
+    return rows
+
+
+def _last_sheet(info: RunInfo, folder: Path) -> Sheet | None:
+    sheets = sheets_in(folder)
+    return named(info, *sheets[-1]) if sheets else None
+
+
+def _page(runs: Sequence[_Run], folders: Sequence[Path]) -> str:
+    seen = {run.name: run.seen for run in runs}
+    infos = {run.name: run.run.info for run in runs}
+    teachers = {str(info.teacher.get("sha256")) for info in infos.values()}
+    drawn = sorted(runs, key=_rank)[:MOST_RUNS]
+    drawn = [run for run in runs if run in drawn]
+    return rendered(
+        "comparison.html.j2",
+        {
+            "runs": runs,
+            "drawn": drawn,
+            "verdict": verdict_over(seen),
+            "table": [(run.name, _cells(run)) for run in runs],
+            "heads": ["method", "rounds", "accuracy", "agreement", "parameters", "FLOPs", "file", "time"],
+            "charts": _charts(drawn),
+            "differing": differing(infos),
+            "one_teacher": len(teachers) == 1,
+            "folders": dict(zip(seen, (str(folder) for folder in folders), strict=True)),
+        },
+    )
+
+
+def _rank(run: _Run) -> float:
+    accuracy = None if run.seen is None else number(run.seen.accuracy)
+    return math.inf if accuracy is None else -accuracy
+
+
+def _cells(run: _Run) -> tuple[str, ...]:
+    stored = run.run
+    student = rows_of(stored.info, stored.rounds, stored.result)[1]
+    done = f"{finished_rounds(stored.rounds[-1])} of {stored.rounds[-1].rounds}" if stored.rounds else "no"
+    told = done if stored.status == "finished" else f"{done}, {stored.status}"
+    return (stored.info.method, told, *cells(student))
+
+
+def _charts(runs: Sequence[_Run]) -> list[_Chart]:
+    """Accuracy and agreement over rounds and seconds, then losses and measures that two runs or more have."""
+    found = [
+        _over("Accuracy over rounds", runs, partial(_scores, which="accuracy"), as_percent=True, large=True),
+        _over("Agreement with the teacher", runs, partial(_scores, which="agreement"), as_percent=True),
+        _over("Accuracy over seconds", runs, partial(_scores, which="accuracy", seconds=True), as_percent=True),
+    ]
+    found += [_over(name.removeprefix("loss/"), runs, partial(_metric, name=name)) for name in _common(runs)]
+    return [chart for chart in found if chart is not None]
+
+
+def _over(
+    caption: str,
+    runs: Sequence[_Run],
+    points: Callable[[_Run], Sequence[tuple[float, float]]],
+    as_percent: bool = False,
+    large: bool = False,
+) -> _Chart | None:
+    from markupsafe import Markup
+
+    lines = [Line(run.name, points(run), run.tone, run.dashed) for run in runs]
+    sizes = (WIDE, NARROW) if large else ((2.9, 1.55),)
+    charts = [line_chart(caption, lines, size=size, as_percent=as_percent) for size in sizes]
+    if not charts[0]:
+        return None
+    # The charts are our own SVG; matplotlib escapes the text in them.
+    return _Chart(caption, Markup(charts[0]), Markup(charts[1]) if large else None)
+
+
+def _scores(run: _Run, which: str, seconds: bool = False) -> list[tuple[float, float]]:
+    spent, points = 0.0, []
+    for record in run.run.rounds:
+        spent += record.seconds
+        if record.evaluation is not None:
+            at = spent if seconds else float(finished_rounds(record))
+            points.append((at, float(getattr(record.evaluation, which))))
+    return points
+
+
+def _metric(run: _Run, name: str) -> list[tuple[float, float]]:
+    rounds: Sequence[RoundRecord] = run.run.rounds
+    return [(float(finished_rounds(record)), record.metrics[name]) for record in rounds if name in record.metrics]
+
+
+def _common(runs: Sequence[_Run]) -> list[str]:
+    """Losses, then other measures, that at least two of the runs have."""
+    held = [[*loss_names(run.run.rounds), *measure_names(run.run.rounds)] for run in runs]
+    names = dict.fromkeys(name for names in held for name in names if name != "images")  # the pool says the same
+    return [name for name in names if sum(name in names for names in held) > 1]
