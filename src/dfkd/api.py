@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -152,6 +152,7 @@ def _distill(
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=_seeded(runtime)))
         stack.callback(_put_back, teacher.net, _flags(teacher.net))
+        stack.callback(_contiguous, student.net)
         runtime.launch()
         wanted = None if isinstance(text, Text) and Need.TEXT not in method.needs() else text
         with Conversion(quiet=quiet or runtime.rank > 0) as conversion:
@@ -209,16 +210,35 @@ def _seeded(runtime: Runtime) -> list[int]:
     return list(range(torch.cuda.device_count())) if in_use else []
 
 
-def _flags(net: nn.Module) -> tuple[list[bool], list[bool]]:
-    return [p.requires_grad for p in net.parameters()], [m.training for m in net.modules()]
+class _Flags(NamedTuple):
+    """Gradient flags, modes, and what was not float32, of a network."""
+
+    gradients: list[bool]
+    modes: list[bool]
+    others: dict[str, Tensor]
 
 
-def _put_back(net: nn.Module, flags: tuple[list[bool], list[bool]]) -> None:
-    """The user's network asks for gradients, and is in the modes, that it was given with."""
-    for parameter, wanted in zip(net.parameters(), flags[0], strict=True):
+def _flags(net: nn.Module) -> _Flags:
+    named = {**dict(net.named_parameters()), **dict(net.named_buffers())}
+    others = {name: t.data for name, t in named.items() if t.is_floating_point() and t.dtype != torch.float32}
+    return _Flags([p.requires_grad for p in net.parameters()], [m.training for m in net.modules()], others)
+
+
+def _put_back(net: nn.Module, flags: _Flags) -> None:
+    """The user's network asks for gradients, is in the modes, and has the numbers that it was given with."""
+    for parameter, wanted in zip(net.parameters(), flags.gradients, strict=True):
         parameter.requires_grad_(wanted)
-    for module, mode in zip(net.modules(), flags[1], strict=True):
+    for module, mode in zip(net.modules(), flags.modes, strict=True):
         module.training = mode
+    named = {**dict(net.named_parameters()), **dict(net.named_buffers())}
+    for name, data in flags.others.items():
+        named[name].data = data.to(named[name].device)
+    _contiguous(net)
+
+
+def _contiguous(net: nn.Module) -> None:
+    """In the user's hands, weights lie in memory as they do in plain PyTorch."""
+    net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
 def _check_teacher(task: Task, test: tuple[Tensor, Tensor] | None) -> Evaluation | None:
@@ -256,6 +276,9 @@ def _info(
                 "bytes": network_bytes(probe.net),
                 "head": anatomy.head,
                 "stages": list(anatomy.stages),
+                "channels_last": probe.channels_last,
+                "precision": probe.precision,
+                "notes": list(anatomy.notes),
                 "norms": anatomy.norms,
                 "mean": probe.mean.flatten().tolist(),
                 "std": (1 / probe.scale).flatten().tolist(),

@@ -19,8 +19,8 @@ from dfkd.data.rows import Converted, Rows, open_rows
 from dfkd.data.text import TextEmbedding, embed
 from dfkd.engine.anatomy import Anatomy, survey
 from dfkd.engine.core import Method, Task
-from dfkd.engine.probe import Probe
 from dfkd.engine.runtime import Runtime
+from dfkd.engine.verify import verified
 from dfkd.errors import UserError
 from dfkd.inputs import as_classifier, facts_of, with_fields
 from dfkd.nets.zoo import Classifier
@@ -88,23 +88,27 @@ def prepare(
         total = pool.skipped + len(pool)
         warnings.warn(f"{pool.skipped:,} of {total:,} web images cannot be read and are left out", stacklevel=3)
     training = _labelled(data.real, shape, names, k, "real")
-    probes = [
-        Probe(
-            runtime.place(net),
+    wrapped = [
+        verified(
+            net,
+            runtime,
+            image_shape=shape,
             mean=mean,
             std=std,
+            role=role,
+            trains=role == "student",
             head=anatomy.head,
             stages=anatomy.stages,
             norms=anatomy.norm_names,
-            precision=runtime.precision,
-            channels_last=runtime.channels_last,
-            joint=runtime.joint,
-        ).to(runtime.device)
-        for net, anatomy in ((teacher.net, old), (student.net, new))
+        )
+        for role, net, anatomy in (("teacher", teacher.net, old), ("student", student.net, new))
     ]
+    if not all(network.compiles for network in wrapped):
+        runtime = runtime.uncompiled()
+    old, new = (replace(anatomy, notes=network.notes) for anatomy, network in zip((old, new), wrapped, strict=True))
     task = Task(
-        probes[0].freeze(),
-        probes[1],
+        wrapped[0].probe.freeze(),
+        wrapped[1].probe,
         shape,
         k,
         runtime,

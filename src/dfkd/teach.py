@@ -19,6 +19,7 @@ from dfkd.engine.probe import Probe
 from dfkd.engine.records import Evaluation
 from dfkd.engine.runtime import Runtime
 from dfkd.engine.silent import Silent, silent_units
+from dfkd.engine.verify import verified
 from dfkd.errors import UserError
 from dfkd.losses.divergence import cross_entropy
 from dfkd.ops.augment import crop_flip
@@ -49,6 +50,7 @@ class TeachResult:
     evaluation: Evaluation | None
     seconds: float
     silent: tuple[Silent, ...] = ()  # channels that hardly ever fire on training images; without BatchNorm only
+    notes: tuple[str, ...] = ()  # what is done otherwise than asked to run the network
 
     @property
     def accuracy(self) -> float | None:
@@ -89,9 +91,17 @@ def teach(
     with torch.random.fork_rng(devices=[0] if torch.cuda.is_available() else []):
         runtime = (runtime or Runtime(seed=seed)).launch()
         began = time.monotonic()
-        probe = Probe(
-            runtime.place(net), mean=mean, std=std, precision=runtime.precision, channels_last=runtime.channels_last
-        ).to(runtime.device)
+        wrapped = verified(
+            net,
+            runtime,
+            image_shape=(images.shape[1], images.shape[2], images.shape[3]),
+            mean=mean,
+            std=std,
+            role="network",
+            trains=True,
+            norms=(),
+        )
+        probe, runtime = wrapped.probe, runtime if wrapped.compiles else runtime.uncompiled()
         epochs = _train(probe, images.to(runtime.device), labels.to(runtime.device), plan, runtime, watch)
         probe.eval()
         seconds = time.monotonic() - began
@@ -99,7 +109,8 @@ def teach(
         silent = silent_units(probe, as_images(some.to(runtime.device)))
         k = int(labels.max()) + 1 if test is None else int(max(labels.max(), test[1].max())) + 1
         final = None if test is None else evaluate(probe, *test, k, runtime)
-    return TeachResult(probe.release().eval(), tuple(epochs), final, seconds, tuple(silent))
+        probe.release().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return TeachResult(net.eval(), tuple(epochs), final, seconds, tuple(silent), wrapped.notes)
 
 
 def save_teacher(

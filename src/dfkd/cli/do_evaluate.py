@@ -1,6 +1,7 @@
 """`dfkd evaluate`."""
 
 import json
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from dfkd.data.readers import read_images
 from dfkd.engine.evaluate import evaluate
 from dfkd.engine.probe import Probe
 from dfkd.engine.runtime import Runtime
+from dfkd.engine.verify import verified
 from dfkd.errors import UserError
 from dfkd.inputs import Facts, facts_of, runtime_of
 from dfkd.report.summary import percent
@@ -84,11 +86,16 @@ def _with_target(settings: Evaluate) -> Evaluate:
 
 def _probe(network: Network, facts: Facts, runtime: Runtime, role: str) -> Probe:
     net = load(network, facts, role, trained=True).classifier.net
-    probe = Probe(
-        runtime.place(net),
+    wrapped = verified(
+        net,
+        runtime,
+        image_shape=facts.image_size,
         mean=facts.mean,
         std=facts.std,
-        precision=runtime.precision,
-        channels_last=runtime.channels_last,
+        role=role,
+        trains=False,
+        norms=(),
     )
-    return probe.to(runtime.device).freeze()
+    for note in wrapped.notes:
+        print(f"note: {note}", file=sys.stderr)
+    return wrapped.probe.freeze()

@@ -71,6 +71,8 @@ def run(settings: Teach) -> int:
         seed=settings.runtime.seed,
     )
     print(f"{_sentence(done)}\nweights {path}")
+    for note in done.notes:
+        print(f"note: {note}", file=sys.stderr)
     _warn_of_silence(done.silent)
     return 0
 

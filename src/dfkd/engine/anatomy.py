@@ -32,6 +32,7 @@ class Anatomy:
         idle_norms: paths of BatchNorm layers that no forward pass in eval mode reaches (auxiliary heads).
         parameters: number of parameters.
         macs: multiply-adds of one image.
+        notes: what is done otherwise than asked to run it (:mod:`dfkd.engine.verify`), one sentence each.
     """
 
     kind: str
@@ -47,6 +48,7 @@ class Anatomy:
     norm_names: tuple[str, ...] = ()
     repeated_norms: tuple[str, ...] = ()
     idle_norms: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def survey(
@@ -72,8 +74,8 @@ def survey(
     """
     _check_finite(net, role)
     seen = _Trace(net)
-    device = next((p.device for p in net.parameters()), torch.device("cpu"))
-    logits = seen.run(torch.zeros(1, *image_shape, device=device), role)
+    like = next((p for p in net.parameters() if p.is_floating_point()), torch.empty(0))
+    logits = seen.run(torch.zeros(1, *image_shape, device=like.device, dtype=like.dtype), role)
     if classes is not None and logits.shape[1] != classes:
         raise UserError(
             f"{role} needs as many outputs as there are classes, got {logits.shape[1]} outputs for {classes} classes; "

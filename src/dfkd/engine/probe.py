@@ -16,7 +16,7 @@ from dfkd.errors import UserError
 from dfkd.ops.moments import moments
 from dfkd.types import Images, Moments, Readout
 
-__all__ = ["Probe", "pools_last_map", "tracking_norms"]
+__all__ = ["Probe", "check_normalisation", "pools_last_map", "tracking_norms"]
 
 
 class Probe(nn.Module):
@@ -58,7 +58,7 @@ class Probe(nn.Module):
         joint: bool = False,
     ) -> None:
         super().__init__()
-        _check_normalisation(mean, std)
+        check_normalisation(mean, std)
         self.net = net.to(memory_format=torch.channels_last) if channels_last else net  # type: ignore[call-overload]
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("scale", 1 / torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
@@ -186,7 +186,12 @@ def pools_last_map(out: Readout) -> bool:
     )
 
 
-def _check_normalisation(mean: Sequence[float], std: Sequence[float]) -> None:
+def check_normalisation(mean: Sequence[float], std: Sequence[float]) -> None:
+    """Refuse means and stds that no images can be normalised by.
+
+    Raises:
+        UserError: their numbers differ, or a std is not positive.
+    """
     if len(mean) != len(std):
         raise UserError(
             f"normalisation needs as many stds as means, got {len(mean)} means and {len(std)} stds; give one per "

@@ -1,5 +1,6 @@
 """Device, precision, processes, compilation, random streams, and the one way to take an optimiser step."""
 
+import copy
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
@@ -146,6 +147,12 @@ class Runtime:
         if getattr(function, "__closure__", None) is None:  # a closure would keep a finished run's pool alive
             self._compiled[function] = compiled
         return compiled
+
+    def uncompiled(self) -> "Runtime":
+        """The same device, processes and random streams, and nothing is compiled."""
+        other = copy.copy(self)
+        other.compiled = False
+        return other
 
     def step(
         self, loss: Scalar, *optimizers: Optimizer, private: Sequence[Optimizer] = (), clip: float | None = None

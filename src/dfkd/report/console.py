@@ -25,6 +25,7 @@ from dfkd.report.summary import (
     images_per_second,
     last_evaluation,
     losses_of,
+    notes_of,
     number,
     operations,
     overlap_told,
@@ -89,6 +90,8 @@ class Progress(Observer):
         self.console.print(Text(_headline(info), style="bold"), soft_wrap=True)
         if info.continues is not None:
             self.note(f"goes on with a run that was {info.continues}")
+        for note in notes_of(info):
+            self.note(f"note: {note}")
         if info.overlap is not None:
             self.note(overlap_told(info.overlap))
         if self.console.is_terminal:

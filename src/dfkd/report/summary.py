@@ -158,6 +158,12 @@ def overlap_told(found: NearDuplicates) -> str:
     return f"{told}, {same} of them alike pixel by pixel (correlation {ALIKE:g} or more)" if found.found else told
 
 
+def notes_of(info: RunInfo) -> list[str]:
+    """What is done otherwise than asked to run the two networks, one sentence each."""
+    told = [network.get("notes") for network in (info.teacher, info.student)]
+    return [str(note) for notes in told if isinstance(notes, list | tuple) for note in notes]
+
+
 def rows_of(info: RunInfo, rounds: Sequence[RoundRecord], result: RunResult | None) -> list[Row]:
     """Teacher and student as table rows; of an unfinished run, the student as it was evaluated last."""
     teacher = None if result is None else result.teacher_evaluation
