@@ -28,8 +28,8 @@ from dfkd.ops.hashing import dhash_codes
 from dfkd.ops.pixels import as_images
 from dfkd.report.files import plain
 from dfkd.runs import settings_of, weights_hash
-from dfkd.teach import teach
-from dfkd.teachplan import TeachPlan
+from dfkd.teacher import teach
+from dfkd.teacher_plan import TeachPlan
 
 TEACHERS = Path("runs/teachers")
 SHOWN = 20  # images of each round among which the diversity is measured

@@ -189,8 +189,8 @@ from dfkd.data.pool import Pool
 from dfkd.engine.checkpoint import Checkpoint, write_aside
 from dfkd.errors import UserError
 from dfkd.nets.zoo import build
-from dfkd.teach import TeachResult, save_teacher
-from dfkd.teachplan import TeachPlan
+from dfkd.teacher import TeachResult, save_teacher
+from dfkd.teacher_plan import TeachPlan
 
 def refused(work):
     for size in (0, 1000, 30_000):

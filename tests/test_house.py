@@ -23,7 +23,7 @@ FLOORS: list[set[str]] = [
     {"methods"},
     {"report"},
     {"runs", "stored", "weights", "settings", "inputs", "prepare", "watchers"},
-    {"api", "teach", "teachplan", "recipes", "deploy"},
+    {"api", "teacher", "teacher_plan", "recipes", "deploy"},
     {"cli", "__init__", "__main__"},
 ]
 # The report reads records and the way files are written, not networks.

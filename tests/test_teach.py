@@ -17,8 +17,8 @@ from dfkd.engine.silent import Silent, silent_units
 from dfkd.errors import UserError
 from dfkd.nets.zoo import build
 from dfkd.runs import weights_hash
-from dfkd.teach import Epoch, TeachResult, save_teacher, teach
-from dfkd.teachplan import TeachPlan
+from dfkd.teacher import Epoch, TeachResult, save_teacher, teach
+from dfkd.teacher_plan import TeachPlan
 from dfkd.weights import load_weights, read_sidecar
 
 MEAN, STD = STATISTICS["digits"]

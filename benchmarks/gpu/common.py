@@ -129,7 +129,7 @@ def networks(job: Job) -> tuple[nn.Module, nn.Module]:
 
         teacher.load_state_dict(load_file(job.teacher / "weights.safetensors"))
     elif job.miniature:
-        from dfkd.teach import TeachPlan, teach
+        from dfkd.teacher import TeachPlan, teach
 
         mean, std = normalisation(job)
         held = images(job, "train")

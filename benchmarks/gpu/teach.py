@@ -8,7 +8,7 @@ import torch
 
 import dfkd
 from benchmarks.gpu.common import Job, images, job_of, macs, matmul_rate, normalisation, parser, peak_bytes, record
-from dfkd.teach import Epoch, TeachPlan, save_teacher, teach
+from dfkd.teacher import Epoch, TeachPlan, save_teacher, teach
 
 
 def plan_of(job: Job, epochs: int | None, batch_size: int | None) -> TeachPlan:

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from dfkd.nets.zoo import ZOO, Classifier, build
     from dfkd.prepare import build_task
     from dfkd.settings import Images, Machine, Text, Watching
+    from dfkd.teacher import save_teacher, teach
+    from dfkd.teacher_plan import TeachPlan
     from dfkd.types import Batch, Moments, Readout
 
 __version__ = "0.1.0"
@@ -81,6 +83,7 @@ _WHERE = {
     "SpaceshipNet": "dfkd.methods.spaceship",
     "State": "dfkd.engine.core",
     "Task": "dfkd.engine.core",
+    "TeachPlan": "dfkd.teacher_plan",
     "Text": "dfkd.settings",
     "TextEmbedding": "dfkd.data.text",
     "UserError": "dfkd.errors",
@@ -99,8 +102,10 @@ _WHERE = {
     "open_rows": "dfkd.data.rows",
     "read_images": "dfkd.data.readers",
     "run": "dfkd.engine.driver",
+    "save_teacher": "dfkd.teacher",
     "share_head": "dfkd.engine.sharing",
     "survey": "dfkd.engine.anatomy",
+    "teach": "dfkd.teacher",
 }
 
 __all__ = [
@@ -141,6 +146,7 @@ __all__ = [
     "SpaceshipNet",
     "State",
     "Task",
+    "TeachPlan",
     "Text",
     "TextEmbedding",
     "UserError",
@@ -160,8 +166,10 @@ __all__ = [
     "open_rows",
     "read_images",
     "run",
+    "save_teacher",
     "share_head",
     "survey",
+    "teach",
 ]
 
 

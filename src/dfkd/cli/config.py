@@ -8,7 +8,7 @@ from typing import Literal
 
 from dfkd.engine.plan import Plan
 from dfkd.settings import Images, Machine, MethodChoice, Network, TeachImages, Text, Watching
-from dfkd.teachplan import TeachPlan
+from dfkd.teacher_plan import TeachPlan
 
 __all__ = [
     "Audit",

@@ -23,8 +23,8 @@ from dfkd.recipes import recipe
 from dfkd.report.files import plain, write_whole
 from dfkd.report.page import write_page
 from dfkd.report.summary import Row, percent, rows_of
-from dfkd.teach import save_teacher, teach
-from dfkd.teachplan import TeachPlan
+from dfkd.teacher import save_teacher, teach
+from dfkd.teacher_plan import TeachPlan
 
 __all__ = ["EPOCHS", "RECIPE", "run"]
 

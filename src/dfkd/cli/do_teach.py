@@ -18,7 +18,7 @@ from dfkd.engine.silent import Silent
 from dfkd.errors import UserError
 from dfkd.inputs import facts_of, runtime_of
 from dfkd.ops.pixels import as_images
-from dfkd.teach import TeachResult, save_teacher, teach
+from dfkd.teacher import TeachResult, save_teacher, teach
 from dfkd.weights import Sidecar
 
 __all__ = ["run"]

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from dfkd.teach import Epoch
+from dfkd.teacher import Epoch
 
 __all__ = ["epoch_progress"]
 

@@ -24,7 +24,7 @@ from dfkd.errors import UserError
 from dfkd.losses.divergence import cross_entropy
 from dfkd.ops.augment import crop_flip
 from dfkd.ops.pixels import as_images
-from dfkd.teachplan import TeachPlan
+from dfkd.teacher_plan import TeachPlan
 from dfkd.types import Bytes, Labels, Scalar
 
 __all__ = ["Epoch", "TeachPlan", "TeachResult", "save_teacher", "teach"]
