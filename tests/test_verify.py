@@ -17,7 +17,7 @@ from dfkd.engine.runtime import Runtime
 from dfkd.engine.verify import preserved, verified
 from dfkd.nets.zoo import ZOO, build
 from dfkd.ops.pixels import as_images
-from dfkd.teach import TeachPlan, teach
+from dfkd.teacher import TeachPlan, teach
 
 SHAPE, CLASSES = (3, 8, 8), 5
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
