@@ -29,11 +29,11 @@ def _command(requirements: list[str], otherwise: str) -> str:
 def _requirements() -> list[tuple[str, str]]:
     """(requirement, condition) of everything dfkd asks for; the condition of an extra is ``extra == 'name'``."""
     try:
-        held = requires("dfkd") or []
+        lines = requires("dfkd") or []
     except PackageNotFoundError:
-        held = []
+        lines = []
     return [
-        (text.strip(), condition.strip().replace('"', "'")) for text, _, condition in (s.partition(";") for s in held)
+        (text.strip(), condition.strip().replace('"', "'")) for text, _, condition in (s.partition(";") for s in lines)
     ]
 
 

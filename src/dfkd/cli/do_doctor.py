@@ -91,18 +91,18 @@ def _devices() -> Finding:
 
 def _torchvision() -> Finding:
     try:
-        found = importlib.import_module("torchvision")
-        return Finding("torchvision", "ok", f"{found.__version__} (optional)")
+        module = importlib.import_module("torchvision")
+        return Finding("torchvision", "ok", f"{module.__version__} (optional)")
     except ImportError:
         return Finding("torchvision", "absent", "not installed (optional)", install_extra("torchvision"))
     except RuntimeError as error:
         if SYMPTOM not in str(error):
             return Finding("torchvision", "broken", str(error).splitlines()[0], "pip uninstall torchvision")
     try:
-        found = import_torchvision()
+        module = import_torchvision()
     except (UserError, RuntimeError) as error:
         return Finding("torchvision", "broken", str(error).splitlines()[0], "pip uninstall torchvision")
-    text = f"{found.__version__} belongs to another torch; worked around"
+    text = f"{module.__version__} belongs to another torch; worked around"
     return Finding("torchvision", "absent", text, install_extra("torchvision"))
 
 

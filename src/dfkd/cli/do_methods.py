@@ -59,12 +59,12 @@ def _show(console: Any, name: str, kind: type[Method[Any]]) -> None:
     console.print(sheet, soft_wrap=False)
     plan = ", ".join(f"{key} {_value(value)}" for key, value in asdict(kind.default_plan).items())
     console.print(Text(f"\nIts plan, unless told otherwise: {f'that of {inner[0]}' if inner else plan}."))
-    chosen = " ".join([f"--method {name}", *(f"{part} METHOD" for part in inner)])
+    method_options = " ".join([f"--method {name}", *(f"{part} METHOD" for part in inner)])
     if inner:
         console.print(
             Text(f"\nSettings of a method within it: {inner[0]}.NAME VALUE, as `dfkd methods METHOD` has them.")
         )
-    console.print(Text(f"\nUse: dfkd distill {chosen} --teacher.weights TEACHER --student STUDENT"))
+    console.print(Text(f"\nUse: dfkd distill {method_options} --teacher.weights TEACHER --student STUDENT"))
 
 
 def _citation(kind: type[Method[Any]]) -> str:

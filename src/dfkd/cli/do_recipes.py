@@ -21,15 +21,15 @@ def run(settings: Recipes) -> int:
         print(yaml_of({**recipe(row.name), "expected": expected(row)}, head(row)), end="")
         return 0
     console = wide_console()
-    held = rows()
-    notes = {note: str(number) for number, note in enumerate(dict.fromkeys(row.note for row in held if row.note), 1)}
-    console.print(_table([row for row in held if not row.variant], notes))
+    table = rows()
+    notes = {note: str(number) for number, note in enumerate(dict.fromkeys(row.note for row in table if row.note), 1)}
+    console.print(_table([row for row in table if not row.variant], notes))
     console.print("\nAblations: the recipe before the plus sign with something changed\n", style="bold")
-    console.print(_table([row for row in held if row.variant], notes))
+    console.print(_table([row for row in table if row.variant], notes))
     console.print()
     for note, number in notes.items():
         console.print(f"{number:>4}  {note}", soft_wrap=True, markup=False)
-    machines = "; ".join(dict.fromkeys(machine for row in held for machine in _hardware(row))) or "no machine yet"
+    machines = "; ".join(dict.fromkeys(machine for row in table for machine in _hardware(row))) or "no machine yet"
     console.print(
         "\nThe paper's numbers are from its own teachers and hardware. Here: last round, mean over seeds, on "
         f"{machines}. `dfkd recipes NAME` prints one as YAML."

@@ -32,13 +32,13 @@ class Option:
 
 def options(cls: type, prefix: str = "") -> Iterator[Option]:
     """The options of a dataclass, those of nested dataclasses included, in order."""
-    types, told = typing.get_type_hints(cls), notes(cls)
+    types, comments = typing.get_type_hints(cls), notes(cls)
     for item in fields(cls):
         kind = types[item.name]
         if is_dataclass(kind) and isinstance(kind, type):
             yield from options(kind, f"{prefix}{item.name}.")
         else:
-            yield Option(prefix + item.name, kind, _default(item), told.get(item.name, ""))
+            yield Option(prefix + item.name, kind, _default(item), comments.get(item.name, ""))
 
 
 def notes(cls: type) -> dict[str, str]:

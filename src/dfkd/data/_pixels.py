@@ -41,15 +41,15 @@ def as_nchw(array: ByteArray, who: str) -> ByteArray:
 
 def recolour(images: ByteArray, channels: int, who: str) -> ByteArray:
     """N C H W with ``channels`` channels: gray is repeated, colour is weighted by ``GRAY`` and rounded."""
-    have = images.shape[1]
-    if channels == have:
+    channels_now = images.shape[1]
+    if channels == channels_now:
         return images
-    if have == 1:
+    if channels_now == 1:
         return np.repeat(images, channels, axis=1)
-    if have == 3 and channels == 1:
+    if channels_now == 3 and channels == 1:
         luma = np.tensordot(np.asarray(GRAY, dtype=np.float64), images, axes=(0, 1))
         return np.rint(luma).astype(np.uint8)[:, None]
-    raise UserError(f"{who} needs images with 1, 3 or {channels} channels, got {have}; convert them first")
+    raise UserError(f"{who} needs images with 1, 3 or {channels} channels, got {channels_now}; convert them first")
 
 
 def resize(images: ByteArray, height: int, width: int) -> ByteArray:

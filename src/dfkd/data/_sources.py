@@ -122,11 +122,11 @@ def _blocks(sources: Encoded, image_shape: tuple[int, int, int]) -> Blocks:
 def _next(sources: Encoded) -> list[Path | BytesIO | None]:
     """The next images, as many as fit a block."""
     part: list[Path | BytesIO | None] = []
-    held = 0
+    block_bytes = 0
     for source in sources:
         part.append(source)
-        held += source.getbuffer().nbytes if isinstance(source, BytesIO) else 0
-        if len(part) == _BLOCK or held >= _BLOCK_BYTES:
+        block_bytes += source.getbuffer().nbytes if isinstance(source, BytesIO) else 0
+        if len(part) == _BLOCK or block_bytes >= _BLOCK_BYTES:
             break
     return part
 

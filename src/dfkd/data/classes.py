@@ -15,8 +15,8 @@ from dfkd.types import Labels
 __all__ = ["check_labels", "in_order"]
 
 
-def in_order(given: ImageSet, names: Sequence[str], classes: int, role: str) -> ImageSet:
-    """``given`` with its labels in the order of ``names``.
+def in_order(images: ImageSet, names: Sequence[str], classes: int, role: str) -> ImageSet:
+    """``images`` with its labels in the order of ``names``.
 
     Folders get the label of the class of their name, in whatever order they are and if only some are there; a number
     is the name of a class that has no other. Case does not count, and space, "_" and "-" are one. Folders of which
@@ -24,7 +24,7 @@ def in_order(given: ImageSet, names: Sequence[str], classes: int, role: str) -> 
     their own (a published one, an array) keeps it unless every name is that of a class.
 
     Args:
-        given: the images.
+        images: the labelled set.
         names: class names in label order; none where they are not known.
         classes: how many.
         role: for messages.
@@ -33,19 +33,19 @@ def in_order(given: ImageSet, names: Sequence[str], classes: int, role: str) -> 
         UserError: folders of which only some have the name of a class, folders without such names whose number is not
             that of the classes, or labels beyond the classes.
     """
-    if given.names:
-        check_labels(given.labels, len(given.names), role)
-    known = tuple(names) or tuple(str(label) for label in range(classes))
-    places = _places(given.names, known)
-    used = set(given.labels.unique().tolist())
-    strange = [name for label, name in enumerate(given.names) if places[label] is None and label in used]
-    if given.names and not strange:
+    if images.names:
+        check_labels(images.labels, len(images.names), role)
+    wanted_names = tuple(names) or tuple(str(label) for label in range(classes))
+    places = _places(images.names, wanted_names)
+    used = set(images.labels.unique().tolist())
+    strange = [name for label, name in enumerate(images.names) if places[label] is None and label in used]
+    if images.names and not strange:
         table = torch.tensor([-1 if place is None else place for place in places])
-        given = replace(given, labels=table[given.labels])
-    elif given.folders:
-        _check_folders(given, strange, tuple(names), classes, role)
-    check_labels(given.labels, classes, role)
-    return replace(given, names=tuple(names), folders=False)
+        images = replace(images, labels=table[images.labels])
+    elif images.folders:
+        _check_folders(images, strange, tuple(names), classes, role)
+    check_labels(images.labels, classes, role)
+    return replace(images, names=tuple(names), folders=False)
 
 
 def check_labels(labels: Labels, classes: int, role: str) -> None:

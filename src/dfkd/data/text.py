@@ -65,8 +65,8 @@ def clean(name: str) -> str:
 @functools.cache
 def wordnet() -> Mapping[str, str]:
     """The name of each WordNet id of ImageNet's classes; those of Tiny-ImageNet and Imagenette are among them."""
-    held = _names()
-    return MappingProxyType(dict(zip(held["wnids"]["imagenet"], held["lists"]["imagenet"], strict=True)))
+    table = _names()
+    return MappingProxyType(dict(zip(table["wnids"]["imagenet"], table["lists"]["imagenet"], strict=True)))
 
 
 def embed(
@@ -131,22 +131,22 @@ def _texts(names: Sequence[str] | None, classes: int, prompt: str) -> _Texts:
         raise UserError(f"embed needs one name for each of {classes} classes, got {len(names)}; check the list")
     if names is None or prompt == "P3":
         return _Texts(tuple(PROMPTS["P3"].format(index=index) for index in range(classes)), PROMPTS["P3"])
-    known = wordnet()
-    cleaned = [clean(known.get(name, name)) for name in names]
+    wordnet_names = wordnet()
+    cleaned = [clean(wordnet_names.get(name, name)) for name in names]
     _refuse_twins(cleaned)
     return _Texts(tuple(PROMPTS[prompt].format(name=name) for name in cleaned), PROMPTS[prompt])
 
 
 def _refuse_twins(names: list[str]) -> None:
     """Classes with one prompt would get one vector. Case does not count: MiniLM and CLIP ignore it."""
-    seen = {""}
+    lowercase = {""}
     for index, name in enumerate(names):
-        if name.lower() in seen:
+        if name.lower() in lowercase:
             raise UserError(
                 f"embed needs names that differ and are not empty, got {name!r} for class {index}; "
                 "rename it, or use encoder='index'"
             )
-        seen.add(name.lower())
+        lowercase.add(name.lower())
 
 
 def _shipped_or_next(texts: _Texts, classes: int, insist: bool) -> TextEmbedding:

@@ -156,10 +156,10 @@ class Timed(Method[State]):
         """Of the other method, timed."""
         wait(task.runtime.device)
         began = time.perf_counter()
-        made = self.inner.synthesize(task, state, clock)
+        metrics = self.inner.synthesize(task, state, clock)
         wait(task.runtime.device)
         self.timer.synthesised(began)
-        return made
+        return metrics
 
     def batch(self, task: Task, state: State, clock: Clock) -> Batch:
         """Of the other method, timed."""

@@ -52,9 +52,9 @@ class _Joint(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         own = moments(x)
         count = own.mean.new_full((1,), x.numel() // x.shape[1])
-        mine = torch.cat([own.mean, own.var, count])
-        gathered = [torch.empty_like(mine) for _ in range(torch.distributed.get_world_size())]
-        torch.distributed.all_gather(gathered, mine)
+        own_row = torch.cat([own.mean, own.var, count])
+        gathered = [torch.empty_like(own_row) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(gathered, own_row)
         parts = torch.stack(gathered)
         c = x.shape[1]
         n, means, variances = parts[:, -1:], parts[:, :c], parts[:, c : 2 * c]
@@ -68,11 +68,11 @@ class _Joint(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g_mean: Tensor, g_var: Tensor) -> Tensor:
         x, mean, total = ctx.saved_tensors
-        both = torch.cat([g_mean, g_var])
-        torch.distributed.all_reduce(both)
+        sums = torch.cat([g_mean, g_var])
+        torch.distributed.all_reduce(sums)
         shape = [1, -1] + [1] * (x.dim() - 2)
-        slope = 2 * both[len(mean) :] / total
-        level = both[: len(mean)] / total - slope * mean
+        slope = 2 * sums[len(mean) :] / total
+        level = sums[: len(mean)] / total - slope * mean
         return torch.addcmul(level.view(shape).expand_as(x), x, slope.view(shape))
 
 

@@ -39,10 +39,10 @@ def silent_units(probe: Probe, images: Images) -> list[Silent]:
     """
     if any(isinstance(module, NORMS) for module in probe.net.modules()):
         return []
-    seen: list[tuple[str, Tensor]] = []
+    shares: list[tuple[str, Tensor]] = []
     relus = {name: module for name, module in probe.net.named_modules() if isinstance(module, nn.ReLU | nn.ReLU6)}
     hooks = [
-        module.register_forward_hook(lambda _m, _i, out, name=name: seen.append((name, _share(out))))
+        module.register_forward_hook(lambda _m, _i, out, name=name: shares.append((name, _share(out))))
         for name, module in relus.items()
     ]
     try:
@@ -50,7 +50,7 @@ def silent_units(probe: Probe, images: Images) -> list[Silent]:
     finally:
         for hook in hooks:
             hook.remove()
-    return [Silent(name, int((share < RARE).sum()), len(share)) for name, share in seen]
+    return [Silent(name, int((share < RARE).sum()), len(share)) for name, share in shares]
 
 
 def _share(out: Tensor) -> Tensor:

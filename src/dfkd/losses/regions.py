@@ -63,8 +63,8 @@ def grad_cams(
     ``torch._dynamo.config.trace_autograd_ops`` is set. Under BatchNorm in training mode the images of a batch
     depend on each other and the gradient is that of the sum of their logits.
     """
-    chosen = logits.gather(1, classes.unsqueeze(1)).sum()
-    gradients = torch.autograd.grad(chosen, tuple(maps), retain_graph=True, create_graph=create_graph)
+    chosen_logits = logits.gather(1, classes.unsqueeze(1)).sum()
+    gradients = torch.autograd.grad(chosen_logits, tuple(maps), retain_graph=True, create_graph=create_graph)
     return tuple(_weighted(map_, gradient) for map_, gradient in zip(maps, gradients, strict=True))
 
 
@@ -104,8 +104,8 @@ def msarc(student: Regions, teacher: Regions, cam_weight: float = 1.0, stage_wei
     of the same spatial sizes; channel counts may differ.
     """
     loss = cam_weight * region_consistency(student.classes, teacher.classes)
-    for ours, theirs in zip(student.stages, teacher.stages, strict=True):
-        loss = loss + stage_weight * region_consistency(ours, theirs)
+    for student_map, teacher_map in zip(student.stages, teacher.stages, strict=True):
+        loss = loss + stage_weight * region_consistency(student_map, teacher_map)
     return loss
 
 

@@ -121,15 +121,15 @@ def build_callable(name: str, classes: int, channels: int) -> nn.Module:
     """Call ``package.module:callable``, with ``classes=`` and ``channels=`` where it has such parameters."""
     with working_folder_importable():
         make = _locate(name)
-        given = _arguments(name, make, {"classes": classes, "channels": channels})
+        arguments = _arguments(name, make, {"classes": classes, "channels": channels})
         try:
-            net = make(**given)
+            net = make(**arguments)
         except UserError:
             raise
         except Exception as error:  # code of the user may fail in any way
-            told = ", ".join(f"{key}={value}" for key, value in given.items())
+            arguments_text = ", ".join(f"{key}={value}" for key, value in arguments.items())
             raise UserError(
-                f"{name} needs to return a network when it is called with ({told}), got {first_line(error)}; "
+                f"{name} needs to return a network when it is called with ({arguments_text}), got {first_line(error)}; "
                 "correct it (--debug shows where)"
             ) from error
     if not isinstance(net, nn.Module):

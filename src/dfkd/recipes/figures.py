@@ -71,12 +71,12 @@ def expected(row: Row, file: Path = RESULTS) -> dict[str, Any]:
         row: the recipe.
         file: as of :func:`reached`.
     """
-    told: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     if row.paper is not None:
-        told["paper"] = {"accuracy": row.paper}
+        figures["paper"] = {"accuracy": row.paper}
     had = reached(row, file)
     if had is not None:
-        told["here"] = {
+        figures["here"] = {
             "accuracy": round(100 * had.mean, 2),
             **({} if had.spread is None else {"spread": round(100 * had.spread, 2)}),
             "seeds": list(had.seeds),
@@ -84,7 +84,7 @@ def expected(row: Row, file: Path = RESULTS) -> dict[str, Any]:
             "seconds": round(had.seconds),
             "commit": ", ".join(had.commits),
         }
-    return told
+    return figures
 
 
 @functools.cache
