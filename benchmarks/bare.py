@@ -29,6 +29,7 @@ from dfkd.losses.statistics import moment_distance
 from dfkd.methods import d3k, nayer
 from dfkd.methods.cmi import CMI, CMIState
 from dfkd.methods.d3k import D3K
+from dfkd.methods.dfnd import DFND
 from dfkd.methods.kd3 import KD3
 from dfkd.methods.nayer import NAYER, NayerState
 from dfkd.methods.noise import NoiseInput
@@ -39,7 +40,7 @@ from dfkd.nets.supernet import draw_subnet
 
 __all__ = ["Bare", "learnt"]
 
-KNOWN = (NAYER, SpaceshipNet, D3K, CMI, KD3, STTS, VanillaKD, NoiseInput)
+KNOWN = (NAYER, SpaceshipNet, D3K, CMI, KD3, DFND, STTS, VanillaKD, NoiseInput)
 
 
 def learnt(task: Task, state: State) -> list[Tensor]:

@@ -32,6 +32,7 @@ RECIPES: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
         "SpaceshipNet": ("spaceshipnet/digits-wrn16-2-wrn16-1", (*MAKES, *G)),
         "CMI": ("cmi/digits-wrn16-2-wrn16-1", (*MAKES, *G, "method.negatives=4", "method.head_width=4")),
         "D3K": ("d3k/digits-wrn16-2-wrn16-1", (*MAKES, "method.widths=[3,7]", "method.kernels=[3,5]")),
+        "DFND": ("dfnd/mnist-lenet5-lenet5-half", ("method.pad=1",)),
         "KD3": ("kd3/mnist-lenet5-lenet5-half", ("method.head_width=6", "method.pad=1")),
         "STTS": ("stts/mnist-lenet5-lenet5-half", MAKES),
         "VanillaKD": ("vanillakd/digits-wrn16-2-wrn16-1", ("method.pad=1",)),

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from dfkd.methods import METHODS
     from dfkd.methods.cmi import CMI
     from dfkd.methods.d3k import D3K
+    from dfkd.methods.dfnd import DFND
     from dfkd.methods.kd3 import KD3
     from dfkd.methods.nayer import NAYER
     from dfkd.methods.noise import NoiseInput
@@ -48,6 +49,7 @@ __version__ = "0.1.0"
 _WHERE = {
     "CMI": "dfkd.methods.cmi",
     "D3K": "dfkd.methods.d3k",
+    "DFND": "dfkd.methods.dfnd",
     "KD3": "dfkd.methods.kd3",
     "METHODS": "dfkd.methods",
     "NAYER": "dfkd.methods.nayer",
@@ -111,6 +113,7 @@ _WHERE = {
 __all__ = [
     "CMI",
     "D3K",
+    "DFND",
     "KD3",
     "METHODS",
     "NAYER",

@@ -8,6 +8,7 @@ from dfkd.engine.exchange import Exchange
 from dfkd.engine.recombine import Recombine
 from dfkd.methods.cmi import CMI
 from dfkd.methods.d3k import D3K
+from dfkd.methods.dfnd import DFND
 from dfkd.methods.kd3 import KD3
 from dfkd.methods.nayer import NAYER
 from dfkd.methods.noise import NoiseInput
@@ -15,11 +16,24 @@ from dfkd.methods.spaceship import SpaceshipNet
 from dfkd.methods.stts import STTS
 from dfkd.methods.vanilla import VanillaKD
 
-__all__ = ["CMI", "COMBINATIONS", "D3K", "KD3", "METHODS", "NAYER", "STTS", "NoiseInput", "SpaceshipNet", "VanillaKD"]
+__all__ = [
+    "CMI",
+    "COMBINATIONS",
+    "D3K",
+    "DFND",
+    "KD3",
+    "METHODS",
+    "NAYER",
+    "STTS",
+    "NoiseInput",
+    "SpaceshipNet",
+    "VanillaKD",
+]
 
 METHODS: Mapping[str, type[Method[Any]]] = {
     "CMI": CMI,
     "D3K": D3K,
+    "DFND": DFND,
     "KD3": KD3,
     "NAYER": NAYER,
     "NoiseInput": NoiseInput,

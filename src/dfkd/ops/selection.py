@@ -1,4 +1,4 @@
-"""KD3's dynamic selection of web images: a mixture of both networks, and a threshold per class."""
+"""Selection of web images: KD3's by a mixture of both networks and a threshold per class, DFND's by rank."""
 
 import math
 from typing import NamedTuple
@@ -62,6 +62,12 @@ def class_thresholds(counts: ClassCounts, v_th: float = 0.95) -> Thresholds:
 def select(confidence: PerImage, predicted: Labels, thresholds: Thresholds) -> Mask:
     """True where the confidence exceeds (strictly) the threshold of the predicted class."""
     return confidence > thresholds[predicted]
+
+
+def most_certain(certainty: PerImage, n: int) -> Labels:
+    """The ``n`` images (all where there are fewer) of the highest certainty, ascending; of equals the first ones."""
+    order = certainty.sort(descending=True, stable=True).indices
+    return order[:n].sort().values
 
 
 def dynamic_selection(
