@@ -23,7 +23,7 @@ from benchmarks.rows import (
     half,
 )
 from dfkd.engine.plan import Plan
-from dfkd.methods import D3K, KD3, NAYER, STTS, NoiseInput, SpaceshipNet, VanillaKD
+from dfkd.methods import CMI, D3K, KD3, NAYER, STTS, NoiseInput, SpaceshipNet, VanillaKD
 
 DIGITS_NAYER = NAYER(
     steps=20, synthesis_batch=200, batches=1, warmup_batches=2, width=256, channels=32, alpha_bn=1.0, pad=1, flip=False
@@ -60,6 +60,19 @@ DIGITS_SPACESHIP = SpaceshipNet(steps=60, synthesis_batch=200, width=64, channel
 DIGITS_D3K = D3K(
     steps=60, synthesis_batch=100, widths=(64, 256), width=64, lr=5e-3, alpha=0.1, hash_pool=1, pad=1, flip=False
 )
+DIGITS_CMI = CMI(
+    steps=60,
+    synthesis_batch=100,
+    lr=5e-3,
+    alpha_bn=0.1,
+    bank=1600,
+    negatives=400,
+    head_width=64,
+    width=64,
+    channels=32,
+    pad=1,
+    flip=False,
+)
 DIGITS_STTS = STTS(sigma=1.5, steps=200, lr=0.01, batches=4, pad=1)
 
 
@@ -72,6 +85,7 @@ def _digits() -> list[Row]:
         Row("NAYER", *pair, DIGITS_NAYER, DIGITS_PLAN),
         Row("Spaceship-Net", *pair, DIGITS_SPACESHIP, plan),
         Row("D3K", *pair, DIGITS_D3K, plan),
+        Row("CMI", *pair, DIGITS_CMI, plan),
         Row("STTS", *pair, DIGITS_STTS, replace(plan, warmup=10, **STTS_STUDENT)),
     ]
 
