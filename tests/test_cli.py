@@ -383,7 +383,10 @@ def test_own_method_and_short_recipe_forms(digits_weights: Path, capsys: pytest.
         "plan": {"rounds": 1, "steps": 1, "batch_size": 4},
     }
     Path("mine.yaml").write_text(yaml.safe_dump(recipe))
-    assert main(["distill", "mine.yaml", "--print_config", "--plan.lr", "1e-2"]) == 0
+    assert main(["distill", "mine.yaml", "--print_config"]) == 2  # code that only a file names
+    assert "add --method mine_for_test.Quiet if you trust that code" in capsys.readouterr().err
+    own = ["--method", "mine_for_test.Quiet"]
+    assert main(["distill", "mine.yaml", "--print_config", "--plan.lr", "1e-2", *own]) == 0
     tree = yaml.safe_load(capsys.readouterr().out)
     assert tree["method"] == {"name": "mine_for_test.Quiet", "kind": "normal", "clip": True, "temperature": 4.0}
     assert tree["plan"]["lr"] == 0.01

@@ -139,7 +139,7 @@ class Export:
     images: str | None = None  # folder of images to calibrate on and compare with; default the run's synthetic ones
     calibration: int = 256  # images for the ranges of INT8; as many others are compared
     batch: int | None = None  # images of every call; default any number
-    network: str | None = None  # package.module:callable, where the run does not name its student
+    network: str | None = None  # package.module:callable where the run does not name its student, or student.pt2
     out: str | None = None  # folder; default export in the run folder
     json: bool = False  # machine-readable
 
@@ -154,6 +154,8 @@ class Audit:
     count: int = 1000  # most images of each kind that ask for their nearest
     seed: int = 0  # of the choice among more
     teacher: Network = field(default_factory=Network)
+    student: Network = field(default_factory=Network)
+    own_method: str | None = None  # package.module:Class, where the run used a method of your own
     out: str | None = None  # folder; default <run>-audit beside the run folder
     json: bool = False  # machine-readable
 
@@ -177,6 +179,8 @@ class Plot:
     out: str | None = None  # folder; default figures in the run folder, or this one for --compare alone
     format: Literal["svg", "png"] = "svg"  # of figures made of lines; images are always PNG
     teacher: Network = field(default_factory=Network)
+    student: Network = field(default_factory=Network)
+    own_method: str | None = None  # package.module:Class, where the run used a method of your own
     data: Images = field(default_factory=Images)
 
 

@@ -28,7 +28,9 @@ def run(settings: Audit) -> int:
     """Compare, write the page, and say what was found."""
     folder = _checked(settings)
     images, _ = stored_images(folder, settings.count, "audit")
-    flags: Tree = {"teacher": plain_settings(settings.teacher)}
+    flags: Tree = {name: plain_settings(getattr(settings, name)) for name in ("teacher", "student")}
+    if settings.own_method is not None:
+        flags["method"] = {"name": settings.own_method}
     job, test = rebuilt_job(folder, "audit", merge(NO_DATA, flags))
     out = _folder(folder, settings.out)
     private = images_of(settings.private or "", "train", job.facts.image_size)

@@ -15,6 +15,7 @@ from dfkd.cli.job import RECIPE_FILE, Job, prepare_job, resolved
 from dfkd.cli.parse import Tree, merge, read_yaml
 from dfkd.cli.setup import resolve, with_recipe
 from dfkd.cli.stop import Stopped
+from dfkd.cli.trust import refuse_code, to_repeat
 from dfkd.deploy.export import export
 from dfkd.deploy.programs import check_onnx
 from dfkd.engine.lock import held
@@ -54,7 +55,7 @@ def run(tree: Tree, show: bool = False) -> int:
     try:
         result = _distill(job, out, machine, resume=folder is not None)
     except (KeyboardInterrupt, Stopped) as stop:
-        return _stopped(out, stop)
+        return _stopped(out, stop, job)
     if machine.rank == 0:
         _tell(result, job, out)
         if job.settings.watch.onnx != "none":
@@ -74,7 +75,7 @@ def _distill(job: Job, out: Path, machine: Runtime, resume: bool) -> Distilled:
     settings = job.settings
     head = (
         "written by dfkd when the run began; to go on after a stop:",
-        f"dfkd distill --resume {out}",
+        f"dfkd distill --resume {out}{to_repeat(resolved(job))}",
         "",
         _command(),
     )
@@ -113,7 +114,9 @@ def _resumed(tree: Tree, folder: Path) -> Tree:
         )
     if "recipe" in tree or "out" in tree:
         raise UserError("resume needs neither a recipe nor --out, got one of them; the run keeps its own")
-    return merge(read_yaml(file), {key: value for key, value in tree.items() if key != "resume"})
+    held, told = read_yaml(file), {key: value for key, value in tree.items() if key != "resume"}
+    refuse_code(held, told, file)
+    return merge(held, told)
 
 
 def _out(job: Job) -> Path:
@@ -130,7 +133,7 @@ def _out(job: Job) -> Path:
     return out
 
 
-def _stopped(out: Path, stop: BaseException) -> int:
+def _stopped(out: Path, stop: BaseException, job: Job) -> int:
     """Say how to go on."""
     code = stop.code if isinstance(stop, Stopped) else 130
     if (out / "run.json").is_file() and (out / RECIPE_FILE).is_file():
@@ -138,7 +141,7 @@ def _stopped(out: Path, stop: BaseException) -> int:
         if stored.status not in ("finished", "stopped"):
             with suppress(UserError), held(out):  # a run that another process goes on with stays as it is
                 write_run(out, stored.info, None, "interrupted")
-            print(f"stopped; go on with: dfkd distill --resume {out}", file=sys.stderr)
+            print(f"stopped; go on with: dfkd distill --resume {out}{to_repeat(resolved(job))}", file=sys.stderr)
             return code
     print("stopped before the first round; nothing is lost, start again", file=sys.stderr)
     return code

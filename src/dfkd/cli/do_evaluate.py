@@ -11,6 +11,7 @@ from dfkd.cli.job import RECIPE_FILE
 from dfkd.cli.names import check_name
 from dfkd.cli.parse import read_yaml
 from dfkd.cli.setup import known, load, seed_everything, with_weights_path
+from dfkd.cli.trust import refuse_code
 from dfkd.data.classes import in_order
 from dfkd.data.readers import read_images
 from dfkd.engine.evaluate import evaluate
@@ -80,6 +81,7 @@ def _with_target(settings: Evaluate) -> Evaluate:
     teacher = settings.teacher
     told = held.get("teacher", {})
     if not (teacher.name or teacher.weights) and told.get("weights") and Path(told["weights"]).exists():
+        refuse_code({"teacher": told}, {}, target / RECIPE_FILE)
         teacher = Network(name=told.get("name"), weights=told["weights"], key=told.get("key"))
     return replace(settings, data=data, teacher=teacher)
 

@@ -116,7 +116,9 @@ def _of_run(folder: Path, settings: Plot) -> Gallery:
 
 def _rebuilt(folder: Path, settings: Plot) -> tuple[Job, Task]:
     """The pair as the run began, on whatever device there is, with what the flags say put over it."""
-    flags: Tree = {"teacher": plain_settings(settings.teacher), "data": plain_settings(settings.data)}
+    flags: Tree = {name: plain_settings(getattr(settings, name)) for name in ("teacher", "student", "data")}
+    if settings.own_method is not None:
+        flags["method"] = {"name": settings.own_method}
     job, _ = rebuilt_job(folder, "plot", flags)
     return job, task_of(job, runtime_of(job.settings.runtime).launch())
 

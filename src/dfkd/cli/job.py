@@ -22,6 +22,7 @@ from dfkd.cli.setup import (
     widened,
     with_weights_path,
 )
+from dfkd.cli.trust import refuse_code
 from dfkd.engine.core import Method, Need, Task
 from dfkd.engine.plan import Plan
 from dfkd.engine.runtime import Runtime
@@ -107,6 +108,7 @@ def rebuilt_job(folder: Path, who: str, flags: Tree) -> tuple[Job, str | None]:
             "Python are looked at in Python"
         )
     recipe = read_yaml(file)
+    refuse_code(recipe, flags, file, "own_method")
     here: Tree = {"runtime": {"device": "auto", "devices": 1, "compile": False}}
     job = prepare_job(*resolve(Distill, merge(merge(recipe, here), flags)))
     return job, recipe.get("data", {}).get("test")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_origin, get_type_hints
 import torch
 
 from dfkd.cli.parse import SHORT, Tree, fill, merge, read_yaml, unknown
+from dfkd.cli.trust import refuse_code
 from dfkd.datasets import DATASETS
 from dfkd.engine.core import Method
 from dfkd.engine.plan import Plan
@@ -70,6 +71,7 @@ def with_recipe(tree: Tree) -> Tree:
     base = read_yaml(file) if looks or file.is_file() else recipe(name)
     base.pop("expected", None)  # what the run should reach, for the reader
     rest = {key: value for key, value in tree.items() if key != "recipe"}
+    refuse_code(base, rest, file)
     return merge(_long(base), rest)
 
 
@@ -167,6 +169,8 @@ def known(network: Network, role: str) -> tuple[str, Sidecar]:
         UserError: neither a name nor a description that has one, or weights that are not there.
     """
     sidecar = Sidecar() if network.weights is None else read_sidecar(find_weights(Path(network.weights), role))
+    if network.name is None and sidecar.name is not None:
+        refuse_code({role: sidecar.name}, {}, f"the description beside {network.weights}")
     name = network.name or sidecar.name
     if name is None:
         raise _nameless(network, role)

@@ -14,6 +14,7 @@ from dfkd.deploy.classifier import Classifier, Program
 from dfkd.engine.records import RunInfo
 from dfkd.engine.sharing import widen
 from dfkd.errors import UserError
+from dfkd.nets.adapters import own_code
 from dfkd.nets.zoo import build
 from dfkd.report.files import RUN_FILE, read_run
 from dfkd.weights import Sidecar, find_weights, load_weights, read_sidecar
@@ -21,6 +22,7 @@ from dfkd.weights import Sidecar, find_weights, load_weights, read_sidecar
 __all__ = ["Opened", "load", "open_network"]
 
 PROGRAM = "student.pt2"
+_HOW = "in Python network=..., in the shell --network ..."
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,8 @@ def load(source: str | Path, network: str | None = None) -> Classifier:
 
     Args:
         source: run folder, folder of `dfkd teach`, or weights file with a description beside it.
-        network: ``package.module:callable`` or another name, where the description does not name the network or names
-            another one. Without it the exported program (``student.pt2``) is taken where the network cannot be built.
+        network: ``package.module:callable`` or another name, where the description does not name the network, or names
+            code: what only a file names is not run. "student.pt2" takes the exported program, which is code, too.
 
     Raises:
         UserError: nothing there, or nothing from which the network can be built.
@@ -81,13 +83,12 @@ def open_network(source: str | Path, network: str | None = None) -> Opened:
                 f"{weights.with_suffix('.json')}; give the folder of a run or of `dfkd teach`"
             )
     info = read_run(folder).info if (folder / RUN_FILE).is_file() else None
-    try:
-        net = _rebuilt(weights, sidecar, network)
-        told = {"mean": sidecar.mean, "std": sidecar.std}
-    except UserError:
-        if network is not None or not (folder / PROGRAM).is_file():
-            raise
-        net, told = _program(folder / PROGRAM), {}
+    net: nn.Module
+    told: dict[str, Any] = {}
+    if network == PROGRAM:
+        net = _program(folder / PROGRAM)
+    else:
+        net, told = _rebuilt(weights, sidecar, network), {"mean": sidecar.mean, "std": sidecar.std}
     names = sidecar.names or tuple(str(k) for k in range(sidecar.classes or 0))
     classifier = Classifier(net, sidecar.image_size or (1, 1, 1), names, **told).requires_grad_(False)
     name = network or sidecar.name or _class_name(weights.with_suffix(".json")) or type(net).__name__
@@ -99,6 +100,12 @@ def _rebuilt(weights: Path, sidecar: Sidecar, network: str | None) -> nn.Module:
     if name is None or sidecar.classes is None:
         raise UserError(
             f"load needs the name of the network, got {weights} without; name what builds it as package.module:callable"
+            f", or {PROGRAM} for the program beside it where you trust that ({_HOW})"
+        )
+    if network is None and own_code(name):
+        raise UserError(
+            f"load needs code to be named by you, got {name} only from the description beside {weights}; name it if "
+            f"you trust it ({_HOW})"
         )
     net = build(name, sidecar.classes, size[0]).net
     if sidecar.projector is not None:

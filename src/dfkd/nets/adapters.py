@@ -34,6 +34,11 @@ def suggest(name: str, names: Iterable[str], otherwise: str) -> str:
     return f"try {', '.join(near)}" if near else otherwise
 
 
+def own_code(name: str) -> bool:
+    """Whether a network's name imports a module of the user's; the prefixes import only installed packages."""
+    return ":" in name and name.partition(":")[0] not in ("timm", "torchvision", "hf")
+
+
 def _import(package: str, extra: str) -> ModuleType:
     """Import an optional package after torchvision has been mended, or name the command that installs it."""
     mend_torchvision()
@@ -70,7 +75,7 @@ def build_hf(name: str, classes: int, channels: int) -> nn.Module:
     """Load an image classifier of transformers with its trained weights, from a folder or a repository."""
     transformers = _import("transformers", "hf")
     try:
-        model = transformers.AutoModelForImageClassification.from_pretrained(name)
+        model = transformers.AutoModelForImageClassification.from_pretrained(name, trust_remote_code=False)
     except OSError as error:
         raise UserError(
             f"hf: needs a folder or repository with an image classifier, got {name!r}; check the name and the network"

@@ -1,0 +1,81 @@
+"""Code that a file names does not run: a network or method of one's own counts where the command line names it.
+
+``package.module:callable`` imports a module of the working folder. In a recipe, in the description beside weights or
+in the recipe of a run folder it may be a stranger's word.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from dfkd.errors import UserError
+from dfkd.methods import COMBINATIONS, METHODS
+from dfkd.nets.adapters import own_code
+
+__all__ = ["refuse_code", "to_repeat"]
+
+NETWORKS = ("teacher", "student", "network")
+
+
+def refuse_code(held: Mapping[str, Any], flags: Mapping[str, Any], source: object, method_flag: str = "method") -> None:
+    """Refuse names of code in ``held``, settings from a file, that ``flags``, from the command line, do not repeat.
+
+    Args:
+        held: sections of the file.
+        flags: sections of the command line.
+        source: the file, for messages.
+        method_flag: what names the method on the command line.
+
+    Raises:
+        UserError: the first such name, and what to repeat.
+    """
+    for section in NETWORKS:
+        name, repeated = _name(held.get(section)), _name(flags.get(section))
+        if name is not None and own_code(name) and repeated is None:
+            raise _unrepeated(section, name, source)
+    told = dict(_methods(flags.get("method"), "method"))
+    for at, name in _methods(held.get("method"), "method"):
+        if _own_method(name) and at not in told:
+            raise _unrepeated(at.replace("method", method_flag, 1), name, source)
+
+
+def _unrepeated(at: str, name: str, source: object) -> UserError:
+    return UserError(
+        f"{at} needs its code to be named on the command line, got {name} only from {source}; add --{at} {name} if "
+        "you trust that code"
+    )
+
+
+def _name(told: Any) -> str | None:
+    """Of a network: a word, or a section with a name."""
+    name = told.get("name") if isinstance(told, Mapping) else told
+    return name if isinstance(name, str) else None
+
+
+def _methods(told: Any, at: str) -> Iterator[tuple[str, str]]:
+    """(dotted place, name) of a method and of those it is made of."""
+    if isinstance(told, str):
+        yield at, told
+    if not isinstance(told, Mapping):
+        return
+    yield from ((at, told[key]) for key in ("name", "class_path") if isinstance(told.get(key), str))
+    for key, part in {**told, **(told["init_args"] if isinstance(told.get("init_args"), Mapping) else {})}.items():
+        if key not in ("name", "class_path", "init_args"):
+            yield from _inner(part, f"{at}.{key}")
+
+
+def _inner(part: Any, at: str) -> Iterator[tuple[str, str]]:
+    """A word may be any setting: only one that could name code counts."""
+    if isinstance(part, Mapping) or (isinstance(part, str) and ":" in part):
+        yield from _methods(part, at)
+
+
+def _own_method(name: str) -> bool:
+    return name.lower() not in {short.lower() for short in (*METHODS, *COMBINATIONS)} and (":" in name or "." in name)
+
+
+def to_repeat(held: Mapping[str, Any]) -> str:
+    """The flags that :func:`refuse_code` asks for, each after a space."""
+    names = [(section, _name(held.get(section))) for section in NETWORKS]
+    told = [(section, name) for section, name in names if name is not None and own_code(name)]
+    told += [(at, name) for at, name in _methods(held.get("method"), "method") if _own_method(name)]
+    return "".join(f" --{at} {name}" for at, name in told)
