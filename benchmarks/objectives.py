@@ -89,8 +89,8 @@ class Steps:
         learner.task.student.train()
         for weight in learner.weights:
             weight.requires_grad_(True)
-        other = draw_mix_distribution(images, 0.1, self._fresh())  # only KD3 looks at it
-        return _gradient(learner.loss(Batch(images, labels, None, other)), learner.weights)
+        extra = {"perturbed": draw_mix_distribution(images, 0.1, self._fresh())}  # only KD3 looks at it
+        return _gradient(learner.loss(Batch(images, labels, None, extra)), learner.weights)
 
     def _pixels(self, images: Tensor, labels: Tensor) -> list[tuple[str, tuple[float, Tensor]]]:
         T, S, compile = self.task.teacher, self.task.student, self.task.runtime.compile

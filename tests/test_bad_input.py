@@ -158,7 +158,10 @@ def test_wrapped_weights_are_found(digits_weights: Path, capsys: pytest.CaptureF
         (["-x"], ["two dashes"]),
         (["--method", "KD3"], ["method."]),
         (["--method.lr", "-1"], ["NAYER needs lr above 0 and finite, got -1.0"]),
-        (["--method.betas", "[0.5,1.5]"], ["NAYER needs two betas, each at least 0 and below 1, got (0.5, 1.5)"]),
+        (
+            ["--method.betas", "[0.5,1.5]"],
+            ["NAYER needs betas to be two numbers, each at least 0 and below 1, got (0.5, 1.5)"],
+        ),
         (["--method.momentum", "2"], ["NAYER needs momentum from 0 to 1, got 2"]),
         (["--method.pad", "-3"], ["NAYER needs pad of at least 0, got -3"]),
         (["--watch.evaluate_every", "-5"], ["watch needs evaluate_every of at least 1, got -5"]),

@@ -18,6 +18,7 @@ import dfkd.methods
 from dfkd.engine.checkpoint import Checkpoint, pack, pools_of
 from dfkd.engine.core import Clock, Method, Need, State, Task, unmet
 from dfkd.engine.driver import Watch, run
+from dfkd.engine.measures import RUN_MEASURES, is_loss
 from dfkd.engine.plan import Plan
 from dfkd.engine.records import Observer
 from dfkd.errors import UserError
@@ -246,6 +247,7 @@ def test_metrics_are_finite_scalars(name: str) -> None:
         for key, value in row.method.synthesize(task, state, Clock(row.plan, round)).items():
             assert torch.as_tensor(value).numel() == 1, key
             assert torch.as_tensor(value).isfinite(), key
+            assert is_loss(key) or key in RUN_MEASURES or key in row.method.all_measures(), key
             assert not (isinstance(value, Tensor) and value.requires_grad), key
 
 
@@ -303,8 +305,8 @@ def without(task: Task, need: Need) -> Task:
         Need.TEXT: {"text": None},
         Need.WEB: {"web": None},
         Need.REAL: {"real": None},
-        Need.SIDE_4: {"image_shape": (c, 10, 10)},
-        Need.SIDE_8: {"image_shape": (c, 12, 12)},
+        Need.sides_of(4): {"image_shape": (c, 10, 10)},
+        Need.sides_of(8): {"image_shape": (c, 12, 12)},
     }
     if need is Need.BN:
         task.teacher.norms = []
@@ -325,7 +327,7 @@ def test_a_missing_need_is_named_before_any_work(name: str) -> None:
         with pytest.raises(UserError) as caught:
             run(without(tiny_task(row), need), row.method, row.plan)
         said = str(caught.value)
-        assert said.startswith(f"{name} needs {need.value}")
+        assert said.startswith(f"{name} needs {need.what}")
         assert said.count(";") == 1
         assert "\n" not in said
 

@@ -7,9 +7,10 @@ import math
 import shlex
 import shutil
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -27,7 +28,6 @@ from dfkd.engine.recombine import Recombine
 from dfkd.engine.records import Evaluation, RoundRecord
 from dfkd.errors import UserError
 from dfkd.methods.kd3 import KD3State
-from dfkd.methods.stts import STTS
 from dfkd.nets.zoo import build
 from dfkd.report import figures
 from dfkd.report.cams import cam_report
@@ -37,11 +37,12 @@ from dfkd.report.figures import curves_of, figures_of
 from dfkd.report.gallery import Figure, Gallery, read_gallery, write_gallery
 from dfkd.report.grid import labelled
 from dfkd.report.page import render
-from dfkd.report.scene import part_of, shown
+from dfkd.report.scene import shown
 from dfkd.runs import weights_hash
 from settings import SETTINGS, Setting, tiny_plan, tiny_task
 
 EXPECTED = {
+    "DFND": {"classes", "attention", "selection", "selection-classes", "features"},
     "KD3": {"classes", "attention", "selection", "selection-classes", "features"},
     "STTS": {"classes", "features", "target-maximum", "soft-labels"},
 }
@@ -184,10 +185,14 @@ def test_the_selection_is_counted() -> None:
     assert b"not selected" in made["features"].data
 
 
-def test_parts_of_a_recombined_method_are_found() -> None:
-    stts = SETTINGS["STTS"].method
-    assert part_of(Recombine(stts, SETTINGS["NAYER"].method), STTS) is stts
-    assert part_of(SETTINGS["NAYER"].method, STTS) is None
+def test_a_recombined_method_shows_what_the_maker_of_its_images_shows() -> None:
+    kd3, nayer = SETTINGS["KD3"], SETTINGS["NAYER"].method
+    images: Any = replace(cast(Any, kd3.method), share_head=False)
+    task, method = tiny_task(kd3), Recombine(images, replace(cast(Any, nayer), alpha_bn=0.0))
+    state = run(task, method, kd3.plan)
+    made = {figure.name for figure in figures_of(task, method, kd3.plan, state).figures}
+    assert made >= EXPECTED["KD3"]
+    assert method.all_measures() == images.all_measures()
 
 
 # ---- curves ---------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,18 +17,16 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 # A room may import from its own floor and from those above it in this list.
 FLOORS: list[set[str]] = [
-    {"types", "errors", "extras", "imports", "allocator", "datasets"},
+    {"types", "errors", "extras", "imports", "allocator", "datasets", "defaults"},
     {"losses", "ops"},
     {"nets", "data"},
     {"engine"},
-    {"methods"},
     {"report"},
+    {"methods"},
     {"runs", "stored", "weights", "settings", "inputs", "prepare", "watchers"},
     {"api", "teacher", "teacher_plan", "recipes", "deploy"},
     {"cli", "__init__", "__main__"},
 ]
-# The report reads records and the way files are written, not networks.
-REPORT_MAY = {"dfkd.engine.records", "dfkd.engine.checkpoint", "dfkd.engine.core", "dfkd.engine.driver"}
 
 
 def room(path: Path) -> str:
@@ -99,6 +98,40 @@ def test_commands_do_not_import_each_other() -> None:
             if module.startswith("dfkd.cli.do_"):
                 wrong.append(f"{where(path, line)} imports {module}")
     assert wrong == []
+
+
+def test_methods_draw_nothing() -> None:
+    wrong = []
+    for path in (SOURCE / "methods").glob("*.py"):
+        wrong += [f"{where(path, line)} imports {name}" for line, name in imports(TREES[path]) if "report" in name]
+    assert wrong == []
+
+
+def test_no_other_room_names_a_method() -> None:
+    """Papers are sources, in docstrings and comments; code that knows a method belongs into that method."""
+    from dfkd.methods import METHODS
+
+    wrong = []
+    for path, tree in TREES.items():
+        if room(path) in ("methods", "recipes", "defaults", "__init__"):
+            continue
+        told = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}  # docstrings
+        for node in ast.walk(tree):
+            for word in () if id(node) in told else words(node):
+                wrong += [f"{where(path, node.lineno)} {name}" for name in METHODS if re.search(rf"\b{name}", word)]  # type: ignore[attr-defined]
+    assert wrong == []
+
+
+def words(node: ast.AST) -> Iterator[str]:
+    """The names and texts of a piece of code."""
+    if isinstance(node, ast.Name):
+        yield node.id
+    elif isinstance(node, ast.Attribute):
+        yield node.attr
+    elif isinstance(node, ast.alias):
+        yield node.name.rpartition(".")[2]
+    elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield node.value
 
 
 def test_mathematics_knows_no_networks_files_or_devices() -> None:

@@ -1,16 +1,20 @@
 """KD3: selection, loss, shared classifier and projector, overlap and pictures, against loops."""
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+import dfkd
 from dfkd.data.overlap import web_overlap
 from dfkd.data.readers import STATISTICS, read_images
 from dfkd.data.rows import Rows
@@ -21,14 +25,16 @@ from dfkd.engine.driver import run
 from dfkd.engine.plan import Plan
 from dfkd.engine.runtime import Runtime
 from dfkd.engine.sharing import share_head, widen
+from dfkd.engine.web import chosen_images, group_features
 from dfkd.errors import UserError
 from dfkd.methods.kd3 import KD3, KD3State
+from dfkd.methods.nayer import NAYER
 from dfkd.nets.zoo import build
 from dfkd.ops.mixing import mix_distribution
 from dfkd.ops.pixels import as_images
 from dfkd.prepare import build_task
 from dfkd.report.scatter import tsne_figure
-from dfkd.report.selection import selection_features, selection_picture
+from dfkd.runs import weights_hash
 from dfkd.types import Batch
 
 PLAN = Plan(rounds=4, steps=2, batch_size=16, lr=0.02, weight_decay=1e-4)
@@ -197,7 +203,7 @@ def test_the_loss_agrees_with_loops(digits_teacher: nn.Module, changes: dict[str
     x = torch.rand(12, 1, 8, 8, generator=stream())
     other = mix_distribution(x, torch.rand(12, generator=stream(1)), torch.arange(12).flip(0))
     with torch.no_grad():
-        got = float(method.loss(task, state, Batch(x, other=other if parts else None)))
+        got = float(method.loss(task, state, Batch(x, extra={"perturbed": other} if parts else None)))
         assert got == pytest.approx(loss_by_hand(task, state.joint, x, other, parts), rel=1e-4)
 
 
@@ -205,7 +211,7 @@ def test_the_reference_batch_keeps_the_balance(digits_teacher: nn.Module) -> Non
     task = make(digits_teacher)
     state, _ = selected(KD3(), task)
     x = torch.rand(12, 1, 8, 8, generator=stream())
-    batch = Batch(x, other=x)
+    batch = Batch(x, extra={"perturbed": x})
     with torch.no_grad():
         alone = float(KD3(alpha=0).loss(task, state, batch))
         literal = float(KD3(reference_batch=None).loss(task, state, batch)) - alone
@@ -220,7 +226,7 @@ def test_the_teachers_contrast_gives_the_student_nothing(digits_teacher: nn.Modu
     state, _ = selected(KD3(), task)
     task.student.requires_grad_(True)
     x = torch.rand(8, 1, 8, 8, generator=stream())
-    batch = Batch(x, other=x.flip(3))
+    batch = Batch(x, extra={"perturbed": x.flip(3)})
     weight = next(task.student.net.parameters())
     whole = torch.autograd.grad(KD3().loss(task, state, batch), weight)[0]
     state.joint.pop("teacher")
@@ -311,6 +317,31 @@ def test_a_projected_student_trains_with_the_classifier_held(digits_teacher: nn.
     assert torch.equal(head_of(student).weight, head_of(digits_teacher).weight)
 
 
+def test_from_python_too_a_narrower_student_gets_its_projector(digits_teacher: nn.Module, tmp_path: Path) -> None:
+    mean, std = STATISTICS["digits"]
+    student = build("wrn10-2", 10, 1).net
+    settings: dict[str, Any] = {"image_size": (1, 8, 8), "mean": mean, "std": std, "web": web_patches(60)}
+    settings |= {"plan": replace(PLAN, rounds=1), "progress": False, "figures": False, "export": False}
+    done = dfkd.distill(digits_teacher, student, KD3(pad=1), out=tmp_path / "a", **settings)
+    assert done.student is student
+    assert torch.equal(head_of(student).weight, head_of(digits_teacher).weight)
+    told = json.loads((tmp_path / "a/student.json").read_text())["network"]["projector"]
+    again = widen(build("wrn10-2", 10, 1).net, (1, 8, 8), **told)
+    again.load_state_dict(load_file(tmp_path / "a/student.safetensors"))
+    x = torch.rand(3, 1, 8, 8)
+    torch.testing.assert_close(student.eval()(x), again.eval()(x))  # channels last or not
+    dfkd.distill(digits_teacher, student, KD3(pad=1), out=tmp_path / "b", **settings)  # it fits already
+    assert json.loads((tmp_path / "b/student.json").read_text())["network"]["projector"] == told
+
+
+def test_a_method_that_shares_no_head_leaves_the_student_alone(digits_teacher: nn.Module) -> None:
+    student = build("wrn10-2", 10, 1).net
+    before = weights_hash(student)
+    for method in (KD3(share_head=False), NAYER()):
+        assert method.fit(digits_teacher, student, (1, 8, 8)) is student
+    assert weights_hash(student) == before
+
+
 def test_hidden_test_images_are_found() -> None:
     images = read_images("digits").images[:30]
     web = torch.cat([web_patches(40), images[3:5], images[7:8], torch.full((2, 1, 8, 8), 9, dtype=torch.uint8)])
@@ -325,18 +356,18 @@ def test_hidden_test_images_are_found() -> None:
 def test_the_picture_shows_selected_rows_first() -> None:
     web = torch.zeros(12, 1, 4, 4, dtype=torch.uint8)
     web[:6] = 200
-    sheet = np.asarray(selection_picture(Rows(web), torch.arange(6), stream(), columns=3, rows=2))
-    shown = sheet[sheet.shape[0] // 8 :: sheet.shape[0] // 4, sheet.shape[1] // 6, 0]
-    assert shown.tolist() == [200, 200, 0, 0]
-    with pytest.raises(UserError, match="selection"):
-        selection_picture(Rows(web), torch.arange(0), stream())
+    grid = chosen_images(Rows(web), torch.arange(6), stream(), columns=3, rows=2)
+    assert grid.rows.tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
+    assert grid.images[:, 0, 0, 0].tolist() == [200] * 6 + [0] * 6
+    with pytest.raises(UserError, match="selection_view"):
+        chosen_images(Rows(web), torch.arange(0), stream())
 
 
 def test_features_of_the_groups_can_be_drawn(digits_teacher: nn.Module) -> None:
     task = make(digits_teacher)
     state, _ = selected(KD3(), task)
     assert task.web is not None
-    groups = selection_features(task.teacher, task.web, state.chosen, read_images("digits").images, stream(), most=12)
+    groups = group_features(task.teacher, task.web, state.chosen, read_images("digits").images, stream(), most=12)
     assert {name: tuple(value.shape) for name, value in groups.items()}["original"] == (12, 64)
     text = tsne_figure(groups).decode()
     assert text.startswith("<?xml")

@@ -72,7 +72,7 @@ def test_every_variant_runs(name: str) -> None:
 
 
 def test_needs_follow_the_switches() -> None:
-    everything = {Need.SIDE_4, Need.BN, Need.TEXT}
+    everything = {Need.sides_of(4), Need.BN, Need.TEXT}
     assert NAYER().needs() == everything
     assert NAYER(alpha_bn=0.0).needs() == everything - {Need.BN}
     assert NAYER(code="onehot").needs() == everything - {Need.TEXT}
@@ -184,7 +184,7 @@ def test_the_objective_is_the_weighted_sum() -> None:
 
 @pytest.mark.parametrize("field", ["steps", "synthesis_batch", "batches", "warmup_batches", "memory", "renew", "width"])
 def test_counts_below_one_are_refused(field: str) -> None:
-    with pytest.raises(UserError, match=f"NAYER needs {field} of at least 1, got 0; raise it"):
+    with pytest.raises(UserError, match=f"NAYER needs {field} of at least 1, got 0; change {field}"):
         NAYER(**{field: 0})  # type: ignore[arg-type]
 
 

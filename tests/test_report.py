@@ -15,14 +15,16 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from dfkd.engine.measures import Measure
 from dfkd.engine.records import Evaluation, Observer, RoundRecord, RunInfo, RunResult
 from dfkd.errors import UserError
+from dfkd.methods.kd3 import KD3
 from dfkd.report import charts, files, grid, observers, page, sheets, summary
 from dfkd.report.console import Progress, cells, table
 from dfkd.report.conversion import Conversion
 from dfkd.report.files import StoredRun, read_rounds, read_run, record_line, write_run
 from dfkd.report.page import warnings_of
-from dfkd.report.summary import Row, rows_of, verdict_of
+from dfkd.report.summary import Row, known_measures, rows_of, verdict_of
 
 NAN, INF = math.nan, math.inf
 
@@ -31,7 +33,7 @@ def an_evaluation(accuracy: float = 0.9, agreement: float = 0.95, classes: int =
     return Evaluation(accuracy, agreement, 0.25, 360, (accuracy,) * classes, (agreement,) * classes)
 
 
-def an_info(classes: int = 3, names: tuple[str, ...] = ()) -> RunInfo:
+def an_info(classes: int = 3, names: tuple[str, ...] = (), measures: dict[str, Measure] | None = None) -> RunInfo:
     return RunInfo(
         method="NAYER",
         settings={"steps": 30, "noise": "nl", "capacity": None, "warm": {"rounds": 2, "on": True}},
@@ -43,6 +45,7 @@ def an_info(classes: int = 3, names: tuple[str, ...] = ()) -> RunInfo:
         names=names,
         text={"prompt": "a photo of a {}"},
         provenance={"torch": "2.13.0", "seed": 0},
+        measures=measures or {},
     )
 
 
@@ -98,7 +101,7 @@ def test_numbers_that_are_not_finite_become_null_and_nan() -> None:
 
 
 def test_a_run_comes_back_from_its_folder(tmp_path: Path) -> None:
-    result = a_result(an_info(names=("a", "ü", "</script>")))
+    result = a_result(an_info(names=("a", "ü", "</script>"), measures=dict(KD3.measures)))
     everyone: list[Observer] = [observers.RunFile(tmp_path), observers.JsonLines(tmp_path / "metrics.jsonl")]
     for observer in everyone:
         observer.started(result.info)
@@ -279,10 +282,11 @@ def test_low_entropy_warns_on_one_side_of_half_log_k() -> None:
 
 
 def test_selected_images_of_few_classes_get_advice_on_selecting() -> None:
-    made, chosen = a_record(class_entropy=0.1), a_record(class_entropy=0.1, selected=30)
-    assert "synthetic" in warnings_of([made], 10)[0].text
-    assert "selected" in warnings_of([chosen], 10)[0].text
-    assert "v_th" in warnings_of([chosen], 10)[0].text
+    record = a_record(class_entropy=0.1)
+    assert "synthetic" in warnings_of([record], 10)[0].text
+    told = warnings_of([record], 10, known_measures(an_info(measures=dict(KD3.measures))))[0].text
+    assert "selected" in told
+    assert "the entropy of these is 0.10 nats, balanced classes have 2.30; loosen the selection" in told
 
 
 def test_equal_images_warn() -> None:
@@ -580,9 +584,22 @@ def test_charts_of_one_round_constant_and_huge_values() -> None:
         assert charts.line_chart("t", [charts.Line("x", list(enumerate(values)))])
 
 
+def test_measures_of_a_method_have_charts_with_their_titles_and_levels() -> None:
+    records = [a_record(r, selected_classes=2.0, selected=9.0, odd_thing=1.0) for r in range(3)]
+    told = page.render(StoredRun(an_info(measures=dict(KD3.measures)), records, None, "running"))
+    assert "Classes among them" in told
+    assert "dashed: all 3" in told
+    assert "Odd thing" in told  # what nobody declared
+    assert "Web images selected" not in told  # minor
+    assert "Selected classes" in page.render(StoredRun(an_info(), records, None, "running"))  # of an older run
+
+
 def test_charts_of_records() -> None:
     result = a_result()
-    assert charts.loss_names([a_record(0, b=1.0), a_record(1, a=1.0, pool=3.0)]) == ["loss/bn", "b", "a"]
+    assert charts.loss_names([a_record(0, b=1.0), replace(a_record(1), metrics={"loss/a": 1.0, "pool": 3.0})]) == [
+        "loss/bn",
+        "loss/a",
+    ]
     svg = charts.quality_chart(result.rounds, result.teacher_evaluation)
     assert "var(--first" in svg
     assert "var(--second" in svg

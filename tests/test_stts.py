@@ -18,13 +18,13 @@ from dfkd.engine.runtime import Runtime
 from dfkd.errors import UserError
 from dfkd.methods.stts import STTS, STTSState, _tools, objective
 from dfkd.nets.lenet import LeNet5
+from dfkd.nets.soft_targets import maximum_over_sigma, soft_labels
 from dfkd.nets.tail import find_tail, last_map
 from dfkd.nets.zoo import ZOO, build
 from dfkd.ops.pixels import as_bytes
 from dfkd.ops.targets import dirichlet_concentration
 from dfkd.prepare import build_task
 from dfkd.report.figures import figures_of
-from dfkd.report.targets import maximum_over_sigma, soft_labels
 
 PLAN = Plan(rounds=1, warmup=1, steps=2, batch_size=8, optimizer="adam", lr=1e-3, weight_decay=0)
 SMALL = STTS(steps=4, synthesis_batch=6, lr=0.1)
@@ -350,7 +350,7 @@ def test_figures_of_targets_are_those_of_the_run(change: dict[str, Any], words: 
     if rows.shape == hidden.shape:
         y = (y if "space" in change else np.maximum(y, 0)) @ head.T + bias
     expected = float((np.exp(y / 2) / np.exp(y / 2).sum(axis=1, keepdims=True)).max(axis=1).mean())
-    assert numbers["largest probability, normal (STTS)"] == pytest.approx(expected, abs=0.03)
+    assert numbers["largest probability, normal"] == pytest.approx(expected, abs=0.03)
     assert made["target-maximum"].numbers["σ = 3"] == pytest.approx(expected, abs=0.03)
 
 
@@ -363,7 +363,7 @@ def test_dirichlet_soft_labels_have_the_scales_of_the_run(digits_teacher: nn.Mod
     for betas, dirichlet in kinds:
         found = soft_labels(digits_teacher, (1, 8, 8), 2.0, stream(), 20.0, 1000, betas, dirichlet=dirichlet)
         for i, beta in enumerate(betas):
-            part = found["Dirichlet (ZSKD)"].chunk(len(betas))[i].numpy()
+            part = found["Dirichlet"].chunk(len(betas))[i].numpy()
             concentration = dirichlet_concentration(weight, beta, dirichlet).double().numpy()
             rng = np.random.default_rng(0)
             drawn = np.concatenate([rng.dirichlet(row, 400) for row in concentration])

@@ -82,9 +82,9 @@ def test_what_cannot_be_drawn_is_one_sentence(tmp_path: Path) -> None:
 @pytest.mark.parametrize("values", [(1.0, 2.0), (0.01, 0.1, 5.0), ("fixed", "coded"), tuple(range(1, 16))])
 def test_the_chart_names_the_setting_and_its_values(values: tuple[Any, ...], tmp_path: Path) -> None:
     folders = [a_run(tmp_path / f"r{i}", 0.5 + 0.01 * i, sigma=value) for i, value in enumerate(values)]
-    data = sweep_chart(gathered(folders))
+    data = sweep_chart(gathered(folders), label="σ, the variance")
     text = "".join(ET.fromstring(data).itertext())
-    assert "variance σ" in text
+    assert "σ, the variance" in text
     assert "accuracy of the student" in text
     if len(values) <= 12:
         assert all((f"{value:g}" if isinstance(value, float) else value) in text for value in values)

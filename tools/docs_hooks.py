@@ -56,7 +56,7 @@ def methods() -> str:
     lines = ["| method | what it is | needs, with its default settings | default plan |", "|---|---|---|---|"]
     for name, kind in METHODS.items():
         summary = _module_doc(kind).splitlines()[0]
-        needs = "; ".join(sorted(need.value for need in kind().needs())) or "nothing"
+        needs = "; ".join(sorted(need.what for need in kind().needs())) or "nothing"
         plan = kind.default_plan
         file = next((file for title, file in files.items() if _same(title, name)), None)
         shown = f"[{name}]({file})" if file else name

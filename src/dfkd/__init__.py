@@ -15,17 +15,19 @@ if TYPE_CHECKING:
     from dfkd.deploy.export import export
     from dfkd.deploy.loading import load
     from dfkd.engine.anatomy import Anatomy, survey
-    from dfkd.engine.core import Clock, Method, Need, State, Task
+    from dfkd.engine.core import Clock, Method, State, Task
     from dfkd.engine.driver import Watch, run
     from dfkd.engine.estimate import Estimate, estimate
     from dfkd.engine.evaluate import evaluate
     from dfkd.engine.exchange import Exchange
+    from dfkd.engine.measures import Measure
+    from dfkd.engine.needs import Need
     from dfkd.engine.plan import Plan
     from dfkd.engine.probe import Probe
     from dfkd.engine.recombine import Recombine
     from dfkd.engine.records import Evaluation, Observer, RoundRecord, RunInfo, RunResult
     from dfkd.engine.runtime import Runtime
-    from dfkd.engine.sharing import share_head
+    from dfkd.engine.sharing import share_head, widen
     from dfkd.errors import UserError
     from dfkd.methods import METHODS
     from dfkd.methods.cmi import CMI
@@ -67,9 +69,10 @@ _WHERE = {
     "ImageSet": "dfkd.data.readers",
     "Images": "dfkd.settings",
     "Machine": "dfkd.settings",
+    "Measure": "dfkd.engine.measures",
     "Method": "dfkd.engine.core",
     "Moments": "dfkd.types",
-    "Need": "dfkd.engine.core",
+    "Need": "dfkd.engine.needs",
     "NoiseInput": "dfkd.methods.noise",
     "Observer": "dfkd.engine.records",
     "Plan": "dfkd.engine.plan",
@@ -108,6 +111,7 @@ _WHERE = {
     "share_head": "dfkd.engine.sharing",
     "survey": "dfkd.engine.anatomy",
     "teach": "dfkd.teacher",
+    "widen": "dfkd.engine.sharing",
 }
 
 __all__ = [
@@ -131,6 +135,7 @@ __all__ = [
     "ImageSet",
     "Images",
     "Machine",
+    "Measure",
     "Method",
     "Moments",
     "Need",
@@ -173,6 +178,7 @@ __all__ = [
     "share_head",
     "survey",
     "teach",
+    "widen",
 ]
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dfkd.data.text import TextEmbedding
+from dfkd.defaults import DEFAULT_METHOD
 from dfkd.engine.anatomy import Anatomy
 from dfkd.engine.checkpoint import Checkpoint
 from dfkd.engine.core import Method, Need, Task, unmet
@@ -22,7 +23,7 @@ from dfkd.engine.records import Evaluation, Keep, Observer, RoundRecord, RunInfo
 from dfkd.engine.runtime import Runtime
 from dfkd.errors import UserError
 from dfkd.inputs import as_classifier, runtime_of, threads_of, with_fields
-from dfkd.methods import METHODS, NAYER
+from dfkd.methods import METHODS
 from dfkd.nets.zoo import Classifier
 from dfkd.prepare import instance, labelled, prepare
 from dfkd.report.conversion import Conversion
@@ -89,7 +90,7 @@ def distill(
         teacher: maps normalised images (n, c, h, w) to logits (n, k). It is not changed. What is known beside the
             network (its head, its stages, its name) comes with a :class:`~dfkd.nets.zoo.Classifier`.
         student: the same for the network to train; the ``spec`` of a classifier is kept beside its weights.
-        method: how; default :class:`~dfkd.methods.nayer.NAYER` with its paper's settings.
+        method: how; default :data:`~dfkd.defaults.DEFAULT_METHOD` with its paper's settings.
         data: what the teacher was trained on (``image_size`` (c, h, w), ``mean``, ``std`` of pixels in [0, 1],
             ``classes``: names in label order or their number, default the teacher's outputs), and images: ``test``
             (only reports), ``web`` (unlabelled, for methods that select), ``real`` (the yardstick with data only).
@@ -114,7 +115,7 @@ def distill(
         return _distill(
             as_classifier(teacher),
             as_classifier(student),
-            instance(method, NAYER()),
+            instance(method, METHODS[DEFAULT_METHOD]()),
             plan,
             Path(out) if out is not None else None,
             resume,
@@ -156,7 +157,7 @@ def _distill(
         runtime.launch()
         wanted = None if isinstance(text, Text) and Need.TEXT not in method.needs() else text
         with Conversion(quiet=quiet or runtime.rank > 0) as conversion:
-            task, facts, embedding = prepare(teacher, student, runtime, data, wanted, conversion)
+            task, facts, embedding = prepare(teacher, student, runtime, data, wanted, conversion, method)
         stack.callback(task.teacher.release)
         stack.callback(task.student.release)
         check(task, method, _fitting(task))
@@ -297,6 +298,7 @@ def _info(
         task.names,
         text if uses_text else None,
         provenance(task.runtime),
+        measures=dict(method.all_measures()),
     )
 
 

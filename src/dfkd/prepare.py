@@ -17,9 +17,11 @@ from dfkd.data.classes import in_order
 from dfkd.data.readers import ImageSet, Labelled, read_images
 from dfkd.data.rows import Converted, Rows, open_rows
 from dfkd.data.text import TextEmbedding, embed
+from dfkd.defaults import DEFAULT_METHOD
 from dfkd.engine.anatomy import Anatomy, survey
 from dfkd.engine.core import Method, Task
 from dfkd.engine.runtime import Runtime
+from dfkd.engine.sharing import widened_by
 from dfkd.engine.verify import verified
 from dfkd.errors import UserError
 from dfkd.inputs import as_classifier, facts_of, with_fields
@@ -27,7 +29,7 @@ from dfkd.nets.zoo import Classifier
 from dfkd.ops.pixels import as_bytes
 from dfkd.settings import Images, Text
 
-__all__ = ["Prepared", "build_task", "embedding_of", "instance", "labelled", "prepare"]
+__all__ = ["Prepared", "build_task", "embedding_of", "fitted", "instance", "labelled", "prepare"]
 
 TOLERANCE = 1e-3  # of floats in [0, 1]: what resizing may leave
 
@@ -68,15 +70,18 @@ def prepare(
     data: Images,
     text: Text | TextEmbedding | Tensor | str | None,
     watch: Converted | None = None,
+    method: Method[Any] | None = None,
 ) -> Prepared:
     """Check the pair and its data, and build the task: the one place where tasks are made.
 
-    ``watch`` hears how far the conversion of web images is; ``text=None`` leaves the embeddings out.
+    ``watch`` hears how far the conversion of web images is; ``text=None`` leaves the embeddings out; ``method`` is
+    the one that the student has to fit.
     """
     facts = facts_of(data, who="distill", spared=("classes",))
     shape = _shape(facts.image_size)
     mean, std = _per_channel("mean", facts.mean, shape[0]), _per_channel("std", facts.std, shape[0])
     old = survey(teacher.net, shape, facts.classes or None, "teacher", **teacher.layers)
+    student = student if method is None else fitted(method, teacher, student, shape)
     new = survey(student.net, shape, old.classes, "student", **student.layers)
     old, new = _match_stages(old, new)
     k, names = old.classes, facts.names
@@ -120,6 +125,20 @@ def prepare(
     return Prepared(task, (old, new), {} if embedding is None else embedding.source)
 
 
+def fitted(
+    method: Method[Any], teacher: Classifier, student: Classifier, image_size: tuple[int, int, int]
+) -> Classifier:
+    """The student as ``method`` can train it, changed in place; of one that was widened the layers are looked for anew.
+
+    Raises:
+        UserError: a pair that cannot be made to fit.
+    """
+    before = widened_by(student.net)
+    net = method.fit(teacher.net, student.net, image_size)
+    same = widened_by(net) == before
+    return replace(student, net=net) if same else Classifier(net, spec=student.spec, name=student.name)
+
+
 def _match_stages(old: Anatomy, new: Anatomy) -> tuple[Anatomy, Anatomy]:
     """Keep, in order, the stages both networks have at the same size; the last map stays where the sizes agree.
 
@@ -149,7 +168,9 @@ def instance(method: Method[Any] | None, default: Method[Any]) -> Method[Any]:
         return default
     if not isinstance(method, Method):
         got = f"the class {method.__name__}" if isinstance(method, type) else repr(method)
-        raise UserError(f"distill needs a method with its settings, got {got}; give an instance, such as dfkd.NAYER()")
+        raise UserError(
+            f"distill needs a method with its settings, got {got}; give an instance, such as dfkd.{DEFAULT_METHOD}()"
+        )
     return method
 
 

@@ -24,6 +24,7 @@ from dfkd.engine.lock import LOCK_FILE, held
 from dfkd.engine.probe import Probe
 from dfkd.engine.records import RunInfo
 from dfkd.engine.runtime import Runtime
+from dfkd.engine.sharing import widened_by
 from dfkd.errors import UserError
 from dfkd.report.files import METRICS_FILE, RUN_FILE, StoredRun, plain, read_run
 
@@ -186,7 +187,7 @@ def save_student(
     weights = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in _tensors(student.net)}
     write_aside(folder / "student.safetensors", lambda path: save_file(weights, path))
     about = {
-        "network": spec or {"class": f"{type(student.net).__module__}.{type(student.net).__qualname__}"},
+        "network": _network(student.net, spec),
         "image_shape": list(info.image_shape),
         "classes": info.classes,
         "names": list(info.names),
@@ -202,6 +203,13 @@ def save_student(
     if export and _export(student, info.image_shape, folder / "student.pt2"):
         files["program"] = "student.pt2"
     return files
+
+
+def _network(net: nn.Module, spec: Mapping[str, object] | None) -> dict[str, object]:
+    """How to build the network again: as it was named, or its class; and how it was widened."""
+    kind = {"class": f"{type(net).__module__}.{type(net).__qualname__}"}
+    projector = widened_by(net)
+    return {**(spec or kind), **({} if projector is None else {"projector": projector})}
 
 
 class _Whole(nn.Module):

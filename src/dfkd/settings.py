@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from dfkd.datasets import DATASETS
+from dfkd.defaults import DEFAULT_METHOD
 
 __all__ = ["Images", "Machine", "MethodChoice", "Network", "TeachImages", "Text", "Watching"]
 
@@ -48,7 +49,7 @@ class Images:
     classes: Classes | None = None  # names, their number, or the name of a shipped list
     test: Labelled | None = None  # labelled images that only report: digits, cifar10[:DIR], FILE.npz, folder:DIR
     web: Unlabelled | None = None  # unlabelled images for methods that select: folder, .npy, .tar shards
-    real: Labelled | None = None  # labelled training images, for the yardstick VanillaKD only
+    real: Labelled | None = None  # labelled training images, for the yardstick with data only
 
 
 @dataclass
@@ -108,4 +109,4 @@ class Watching:
 class MethodChoice:
     """The method; its hyper-parameters are further options of this section."""
 
-    name: str = "NAYER"  # a name from `dfkd methods`, or package.module:Class of your own
+    name: str = DEFAULT_METHOD  # a name from `dfkd methods`, or package.module:Class of your own

@@ -47,10 +47,10 @@ class Readout(NamedTuple):
 class Batch(NamedTuple):
     """What the student sees in one step: images in [0, 1], and, where a method has them, labels or row numbers.
 
-    ``other`` is a second view of the same images (KD3's perturbed ones, which may leave [0, 1]).
+    ``extra`` has whatever else a method's loss reads, by name, one row per image.
     """
 
     images: Images
     labels: Labels | None = None
     rows: Labels | None = None
-    other: Images | None = None
+    extra: dict[str, Tensor] | None = None

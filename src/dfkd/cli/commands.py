@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dfkd.cli import config
+from dfkd.defaults import DEFAULT_METHOD
 
 __all__ = ["COMMANDS", "GROUPS", "Command"]
 
@@ -38,7 +39,9 @@ class Command:
         return ("method",) if "method" in self.settings.__dataclass_fields__ else ()  # type: ignore[attr-defined]
 
 
-_METHOD = "Hyper-parameters are options too: --method.steps 40. `dfkd methods NAYER` lists those of a method."
+_METHOD = (
+    f"Hyper-parameters are options too: --method.steps 40. `dfkd methods {DEFAULT_METHOD}` lists those of a method."
+)
 _RECIPE = "Every option has the same name in a recipe: --plan.rounds 5 is plan: {rounds: 5}. Flags win."
 
 _ALL = (
@@ -228,7 +231,7 @@ _ALL = (
         config.Methods,
         "[NAME]",
         "name",
-        (("all", "dfkd methods"), ("one", "dfkd methods NAYER")),
+        (("all", "dfkd methods"), ("one", f"dfkd methods {DEFAULT_METHOD}")),
     ),
     Command(
         "recipes",

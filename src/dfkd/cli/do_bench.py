@@ -18,7 +18,6 @@ from dfkd.engine.runtime import Runtime
 from dfkd.engine.work import Work
 from dfkd.errors import UserError
 from dfkd.inputs import runtime_of
-from dfkd.methods.stts import STTS
 from dfkd.recipes import yaml_of
 from dfkd.report.summary import file_size, operations
 from dfkd.types import Bytes, Labels
@@ -33,8 +32,7 @@ def run(tree: Tree, show: bool = False) -> int:
         raise UserError(f"bench needs --rounds of at least 1, got {mine.rounds}; raise it")
     asked = tree.get("data", {}).get("test") is not None
     job = prepare_job(*resolve(Distill, with_recipe(tree)), trained=False)
-    warmup = int(isinstance(job.method, STTS))  # it makes its images there and nowhere else
-    job = replace(job, plan=replace(job.plan, rounds=mine.rounds, warmup=warmup))
+    job = replace(job, plan=replace(job.plan, rounds=mine.rounds, warmup=job.method.least_warmup()))
     if show:
         print(yaml_of(resolved(job)), end="")
         return 0

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, cast
 
 from dfkd.api import Distilled, distill
 from dfkd.cli.config import Demo, Distill
@@ -14,10 +15,11 @@ from dfkd.cli.parse import Tree, merge
 from dfkd.cli.setup import resolve, seed_everything
 from dfkd.cli.teach_progress import epoch_progress
 from dfkd.data.readers import STATISTICS, read_images
+from dfkd.defaults import NOISE_METHOD
 from dfkd.engine.records import Evaluation
 from dfkd.engine.runtime import Runtime
 from dfkd.errors import UserError
-from dfkd.methods.noise import NoiseInput
+from dfkd.methods import METHODS
 from dfkd.nets.zoo import build
 from dfkd.recipes import recipe
 from dfkd.report.files import plain, write_whole
@@ -115,7 +117,9 @@ def _teacher(folder: Path, row: Tree, settings: Demo) -> tuple[Path, float]:
 def _student(tree: Tree, out: Path, seed: int, quiet: bool, noise: bool = False) -> Trained:
     """One student by the recipe, or by noise with the same number of student steps."""
     job = prepare_job(*resolve(Distill, merge(tree, {"runtime": {"seed": seed}})))
-    method = NoiseInput(temperature=job.method.temperature) if noise else job.method  # type: ignore[attr-defined]
+    method: Any = job.method
+    if noise:
+        method = replace(cast(Any, METHODS[NOISE_METHOD]()), temperature=method.temperature)
     done = distill(
         job.teacher.classifier,
         job.student.classifier,

@@ -101,7 +101,7 @@ def _plain(
         "image_size": list(facts.image_size),
         "classes": facts.classes,
         "names": list(facts.names),
-        "methods": {name: [need.value for need in needs] for name, needs in missing.items()},
+        "methods": {name: [need.what for need in needs] for name, needs in missing.items()},
     }
 
 
@@ -120,7 +120,7 @@ def _show(facts: Facts, nets: Sequence[Loaded], found: Sequence[Anatomy], missin
     console.print(sheet)
     console.print("\nMethods, with their default settings", style="bold")
     for name, needs in missing.items():
-        said = "fits" if not needs else f"needs {'; '.join(need.value for need in needs)}"
+        said = "fits" if not needs else f"needs {'; '.join(need.what for need in needs)}"
         console.print(f"  {name:<14}{said}", highlight=False, style="" if not needs else "dim")
     if len(nets) == 1:
         console.print("\nFor a pair add --student NAME.", highlight=False)

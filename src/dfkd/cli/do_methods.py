@@ -21,7 +21,7 @@ def run(settings: Methods) -> int:
         return 0
     for name, kind in METHODS.items():
         console.print(f"[bold]{name:<14}[/bold]{headline(kind)}")
-        needs = "; ".join(need.value for need in sorted(kind().needs(), key=lambda need: need.name))
+        needs = "; ".join(need.what for need in sorted(kind().needs(), key=lambda need: need.what))
         console.print(f"{'':<14}needs {needs or 'nothing'}", style="dim")
     console.print("\nmade of other methods:")
     for name, kind in COMBINATIONS.items():
@@ -52,7 +52,11 @@ def _show(console: Any, name: str, kind: type[Method[Any]]) -> None:
         sheet.add_column(heading, no_wrap=True)
     sheet.add_column("meaning; symbol of the paper", overflow="fold")
     inner = [f"--method.{part}" for part in made_of(kind)]
+    group = ""
     for option in options(kind, "--method."):
+        if option.group != group:
+            group = option.group
+            sheet.add_row(Text(f"\n{group}", style="italic"))
         default = "(a method)" if option.name in inner else _value(option.default)
         sheet.add_row(*(Text(cell) for cell in (option.name, default, _meaning(option))))
     console.print()
@@ -76,9 +80,9 @@ def _citation(kind: type[Method[Any]]) -> str:
 
 
 def _meaning(option: Option) -> str:
-    """The note, and the choices where there are some."""
-    choices = spell(option.type) if " | " in spell(option.type) else ""
-    return " ".join(part for part in (option.note, choices and f"[{choices}]") if part)
+    """The note, and the choices or the limit where there are some."""
+    among = spell(option.type) if " | " in spell(option.type) else option.limit
+    return " ".join(part for part in (option.note, among and f"[{among}]") if part)
 
 
 def _value(value: object) -> str:

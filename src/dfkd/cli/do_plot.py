@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from dfkd.cli.config import Plot
+from dfkd.cli.fields import notes
 from dfkd.cli.job import Job, exam_of, rebuilt_job, task_of
 from dfkd.cli.parse import Tree
-from dfkd.cli.setup import plain_settings
+from dfkd.cli.setup import find_method, plain_settings
 from dfkd.deploy.stored import stored_images
 from dfkd.engine.checkpoint import Checkpoint
 from dfkd.engine.core import State, Task
@@ -20,7 +21,7 @@ from dfkd.report.drawers import class_sheet
 from dfkd.report.figures import curves_of, figures_of
 from dfkd.report.files import StoredRun, read_run, write_whole
 from dfkd.report.gallery import FIGURES_FOLDER, Figure, Gallery, read_gallery, write_gallery
-from dfkd.report.summary import class_names, percent
+from dfkd.report.summary import class_names, known_measures, percent
 from dfkd.report.sweep import sweep_chart, sweep_of
 
 __all__ = ["run"]
@@ -73,7 +74,8 @@ def _compare(out: Path, settings: Plot) -> int:
 
 def _over(name: str, folders: Sequence[str], settings: Plot) -> int:
     """The last accuracies of several runs over one setting; one file, and its numbers on the screen."""
-    sweep = sweep_of({folder: read_run(Path(folder)) for folder in _different(folders)}, name)
+    runs = {folder: read_run(Path(folder)) for folder in _different(folders)}
+    sweep = sweep_of(runs, name)
     means, spreads, many = sweep.means(), sweep.spreads(), [len(found) for found in sweep.accuracies.values()]
     for value, mean, spread, n in zip(sweep.accuracies, means, spreads, many, strict=True):
         told = f" ± {100 * spread:.2f}, {n} runs" if n > 1 else ""
@@ -81,9 +83,21 @@ def _over(name: str, folders: Sequence[str], settings: Plot) -> int:
     if sweep.others:
         print(f"the runs also differ in {', '.join(sweep.others)}")
     out = _writable(Path(settings.out or ".")) / f"over-{name}.{settings.format}"
-    write_whole(out, sweep_chart(sweep, settings.format))
+    write_whole(out, sweep_chart(sweep, settings.format, _label(name, next(iter(runs.values())))))
     print(f"{'over ' + name:<20}{out}")
     return 0
+
+
+def _label(name: str, stored_run: StoredRun) -> str:
+    """What a hyper-parameter is called beside its field, with the paper's symbol; else the setting's name."""
+    part, _, field = name.partition(".")
+    if part != "method":
+        return name
+    try:
+        note = notes(find_method(stored_run.info.method)).get(field, "")
+    except UserError:  # a class of somebody's own that is not here
+        return name
+    return note.partition(" (")[0].partition(";")[0].partition(":")[0] or name
 
 
 def _different(folders: Sequence[str]) -> list[str]:
@@ -94,7 +108,7 @@ def _different(folders: Sequence[str]) -> list[str]:
 def _of_run(folder: Path, settings: Plot) -> Gallery:
     """Curves from the metrics; the other figures from the checkpoint, or as many as go without."""
     stored_run = read_run(folder)
-    curves = curves_of(stored_run.rounds, stored_run.result, settings.format)
+    curves = curves_of(stored_run.rounds, stored_run.result, settings.format, known_measures(stored_run.info))
     try:
         job, task = _rebuilt(folder, settings)
     except UserError as error:

@@ -10,6 +10,8 @@ from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal
 
+from dfkd.engine.limits import limits_of
+
 __all__ = ["Option", "notes", "options", "parts", "spell"]
 
 _FIELD = re.compile(r"(\w+)\s*:(?!:)")
@@ -17,12 +19,17 @@ _FIELD = re.compile(r"(\w+)\s*:(?!:)")
 
 @dataclass(frozen=True)
 class Option:
-    """One option: its dotted name, its type, its default (None also stands for "none") and what it means."""
+    """One option: its dotted name, its type, its default (None also stands for "none"), what it means, its limit.
+
+    ``group`` is the comment line above it in its class, and above those that follow; "" before the first.
+    """
 
     name: str
     type: Any
     default: Any
     note: str
+    limit: str = ""
+    group: str = ""
 
     @property
     def boolean(self) -> bool:
@@ -32,13 +39,15 @@ class Option:
 
 def options(cls: type, prefix: str = "") -> Iterator[Option]:
     """The options of a dataclass, those of nested dataclasses included, in order."""
-    types, comments = typing.get_type_hints(cls), notes(cls)
+    types, comments, limits, groups = typing.get_type_hints(cls), notes(cls), limits_of(cls), _groups(cls)
     for item in fields(cls):
         kind = types[item.name]
         if is_dataclass(kind) and isinstance(kind, type):
             yield from options(kind, f"{prefix}{item.name}.")
         else:
-            yield Option(prefix + item.name, kind, _default(item), comments.get(item.name, ""))
+            limit = limits[item.name].words if item.name in limits else ""
+            name, note, group = prefix + item.name, comments.get(item.name, ""), groups.get(item.name, "")
+            yield Option(name, kind, _default(item), note, limit.removeprefix("of ").removeprefix("to be "), group)
 
 
 def notes(cls: type) -> dict[str, str]:
@@ -79,17 +88,36 @@ def _default(item: "Field[Any]") -> Any:
 
 def _comments(cls: type) -> dict[str, str]:
     """Trailing comments of the lines that declare fields."""
+    found: dict[str, str] = {}
+    for token in _tokens(cls):
+        declared = _FIELD.match(token.line.strip())
+        if token.type == tokenize.COMMENT and declared:
+            found[declared[1]] = token.string.lstrip("# ").strip()
+    return found
+
+
+def _groups(cls: type) -> dict[str, str]:
+    """The comment line that stands alone above a field, or above earlier ones of its group."""
+    found: dict[str, str] = {}
+    heading = ""
+    for token in _tokens(cls):
+        line = token.line.strip()
+        if token.type == tokenize.COMMENT and line.startswith("#"):
+            heading = line.lstrip("# ")
+        elif token.type == tokenize.NAME and (declared := _FIELD.match(line)):
+            found[declared[1]] = heading
+        elif token.type == tokenize.NAME and token.string == "def":
+            break
+    return found
+
+
+def _tokens(cls: type) -> Iterator[tokenize.TokenInfo]:
+    """The source of a class; nothing where it cannot be read."""
     try:
         source = inspect.getsource(cls)
     except (OSError, TypeError):
-        return {}
-    found: dict[str, str] = {}
-    for token in tokenize.generate_tokens(io.StringIO(inspect.cleandoc(source)).readline):
-        if token.type == tokenize.COMMENT:
-            declared = _FIELD.match(token.line.strip())
-            if declared:
-                found[declared[1]] = token.string.lstrip("# ").strip()
-    return found
+        return
+    yield from tokenize.generate_tokens(io.StringIO(inspect.cleandoc(source)).readline)
 
 
 def _attributes(doc: str) -> dict[str, str]:

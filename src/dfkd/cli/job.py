@@ -19,19 +19,15 @@ from dfkd.cli.setup import (
     plain_settings,
     resolve,
     seed_everything,
-    widened,
     with_weights_path,
 )
 from dfkd.cli.trust import refuse_code
 from dfkd.engine.core import Method, Need, Task
 from dfkd.engine.plan import Plan
 from dfkd.engine.runtime import Runtime
-from dfkd.engine.sharing import projection
 from dfkd.errors import UserError
 from dfkd.inputs import Facts, facts_of
-from dfkd.methods.kd3 import KD3
-from dfkd.prepare import labelled, prepare
-from dfkd.report.scene import part_of
+from dfkd.prepare import fitted, labelled, prepare
 from dfkd.settings import Images, Network
 from dfkd.types import Bytes, Labels
 
@@ -81,9 +77,8 @@ def prepare_job(settings: Distill, method: Method[Any], plan: Plan, trained: boo
     known(settings.student, "student")
     seed_everything(settings.runtime.seed, settings.runtime.threads)
     student = load(settings.student, facts, "student")
-    kd3 = part_of(method, KD3)
-    if kd3 is not None and kd3.share_head:
-        student = _with_projector(teacher, student, facts)
+    pair = teacher.classifier, student.classifier
+    student = replace(student, classifier=fitted(method, *pair, facts.image_size))
     return Job(settings, method, plan, facts, teacher, student)
 
 
@@ -112,14 +107,6 @@ def rebuilt_job(folder: Path, who: str, flags: Tree) -> tuple[Job, str | None]:
     here: Tree = {"runtime": {"device": "auto", "devices": 1, "compile": False}}
     job = prepare_job(*resolve(Distill, merge(merge(recipe, here), flags)))
     return job, recipe.get("data", {}).get("test")
-
-
-def _with_projector(teacher: Loaded, student: Loaded, facts: Facts) -> Loaded:
-    """KD3's student reads the teacher's classifier: where the widths differ it gets a projector, and keeps it."""
-    projector = projection(teacher.classifier.net, student.classifier.net, facts.image_size)
-    if projector is None:
-        return student
-    return replace(student, classifier=widened(student.classifier, facts.image_size, projector))
 
 
 def resolved(job: Job) -> Tree:
@@ -159,7 +146,9 @@ def task_of(job: Job, runtime: Runtime) -> Task:
 
     with Conversion(Console(stderr=True), quiet=runtime.rank > 0) as progress:
         text = job.settings.text if Need.TEXT in job.method.needs() else "index"
-        return prepare(job.teacher.classifier, job.student.classifier, runtime, job.data, text, progress).task
+        return prepare(
+            job.teacher.classifier, job.student.classifier, runtime, job.data, text, progress, job.method
+        ).task
 
 
 def exam_of(job: Job, task: Task) -> tuple[Bytes, Labels] | None:

@@ -10,6 +10,7 @@ import torch
 from dfkd.cli.parse import SHORT, Tree, fill, merge, read_yaml, unknown
 from dfkd.cli.trust import refuse_code
 from dfkd.datasets import DATASETS
+from dfkd.defaults import DEFAULT_METHOD
 from dfkd.engine.core import Method
 from dfkd.engine.plan import Plan
 from dfkd.engine.sharing import widen
@@ -83,7 +84,7 @@ def resolve(cls: type[T], tree: Tree) -> tuple[T, Method[Any], Plan]:
     """
     tree = _long(tree)
     chosen = tree.get("method", {})
-    chosen = {"name": "NAYER", **chosen} if isinstance(chosen, Mapping) else chosen
+    chosen = {"name": DEFAULT_METHOD, **chosen} if isinstance(chosen, Mapping) else chosen
     method = _method(chosen, "method", tree.get("data"))
     told = tree.get("plan", {})
     if not isinstance(told, Mapping):
@@ -100,7 +101,10 @@ def _method(told: Any, at: str, data: Any) -> Method[Any]:
     """
     if not isinstance(told, Mapping) or "name" not in told:
         got, last = told if told is not None else "none", at.rpartition(".")[2]
-        raise UserError(f"{at} needs the name of a method, got {got}; give --{at} NAYER, or {last}: {{name: NAYER}}")
+        raise UserError(
+            f"{at} needs the name of a method, got {got}; give --{at} {DEFAULT_METHOD}, or {last}: {{name: "
+            f"{DEFAULT_METHOD}}}"
+        )
     kind = find_method(str(told["name"]))
     inner = made_of(kind)
     ready = {part: _method(told.get(part), f"{at}.{part}", data) for part in inner}
@@ -216,9 +220,8 @@ def load(network: Network, facts: Facts, role: str, trained: bool = False) -> Lo
 
 
 def widened(network: Classifier, image_size: tuple[int, int, int], projector: Mapping[str, Any]) -> Classifier:
-    """The network with a projector to its teacher's classifier, as KD3 trains it; its layers are looked for anew."""
-    net = widen(network.net, image_size, **projector)
-    return Classifier(net, spec={**network.spec, "projector": dict(projector)}, name=network.name)
+    """The network with a projector to its teacher's classifier, as it was trained; its layers are looked for anew."""
+    return Classifier(widen(network.net, image_size, **projector), spec=network.spec, name=network.name)
 
 
 def with_weights_path(network: Network) -> Network:

@@ -3,17 +3,18 @@
 import statistics
 import time
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, final
+from typing import Any, final
 
 import torch
 
+from dfkd.engine.around import Around
 from dfkd.engine.checkpoint import Checkpoint, pools_of
-from dfkd.engine.core import Clock, Method, Metrics, Need, State, Task
+from dfkd.engine.core import Clock, Method, Metrics, State, Task
 from dfkd.engine.driver import Watch, make_optimizer, run
 from dfkd.engine.plan import Plan
 from dfkd.engine.records import Observer, RoundRecord
 from dfkd.engine.work import Ceilings, Work, ceilings, count_work, peak_memory, wait
-from dfkd.types import Batch, Bytes, Labels, Scalar
+from dfkd.types import Batch, Bytes, Labels
 
 __all__ = ["Account", "Phases", "Timed", "Timer", "account"]
 
@@ -136,21 +137,16 @@ class Timer(Observer):
 
 @final
 @dataclass(frozen=True)
-class Timed(Method[State]):
+class Timed(Around[State]):
     """Another method whose synthesis and batches are timed; on an accelerator each waits for the device."""
 
-    inner: Method[Any]
+    of: Method[Any]
     timer: Timer
 
-    default_plan: ClassVar[Plan] = Plan()
-
-    def needs(self) -> frozenset[Need]:
-        """Of the other method."""
-        return self.inner.needs()
-
-    def setup(self, task: Task, plan: Plan) -> State:
-        """Of the other method."""
-        return self.inner.setup(task, plan)
+    @property
+    def inner(self) -> Method[Any]:
+        """The method that is timed."""
+        return self.of
 
     def synthesize(self, task: Task, state: State, clock: Clock) -> Metrics:
         """Of the other method, timed."""
@@ -169,10 +165,6 @@ class Timed(Method[State]):
         wait(task.runtime.device)
         self.timer.drew(time.perf_counter() - began)
         return batch
-
-    def loss(self, task: Task, state: State, batch: Batch) -> Scalar:
-        """Of the other method."""
-        return self.inner.loss(task, state, batch)
 
 
 def _count(task: Task, method: Method[Any], state: State, plan: Plan) -> tuple[Work, Work]:

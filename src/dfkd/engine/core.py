@@ -1,22 +1,24 @@
 """The types a run is made of: Task (what), Method (how), State (what a method remembers), Clock (when)."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from enum import Enum
-from typing import ClassVar, Generic, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+from types import MappingProxyType
+from typing import ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dfkd.data.rows import Rows
-from dfkd.engine.limits import check_shared
+from dfkd.engine.limits import check
+from dfkd.engine.measures import Measure
+from dfkd.engine.needs import Need
 from dfkd.engine.plan import Plan
 from dfkd.engine.probe import Probe
 from dfkd.engine.runtime import Runtime
-from dfkd.errors import UserError
-from dfkd.types import Batch, Scalar
+from dfkd.engine.views import View
+from dfkd.types import Batch, Bytes, Scalar
 
 __all__ = ["Cache", "Clock", "Method", "Metrics", "Need", "State", "Task"]
 
@@ -51,6 +53,11 @@ class Task:
     web: Rows | None = None
     real: tuple[Tensor, Tensor] | None = None
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes by name, or by number."""
+        return self.names or tuple(str(k) for k in range(self.classes))
+
 
 class Clock(NamedTuple):
     """When: the round (from 0, warm-up included), the student step within it, and the plan."""
@@ -63,20 +70,6 @@ class Clock(NamedTuple):
     def warmup(self) -> bool:
         """No student steps in this round."""
         return self.round < self.plan.warmup
-
-
-class Need(Enum):
-    """What a method asks of a pair. The value completes the sentence "<method> needs ..."."""
-
-    BN = "a teacher with BatchNorm layers that keep running statistics"
-    HEAD = "a teacher whose classifier is one linear layer"
-    SAME_HEAD = "a student whose classifier is one linear layer"
-    STAGES = "stage maps of equal size in teacher and student"
-    TEXT = "one text embedding per class"
-    WEB = "a pool of unlabelled images"
-    REAL = "real training images"
-    SIDE_4 = "an image side that is a multiple of 4"
-    SIDE_8 = "an image side that is a multiple of 8"
 
 
 class Cache(Generic[V]):
@@ -115,30 +108,21 @@ S = TypeVar("S", bound=State)
 class Method(ABC, Generic[S]):
     """How: hyper-parameters and four verbs. Subclasses are final frozen dataclasses of plain values.
 
-    ``default_plan`` is the budget the published numbers were reached with.
+    Attributes:
+        default_plan: the budget the published numbers were reached with.
+        measures: what ``synthesize`` returns beside losses (``loss/...``), by name, for whoever shows it.
     """
 
     default_plan: ClassVar[Plan]
+    measures: ClassVar[Mapping[str, Measure]] = MappingProxyType({})
 
     def __post_init__(self) -> None:
-        """Refuse a word that is not among a hyper-parameter's choices, then values that cannot be.
-
-        The limits of fields called ``lr``, ``temperature``, ``momentum``, ``pad`` and ``betas`` (two numbers: Adam's)
-        are known; the rest is for :meth:`check_values`.
-        """
-        for name, hint in get_type_hints(type(self)).items():
-            kinds = [part for part in (hint, *get_args(hint)) if get_origin(part) is Literal]
-            choices, value = [choice for kind in kinds for choice in get_args(kind)], getattr(self, name)
-            if choices and value is not None and value not in choices:
-                listed = ", ".join(map(str, choices))
-                raise UserError(
-                    f"{type(self).__name__} needs {name} to be one of {listed}, got {value!r}; choose one of them"
-                )
-        check_shared(self)
+        """Refuse what is not among a hyper-parameter's choices or breaks its limit (:mod:`dfkd.engine.limits`)."""
+        check(self)
         self.check_values()
 
     def check_values(self) -> None:
-        """Refuse other values that cannot be. Called on construction; a method without limits leaves it.
+        """Refuse values that do not fit each other. Called on construction; what limits a single field stands with it.
 
         Raises:
             UserError: naming the hyper-parameter.
@@ -156,6 +140,43 @@ class Method(ABC, Generic[S]):
     def budget(self) -> Plan:
         """The plan a run takes where none is given: ``default_plan``, or that of the method this one is made of."""
         return self.default_plan
+
+    def least_warmup(self) -> int:
+        """Warm-up rounds without which there is nothing to learn from."""
+        return 0
+
+    def fit(self, teacher: nn.Module, student: nn.Module, image_size: tuple[int, int, int]) -> nn.Module:
+        """Change ``student``, in place, into one that this method can train: before anything else, once.
+
+        A method that asks for more than a network of the right inputs and outputs does it here (KD3: a projector to
+        the teacher's features). A student that fits already is left as it is.
+
+        Args:
+            teacher: left as it is.
+            student: maps images (n, c, h, w) to logits (n, k).
+            image_size: (c, h, w).
+
+        Raises:
+            UserError: a pair that cannot be made to fit.
+        """
+        return student
+
+    def all_measures(self) -> Mapping[str, Measure]:
+        """``measures``, and those of the methods this one is made of."""
+        return self.measures
+
+    def views(self, task: Task, state: S | None, real: Bytes | None) -> Mapping[str, Callable[[], View]]:
+        """What there is to see at the end of a run, by name; nothing is computed before it is asked for.
+
+        Args:
+            task: what ran; its random stream is one of the figures' own.
+            state: what is remembered, or None where that is lost.
+            real: labelled test images, uint8 (n, c, h, w), or None.
+
+        A view that bears the name of one of the report's own figures (``features``) takes its place. One that cannot
+        be shown raises UserError; the report says so.
+        """
+        return {}
 
     @abstractmethod
     def setup(self, task: Task, plan: Plan) -> S:
@@ -175,40 +196,10 @@ class Method(ABC, Generic[S]):
 
 
 def unmet(task: Task, method: Method[State]) -> list[Need]:
-    """The needs of ``method`` that ``task`` does not meet, in the order of :class:`Need`."""
-    side = min(task.image_shape[1:])
-    has = {
-        Need.BN: bool(task.teacher.norms),
-        Need.HEAD: task.teacher.head is not None,
-        Need.SAME_HEAD: task.student.head is not None,
-        Need.STAGES: bool(task.teacher.stage_names) and bool(task.student.stage_names),
-        Need.TEXT: task.text is not None,
-        Need.WEB: task.web is not None and len(task.web) > 0,
-        Need.REAL: task.real is not None,
-        Need.SIDE_4: side % 4 == 0 and max(task.image_shape[1:]) % 4 == 0,
-        Need.SIDE_8: side % 8 == 0 and max(task.image_shape[1:]) % 8 == 0,
-    }
-    wanted = method.needs()
-    return [need for need in Need if need in wanted and not has[need]]
-
-
-def offered(task: Task, need: Need) -> str:
-    """What ``task`` has instead of ``need``, and what can be done about it: "<got>; <what to do>"."""
-    teacher, student = type(task.teacher.net).__name__, type(task.student.net).__name__
-    _, h, w = task.image_shape
-    sizes = f"images of {h}x{w}; train a teacher on padded or resized images, or choose another method"
-    return {
-        Need.BN: f"{teacher} without; choose another method",
-        Need.HEAD: f"{teacher} without; name it (dfkd.Classifier, or --teacher.head) or choose another method",
-        Need.SAME_HEAD: f"{student} without; name it (dfkd.Classifier, or --student.head) or choose another student",
-        Need.STAGES: f"none in {teacher} and {student}; "
-        "name matching stages (dfkd.Classifier, --teacher.stages, --student.stages)",
-        Need.TEXT: "none; give text, or class names",
-        Need.WEB: "none; give web (in the shell --data.web): a folder, a .npy file or .tar shards",
-        Need.REAL: "none; give real (in the shell --data.real): a labelled image set",
-        Need.SIDE_4: sizes,
-        Need.SIDE_8: sizes,
-    }[need]
+    """The needs of ``method`` that ``task`` does not meet: those of the networks first."""
+    first = (Need.BN, Need.HEAD, Need.SAME_HEAD, Need.STAGES, Need.TEXT, Need.WEB, Need.REAL)
+    missing = [need for need in method.needs() if not need.met(task)]
+    return sorted(missing, key=lambda need: (first.index(need) if need in first else len(first), need.what))
 
 
 def class_entropy(logits: Tensor) -> Scalar:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
 from dfkd.engine.checkpoint import Checkpoint, pack, pools_of, unpack
-from dfkd.engine.core import Clock, Method, Metrics, State, Task, offered, unmet
+from dfkd.engine.core import Clock, Method, Metrics, State, Task, unmet
 from dfkd.engine.evaluate import evaluate, predictions
 from dfkd.engine.plan import Plan
 from dfkd.engine.records import Evaluation, Observer, RoundRecord
@@ -136,7 +136,7 @@ def check(task: Task, method: Method[Any], fitting: Sequence[str] = ()) -> None:
     missing = unmet(task, method)
     if missing:
         fits = f" (these fit: {', '.join(fitting)})" if fitting else ""
-        raise UserError(f"{type(method).__name__} needs {missing[0].value}, got {offered(task, missing[0])}{fits}")
+        raise UserError(f"{type(method).__name__} needs {missing[0].what}, got {missing[0].instead(task)}{fits}")
 
 
 def _learnt(task: Task, state: State) -> list[nn.Parameter]:

@@ -8,18 +8,19 @@ import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, final
+from typing import Any, final
 
 import torch
 
 from dfkd.data.space import free_disk, free_memory
+from dfkd.engine.around import Around
 from dfkd.engine.checkpoint import Checkpoint, pools_of
-from dfkd.engine.core import Clock, Method, Metrics, Need, State, Task
+from dfkd.engine.core import Clock, Method, Metrics, State, Task
 from dfkd.engine.driver import Watch, run
 from dfkd.engine.evaluate import evaluate, predictions
 from dfkd.engine.plan import Plan
 from dfkd.engine.records import Observer, RoundRecord
-from dfkd.types import Batch, Scalar
+from dfkd.types import Batch
 
 __all__ = ["Estimate", "Measured", "Pools", "Timing", "estimate", "extrapolate"]
 
@@ -108,7 +109,7 @@ def estimate(
     """Measure up to two warm-up rounds and two rounds of few student steps, and extrapolate to ``plan``.
 
     The first of each kind counts once, the second for all others. Where heavier rounds come back (``Method.period``:
-    KD3 with ``select_every`` above 1), the second is the next of those and a third one stands for the rounds between.
+    a selection in every few rounds), the second is the next of those and a third one stands for the rounds between.
     The student and the random streams are put back: a run that follows is the one that would have been.
 
     Args:
@@ -182,19 +183,15 @@ def _saves(plan: Plan, watch: Watch, seconds: float) -> int:
 
 @final
 @dataclass(frozen=True)
-class _Rehearsal(Method[Any]):
+class _Rehearsal(Around[Any]):
     """``method`` in a shorter run, with the memory that the whole plan asks for."""
 
     method: Method[Any]
     whole: Plan
 
-    default_plan: ClassVar[Plan] = Plan()
-
-    def needs(self) -> frozenset[Need]:
-        return self.method.needs()
-
-    def period(self) -> int:
-        return self.method.period()
+    @property
+    def inner(self) -> Method[Any]:
+        return self.method
 
     def setup(self, task: Task, plan: Plan) -> State:
         state: State = self.method.setup(task, self.whole)
@@ -205,9 +202,6 @@ class _Rehearsal(Method[Any]):
 
     def batch(self, task: Task, state: State, clock: Clock) -> Batch:
         return self.method.batch(task, state, self._whole(clock))
-
-    def loss(self, task: Task, state: State, batch: Batch) -> Scalar:
-        return self.method.loss(task, state, batch)
 
     def _whole(self, clock: Clock) -> Clock:
         """This moment in the whole plan, of which the last warm-up rounds and most of a period are left out."""

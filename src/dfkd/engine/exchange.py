@@ -1,19 +1,21 @@
 """Spaceship-Net's channel-wise feature exchange (CFE) with the generator of another method."""
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol, cast, final, runtime_checkable
+from typing import Any, Literal, Protocol, cast, final, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from dfkd.data.pool import Pool
-from dfkd.engine.core import Clock, Method, Metrics, Need, State, Task
+from dfkd.engine.around import Around
+from dfkd.engine.core import Clock, Method, Metrics, State, Task
+from dfkd.engine.limits import Count, Share
 from dfkd.engine.plan import Plan
 from dfkd.errors import UserError
 from dfkd.nets.generators import ConvGenerator
 from dfkd.ops.augment import crop_flip
 from dfkd.ops.exchange import exchange_channels
-from dfkd.types import Batch, Scalar
+from dfkd.types import Batch
 
 __all__ = ["Exchange", "ExchangeState", "Staged"]
 
@@ -52,7 +54,7 @@ class ExchangeState(State):
 
 @final
 @dataclass(frozen=True)
-class Exchange(Method[ExchangeState]):
+class Exchange(Around[ExchangeState]):
     """``of``, with a share of its batches decoded from exchanged features.
 
     ``Exchange(NAYER())`` trains on NAYER's images and, with probability ``p``, on a batch that its generator decodes
@@ -65,36 +67,26 @@ class Exchange(Method[ExchangeState]):
     """
 
     of: Method[Any]  # the method whose images these are, with its own settings
-    p: float = 0.7  # p, probability per batch of exchanging (Spaceship-Net's code)
-    fraction: float = 0.5  # share of the channels that are exchanged
+    p: Share = 0.7  # p, probability per batch of exchanging (Spaceship-Net's code)
+    fraction: Share = 0.5  # share of the channels that are exchanged
     pairs: Literal["complementary", "independent"] = "complementary"  # independent: each row its own channels (code)
     taps: tuple[int, ...] = (0, 1, 2)  # which layers of G are stored; one is chosen per student step
-    memory: int = 4096  # samples kept, the newest: 0.9 GB of CIFAR-10's size with 64 channels
-    limit_bytes: int | None = None  # above it the features are memory-mapped; None: 60 % of the device's free memory
-
-    default_plan: ClassVar[Plan] = Plan()
+    memory: Count = 4096  # samples kept, the newest: 0.9 GB of CIFAR-10's size with 64 channels
+    limit_bytes: Count | None = None  # above it the features are memory-mapped; None: 60 % of the device's free memory
 
     def check_values(self) -> None:
-        """A memory of at least 1, shares from 0 to 1, taps that exist."""
-        if self.memory < 1:
-            raise UserError(f"Exchange needs memory of at least 1, got {self.memory}; raise it")
-        for name in ("p", "fraction"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"Exchange needs {name} from 0 to 1, got {getattr(self, name)}; change it")
+        """Taps that exist, each once."""
         if not self.taps or not set(self.taps) <= {0, 1, 2} or len(set(self.taps)) < len(self.taps):
             raise UserError(f"Exchange needs different taps among 0, 1 and 2, got {self.taps}; for example (0, 2)")
 
-    def needs(self) -> frozenset[Need]:
-        """What the method needs."""
-        return self.of.needs()
+    @property
+    def inner(self) -> Method[Any]:
+        """The method whose images these are."""
+        return self.of
 
-    def period(self) -> int:
-        """That of the method."""
-        return self.of.period()
-
-    def budget(self) -> Plan:
-        """That of the method."""
-        return self.of.budget()
+    def inner_state(self, state: ExchangeState) -> State:
+        """That of ``of``."""
+        return state.images
 
     def setup(self, task: Task, plan: Plan) -> ExchangeState:
         """The method's, and an empty pool of features.
@@ -107,8 +99,8 @@ class Exchange(Method[ExchangeState]):
         if not isinstance(images, Staged) or not isinstance(G, ConvGenerator):
             got = type(self.of).__name__ + ("" if G is None else f" with a {type(G).__name__}")
             raise UserError(
-                f"Exchange needs a method that keeps a generator in stages and its codes, got {got}; choose NAYER with "
-                "generator conv (SpaceshipNet exchanges by itself)"
+                f"Exchange needs a method that keeps a generator in stages and its codes, got {got}; choose one "
+                "whose state has them, with generator conv"
             )
         capacity = min(self.memory, images.pool.capacity)
         features = Pool(capacity, _columns(G, self.taps), task.runtime.device, self.limit_bytes)
@@ -143,10 +135,6 @@ class Exchange(Method[ExchangeState]):
             x = cast(Staged, state.images).G.decode(features, tap).float()
         pad, flip = getattr(self.of, "pad", 0), getattr(self.of, "flip", False)
         return Batch(crop_flip(x, rng, pad, flip), rows["labels"])
-
-    def loss(self, task: Task, state: ExchangeState, batch: Batch) -> Scalar:
-        """The method's."""
-        return self.of.loss(task, state.images, batch)
 
 
 def _columns(G: ConvGenerator, taps: tuple[int, ...]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:

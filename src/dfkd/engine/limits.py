@@ -1,40 +1,83 @@
-"""Limits of the hyper-parameters that mean the same in every method, by their names."""
+"""Limits that stand with a field: ``steps: Count``, ``lr: Positive``. The check and the help read them.
+
+This module does not import torch.
+"""
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, get_type_hints
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from dfkd.errors import UserError
 
-__all__ = ["check_shared"]
+__all__ = [
+    "Betas",
+    "Count",
+    "Limit",
+    "NotNegative",
+    "Positive",
+    "PositiveShare",
+    "Share",
+    "Whole",
+    "check",
+    "limits_of",
+]
 
 
-def _positive(value: float) -> bool:
-    return 0 < value < math.inf
+@dataclass(frozen=True)
+class Limit:
+    """What a value of a field must be, in words that follow "<who> needs <field>", and as a test."""
+
+    words: str
+    holds: Callable[[Any], bool]
 
 
-LIMITS: Mapping[str, tuple[str, Callable[[float], bool]]] = {
-    "lr": ("above 0 and finite", _positive),
-    "temperature": ("above 0 and finite", _positive),
-    "momentum": ("from 0 to 1", lambda value: 0 <= value <= 1),
-    "pad": ("of at least 0", lambda value: value >= 0),
-}
+Count = Annotated[int, Limit("of at least 1", lambda value: value >= 1)]
+Whole = Annotated[int, Limit("of at least 0", lambda value: value >= 0)]
+Positive = Annotated[float, Limit("above 0 and finite", lambda value: 0 < value < math.inf)]
+NotNegative = Annotated[float, Limit("of at least 0", lambda value: value >= 0)]
+Share = Annotated[float, Limit("from 0 to 1", lambda value: 0 <= value <= 1)]
+PositiveShare = Annotated[float, Limit("above 0 and up to 1", lambda value: 0 < value <= 1)]
+Betas = Annotated[
+    tuple[float, float],
+    Limit("to be two numbers, each at least 0 and below 1", lambda v: len(v) == 2 and all(0 <= beta < 1 for beta in v)),
+]
+"""Adam's."""
 
 
-def check_shared(method: Any) -> None:
-    """Refuse a rate, temperature, momentum, padding or Adam's betas (``tuple[float, float]``) that cannot be.
+def limits_of(cls: type) -> dict[str, Limit]:
+    """The limits of a dataclass's fields, by name."""
+    hints = get_type_hints(cls, include_extras=True)
+    return {name: limit for name, hint in hints.items() for limit in _limits(hint)}
+
+
+def check(values: Any) -> None:
+    """Refuse a value that is not among a field's choices (``Literal``), or breaks its limit; None passes.
+
+    Args:
+        values: a dataclass instance.
 
     Raises:
-        UserError: naming the hyper-parameter.
+        UserError: naming the field.
     """
-    who = type(method).__name__
-    for name, (limit, holds) in LIMITS.items():
-        value = getattr(method, name, None)
-        if isinstance(value, int | float) and not holds(value):
-            raise UserError(f"{who} needs {name} {limit}, got {value}; change {name}")
-    if get_type_hints(type(method)).get("betas") == tuple[float, float]:
-        betas = method.betas
-        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-            raise UserError(
-                f"{who} needs two betas, each at least 0 and below 1, got {betas}; for example (0.9, 0.999)"
-            )
+    who = type(values).__name__
+    for name, hint in get_type_hints(type(values), include_extras=True).items():
+        value = getattr(values, name)
+        choices = _choices(hint)
+        if choices and value is not None and value not in choices:
+            listed = ", ".join(map(str, choices))
+            raise UserError(f"{who} needs {name} to be one of {listed}, got {value!r}; choose one of them")
+        for limit in _limits(hint):
+            if value is not None and not limit.holds(value):
+                raise UserError(f"{who} needs {name} {limit.words}, got {value}; change {name}")
+
+
+def _limits(hint: Any) -> Iterator[Limit]:
+    """Those of a type, also where it may be None."""
+    for part in (hint, *get_args(hint)):
+        if get_origin(part) is Annotated:
+            yield from (note for note in get_args(part)[1:] if isinstance(note, Limit))
+
+
+def _choices(hint: Any) -> list[Any]:
+    return [choice for part in (hint, *get_args(hint)) if get_origin(part) is Literal for choice in get_args(part)]

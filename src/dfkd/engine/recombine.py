@@ -1,10 +1,13 @@
 """Images by one method, the student's loss by another: the papers' ablations, without a flag in either."""
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, final
+from typing import Any, final
+
+from torch import nn
 
 from dfkd.data.pool import Pool
-from dfkd.engine.core import Clock, Method, Metrics, Need, State, Task
+from dfkd.engine.around import Around
+from dfkd.engine.core import Method, Need, State, Task
 from dfkd.engine.plan import Plan
 from dfkd.errors import UserError
 from dfkd.types import Batch, Scalar
@@ -23,7 +26,7 @@ class RecombinedState(State):
 
 @final
 @dataclass(frozen=True)
-class Recombine(Method[RecombinedState]):
+class Recombine(Around[RecombinedState]):
     """``synthesize`` and ``batch`` of one method, ``loss`` of another.
 
     ``Recombine(NAYER(), SpaceshipNet())`` trains on NAYER's images with Spaceship-Net's activation regions. The loss
@@ -34,19 +37,22 @@ class Recombine(Method[RecombinedState]):
     images_from: Method[Any]  # the method that makes the images, with its own settings
     loss_from: Method[Any]  # the method whose loss the student minimises, with its own settings
 
-    default_plan: ClassVar[Plan] = Plan()
+    @property
+    def inner(self) -> Method[Any]:
+        """The method that makes the images: plan, measures and views are its own."""
+        return self.images_from
+
+    def inner_state(self, state: RecombinedState) -> State:
+        """That of ``images_from``."""
+        return state.images
 
     def needs(self) -> frozenset[Need]:
         """What either method needs."""
         return self.images_from.needs() | self.loss_from.needs()
 
-    def period(self) -> int:
-        """That of the method that makes the images."""
-        return self.images_from.period()
-
-    def budget(self) -> Plan:
-        """That of the method that makes the images."""
-        return self.images_from.budget()
+    def fit(self, teacher: nn.Module, student: nn.Module, image_size: tuple[int, int, int]) -> nn.Module:
+        """As both methods do."""
+        return self.loss_from.fit(teacher, self.images_from.fit(teacher, student, image_size), image_size)
 
     def setup(self, task: Task, plan: Plan) -> RecombinedState:
         """Both setups; the loss's one for a single round, since what it would synthesise is never made."""
@@ -56,20 +62,12 @@ class Recombine(Method[RecombinedState]):
         if not set(held) <= set(learning.held):
             raise UserError(
                 f"Recombine needs images_from to leave the student's weights alone, got {name}, which sets "
-                f"{', '.join(held)}; turn that off (KD3: share_head=False)"
+                f"{', '.join(held)}; turn that off (where it is a choice: share_head=False)"
             )
         pool = getattr(images, "pool", None)
         return RecombinedState(
             images, learning, pool, joint=learning.joint, held=learning.held, optimizers=learning.optimizers
         )
-
-    def synthesize(self, task: Task, state: RecombinedState, clock: Clock) -> Metrics:
-        """Of ``images_from``."""
-        return self.images_from.synthesize(task, state.images, clock)
-
-    def batch(self, task: Task, state: RecombinedState, clock: Clock) -> Batch:
-        """Of ``images_from``."""
-        return self.images_from.batch(task, state.images, clock)
 
     def loss(self, task: Task, state: RecombinedState, batch: Batch) -> Scalar:
         """Of ``loss_from``."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from dfkd.data.overlap import NearDuplicates
+from dfkd.engine.measures import Measure
 
 __all__ = ["Evaluation", "Keep", "Observer", "RoundRecord", "RunInfo", "RunResult"]
 
@@ -24,6 +25,7 @@ class RunInfo:
     text: dict[str, str] | None = None
     provenance: dict[str, object] = field(default_factory=dict)
     overlap: NearDuplicates | None = None  # of evaluation images among the web images, where that was looked for
+    measures: dict[str, Measure] = field(default_factory=dict)  # what the method's metrics mean
     continues: str | None = None  # "stopped after round 7 of 20: why", where an earlier start was stopped
 
 

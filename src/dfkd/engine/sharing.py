@@ -1,4 +1,4 @@
-"""A student that keeps the teacher's classifier (KD3, SimKD), also where the two networks' features differ in width."""
+"""A student that keeps the teacher's classifier (SimKD), also where the two networks' features differ in width."""
 
 from typing import Any, NamedTuple
 
@@ -10,7 +10,9 @@ from dfkd.errors import UserError
 from dfkd.nets.heads import map_projector, vector_projector
 from dfkd.nets.tail import last_map
 
-__all__ = ["projection", "share_head", "widen"]
+__all__ = ["projection", "share_head", "widen", "widened_by"]
+
+_WIDENED = "_widened_by"  # an attribute of a widened network: the arguments of `widen`
 
 
 def share_head(teacher: nn.Module, student: nn.Module, image_size: tuple[int, int, int]) -> nn.Module:
@@ -89,8 +91,17 @@ def widen(
     elif head.in_features != features:
         after = [*vector_projector(head.in_features, features, relu), *after]
     _replace(student, facts.head or "", nn.Sequential(*after) if len(after) > 1 else after[0])
+    setattr(student, _WIDENED, {"features": features, "side": side, "bias": bias, "relu": relu})
     training = student.training
     return student.to(head.weight.device, head.weight.dtype).train(training)
+
+
+def widened_by(net: nn.Module) -> dict[str, Any] | None:
+    """The arguments with which :func:`widen` changed ``net``; None where it did not.
+
+    They belong beside its weights: who builds the network again from its name has to widen it in the same way.
+    """
+    return getattr(net, _WIDENED, None)
 
 
 class _Look(NamedTuple):

@@ -30,6 +30,7 @@ from torch.optim import Adam
 
 from dfkd.data.pool import Pool
 from dfkd.engine.core import Clock, Method, Metrics, Need, State, Task, class_entropy
+from dfkd.engine.limits import Betas, Count, Positive, Whole
 from dfkd.engine.plan import Plan
 from dfkd.engine.probe import Probe
 from dfkd.errors import UserError
@@ -64,47 +65,37 @@ class CMIState(State):
 class CMI(Method[CMIState]):
     """Hyper-parameters of CMI; the code's name follows each. Defaults: WRN-40-2 to WRN-16-1, CIFAR-10, from scratch."""
 
-    steps: int = 200  # g_steps, generator steps per batch
-    synthesis_batch: int = 256  # images per batch and process
-    batches: int = 1  # batches per round; 0: only warm-up rounds make images
-    lr: float = 1e-3  # lr_g, Adam's rate for G, z and h
-    betas: tuple[float, float] = (0.5, 0.999)  # of G's and z's optimiser; h has Adam's default
+    steps: Count = 200  # g_steps, generator steps per batch
+    synthesis_batch: Count = 256  # images per batch and process
+    batches: Whole = 1  # batches per round; 0: only warm-up rounds make images
+    lr: Positive = 1e-3  # lr_g, Adam's rate for G, z and h
+    betas: Betas = (0.5, 0.999)  # of G's and z's optimiser; h has Adam's default
     alpha_bn: float = 1.0  # bn
     alpha_cls: float = 1.0  # oh (from pre-inverted images: 0.5)
     alpha_adv: float = 0.5  # adv
     alpha_cr: float = 0.8  # cr, weight of the contrast
-    contrast_temperature: float = 0.1  # cr_T (0.2 in another script)
-    bank: int = 40960  # bank_size, images whose features are kept, the newest
-    negatives: int = 4096  # n_neg, of them in each step, drawn without replacement
-    head_width: int = 256  # length of h's output
+    contrast_temperature: Positive = 0.1  # cr_T (0.2 in another script)
+    bank: Count = 40960  # bank_size, images whose features are kept, the newest
+    negatives: Count = 4096  # n_neg, of them in each step, drawn without replacement
+    head_width: Count = 256  # length of h's output
     layers: Literal["norms", "stages"] = "norms"  # what is averaged over positions: inputs of T's norms, or its stages
     local_area: tuple[float, float] = (0.25, 1.0)  # smallest and largest share of an image in its local view
     optimise_z: bool = True  # z is trained with G
-    width: int = 256  # nz, length of z
-    channels: int = 64  # ngf, channels of G's last block
+    width: Count = 256  # nz, length of z
+    channels: Count = 64  # ngf, channels of G's last block
     mask: bool = True  # adversarial term only where T and S agree (code)
     labels: Literal["uniform", "balanced"] = "uniform"  # y
     keep: Literal["best", "last"] = "best"  # which step's images enter M
-    warmup_batches: int = 1  # batches per warm-up round
-    temperature: float = 20.0  # τ of the student's KL
-    memory: int | None = None  # |M|, the newest images kept; None: all
-    pad: int = 4  # random crop, of the global view and of the student's images
+    warmup_batches: Count = 1  # batches per warm-up round
+    temperature: Positive = 20.0  # τ of the student's KL
+    memory: Count | None = None  # |M|, the newest images kept; None: all
+    pad: Whole = 4  # random crop, of the global view and of the student's images
     flip: bool = True  # random mirror, of both views and of the student's images
 
     default_plan: ClassVar[Plan] = Plan(rounds=200, steps=400, batch_size=128, lr=0.1, weight_decay=1e-4)
 
     def check_values(self) -> None:
-        """Counts are at least 1, the local view is a part of the image."""
-        counts = ("steps", "synthesis_batch", "warmup_batches", "bank", "negatives", "head_width", "width")
-        for name in (*counts, "channels", "memory"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"CMI needs {name} of at least 1, got {value}; raise it")
-        if self.batches < 0:
-            raise UserError(f"CMI needs batches of at least 0, got {self.batches}; raise it")
-        if not self.contrast_temperature > 0:
-            got = self.contrast_temperature
-            raise UserError(f"CMI needs contrast_temperature above 0, got {got}; raise it")
+        """The local view is a part of the image."""
         if len(self.local_area) != 2 or not 0 < self.local_area[0] <= self.local_area[1] <= 1:
             raise UserError(
                 f"CMI needs local_area as two shares above 0 and up to 1, got {self.local_area}; for example (0.25, 1)"
@@ -113,7 +104,7 @@ class CMI(Method[CMIState]):
     def needs(self) -> frozenset[Need]:
         """Two doublings; BN layers for the statistics and for the features, unless neither is asked for."""
         norms = self.alpha_bn != 0 or self.layers == "norms"
-        return frozenset({Need.SIDE_4} | ({Need.BN} if norms else {Need.STAGES}))
+        return frozenset({Need.sides_of(4)} | ({Need.BN} if norms else {Need.STAGES}))
 
     def setup(self, task: Task, plan: Plan) -> CMIState:
         """Line 1, and G, which line 3 fills."""

@@ -31,6 +31,7 @@ from torch.optim import Adam
 
 from dfkd.data.pool import Pool
 from dfkd.engine.core import Clock, Method, Metrics, Need, State, Task, class_entropy
+from dfkd.engine.limits import Betas, Count, NotNegative, Positive, Whole
 from dfkd.engine.plan import Plan
 from dfkd.engine.probe import Probe
 from dfkd.errors import UserError
@@ -62,11 +63,11 @@ class D3KState(State):
 class D3K(Method[D3KState]):
     """Hyper-parameters of D3K; the paper's symbol follows each. What the paper leaves open is CMI's."""
 
-    steps: int = 200  # n, generator steps per batch
-    synthesis_batch: int = 256  # images per batch and process
-    batches: int = 1  # batches per round
-    lr: float = 1e-3  # Adam's rate (the paper prints 1e3)
-    betas: tuple[float, float] = (0.5, 0.999)
+    steps: Count = 200  # n, generator steps per batch
+    synthesis_batch: Count = 256  # images per batch and process
+    batches: Count = 1  # batches per round
+    lr: Positive = 1e-3  # Adam's rate (the paper prints 1e3)
+    betas: Betas = (0.5, 0.999)
     alpha: float = 1.0  # α, of L_bn
     beta: float = 1.0  # β, of L_cls
     gamma: float = 0.5  # γ, of L_adv
@@ -75,40 +76,32 @@ class D3K(Method[D3KState]):
     kernels: tuple[int, ...] = (3, 5)
     resample: Literal["batch", "iteration"] = "batch"  # Algorithm 1, or the text: a slice of a supernet in every step
     init: Literal["normal", "torch"] = "normal"  # N(0, 0.02) as CMI, or PyTorch's default
-    width: int = 256  # length of z
+    width: Count = 256  # length of z
     optimise_z: bool = False  # CMI trains z too, D3K only the generator
     bn: Literal["gaussian", "l2"] = "gaussian"  # eq. 14, or DeepInversion's form
-    bn_eps: float = 1e-5  # added to both variances of eq. 14
-    bn_cap: float | None = None  # largest value of L_bn: above it the term is scaled down
+    bn_eps: NotNegative = 1e-5  # added to both variances of eq. 14
+    bn_cap: Positive | None = None  # largest value of L_bn: above it the term is scaled down
     mask: bool = True  # adversarial term only where T and S agree (CMI's code)
-    hash_pool: int = 4  # side of the pixel blocks that are averaged before hashing
+    hash_pool: Count = 4  # side of the pixel blocks that are averaged before hashing
     hash_lambda: float = 1.0  # λ, the constant that replaces the derivative of a bit
     ste: Literal["literal", "difference"] = "literal"  # eq. 13, or both neighbours
     pairing: Literal["all", "index", "random"] = "all"  # which bank codes a new code is compared with
     labels: Literal["balanced", "uniform"] = "balanced"  # c
     keep: Literal["best", "last"] = "best"  # which step's images are stored
-    memory: int | None = None  # the newest images kept; None: all
-    temperature: float = 20.0  # τ of the student's KL (the paper says 0.5, CMI's contrastive temperature)
-    pad: int = 4  # random crop, of G's images and of the student's
+    memory: Count | None = None  # the newest images kept; None: all
+    temperature: Positive = 20.0  # τ of the student's KL (the paper says 0.5, CMI's contrastive temperature)
+    pad: Whole = 4  # random crop, of G's images and of the student's
     flip: bool = True  # random mirror, likewise
 
     default_plan: ClassVar[Plan] = Plan(rounds=200, steps=400, batch_size=256, lr=0.1, weight_decay=1e-4)
 
     def check_values(self) -> None:
-        """Counts are at least 1, what limits L_bn is no nonsense, and the ranges of the subnet make sense."""
-        for name in ("steps", "synthesis_batch", "batches", "width", "hash_pool", "memory"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"D3K needs {name} of at least 1, got {value}; raise it")
-        if not self.bn_eps >= 0:
-            raise UserError(f"D3K needs bn_eps of at least 0, got {self.bn_eps}; raise it")
-        if self.bn_cap is not None and not self.bn_cap > 0:
-            raise UserError(f"D3K needs bn_cap above 0, got {self.bn_cap}; leave it out for no cap")
+        """The ranges of the subnet make sense."""
         check_ranges(self.widths, self.kernels)
 
     def needs(self) -> frozenset[Need]:
         """Three doublings, and BN statistics unless their weight is 0."""
-        return frozenset({Need.SIDE_8} | ({Need.BN} if self.alpha != 0 else set()))
+        return frozenset({Need.sides_of(8)} | ({Need.BN} if self.alpha != 0 else set()))
 
     def setup(self, task: Task, plan: Plan) -> D3KState:
         """Line 1."""

@@ -16,7 +16,9 @@ The paper's algorithm and this file:
     6          update S and Q on τ² KL(T(x) ‖ S(x)) − log (σ(S(x)) Q)_y  ``loss``
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import ClassVar, Literal, final
 
 import torch
@@ -24,8 +26,18 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from dfkd.engine.core import Clock, Method, Metrics, Need, State, Task
+from dfkd.engine.limits import Count, Positive, PositiveShare, Whole
+from dfkd.engine.measures import Measure
 from dfkd.engine.plan import Plan
-from dfkd.engine.web import own_rows, read_blocks, selection_metrics, web_of
+from dfkd.engine.views import View
+from dfkd.engine.web import (
+    SELECTION_MEASURES,
+    own_rows,
+    read_blocks,
+    selection_metrics,
+    selection_views,
+    web_of,
+)
 from dfkd.errors import UserError
 from dfkd.losses.divergence import knowledge_distillation
 from dfkd.losses.noise import noisy_label_loss
@@ -33,7 +45,7 @@ from dfkd.nets.noise import NoiseMatrix
 from dfkd.ops.augment import crop_flip
 from dfkd.ops.pixels import as_images
 from dfkd.ops.selection import most_certain
-from dfkd.types import Batch, Scalar
+from dfkd.types import Batch, Bytes, Scalar
 
 __all__ = ["DFND", "DFNDState"]
 
@@ -53,17 +65,17 @@ class DFNDState(State):
 class DFND(Method[DFNDState]):
     """Hyper-parameters of DFND; the defaults are the authors' CIFAR-10 setting."""
 
-    selected: int = 600_000  # n, web images that are kept, of all processes together; all where there are fewer
-    selected_share: float | None = None  # n as a part of the web images instead
+    selected: Count = 600_000  # n, web images that are kept, of all processes together; all where there are fewer
+    selected_share: PositiveShare | None = None  # n as a part of the web images instead
     select: Literal["certain", "random"] = "certain"  # who is kept: those T is surest of, or any
-    temperature: float = 4.0  # τ
+    temperature: Positive = 4.0  # τ
     adaptation: Literal["matrix", "none"] = "matrix"  # the label term with Q, or imitation alone
     label_weight: float = 1.0  # weight of the label term
     teacher_accuracy: float = 0.9523  # of T on its own data, the diagonal of Q (CIFAR-100: 0.7774)
-    lr: float = 1e-3  # Adam's rate for Q
-    pad: int = 4  # random crop of the web images
+    lr: Positive = 1e-3  # Adam's rate for Q
+    pad: Whole = 4  # random crop of the web images
     flip: bool = True  # random mirror, likewise
-    block: int = 512  # images per forward pass of the selection
+    block: Count = 512  # images per forward pass of the selection
 
     default_plan: ClassVar[Plan] = Plan(
         rounds=34,
@@ -75,19 +87,22 @@ class DFND(Method[DFNDState]):
         milestones=(14, 28),
     )
 
+    measures: ClassVar[Mapping[str, Measure]] = MappingProxyType(
+        {**SELECTION_MEASURES, "certainty/least": Measure("least probability of a selected image's class")}
+    )
+
     def check_values(self) -> None:
-        """Counts are at least 1, shares above 0; an accuracy is neither 0 nor 1."""
-        for name in ("selected", "block"):
-            if getattr(self, name) < 1:
-                raise UserError(f"DFND needs {name} of at least 1, got {getattr(self, name)}; raise it")
-        if self.selected_share is not None and not 0 < self.selected_share <= 1:
-            raise UserError(f"DFND needs selected_share above 0 and up to 1, got {self.selected_share}; change it")
+        """An accuracy is neither 0 nor 1."""
         if not 0 < self.teacher_accuracy < 1:
             raise UserError(f"DFND needs teacher_accuracy above 0 and below 1, got {self.teacher_accuracy}; change it")
 
     def needs(self) -> frozenset[Need]:
         """Web images."""
         return frozenset({Need.WEB})
+
+    def views(self, task: Task, state: DFNDState | None, real: Bytes | None) -> Mapping[str, Callable[[], View]]:
+        """The selection."""
+        return {} if state is None else selection_views(task, state.chosen, state.predicted, real)
 
     def setup(self, task: Task, plan: Plan) -> DFNDState:
         """Line 2."""

@@ -8,7 +8,7 @@ classifier and only aligns features, and it learns that a change of image statis
 
 The paper's algorithm box and this file:
 
-    1  S = g_T ∘ φ_S, with T's classifier g_T frozen      ``setup``; other widths: ``dfkd.share_head``
+    1  S = g_T ∘ φ_S, with T's classifier g_T frozen      ``setup``; other widths: ``fit``
     2  repeat for I epochs:                               the driver's rounds
     3      select D_s from the web images (eqs. 3, 4)     ``synthesize``
     4      for each mini-batch of D_s:                    the driver's student steps
@@ -17,7 +17,9 @@ The paper's algorithm box and this file:
 """
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import ClassVar, Literal, NamedTuple, final
 
 import torch
@@ -25,7 +27,12 @@ from torch import Tensor, nn
 
 from dfkd.data.rows import Rows
 from dfkd.engine.core import Cache, Clock, Method, Metrics, Need, State, Task
+from dfkd.engine.limits import Count, NotNegative, Positive, PositiveShare, Share, Whole
+from dfkd.engine.measures import Measure
 from dfkd.engine.plan import Plan
+from dfkd.engine.sharing import projection, widen
+from dfkd.engine.views import View
+from dfkd.engine.web import SELECTION_MEASURES, selection_views
 from dfkd.errors import UserError
 from dfkd.losses.contrast import agreement_weight, distribution_contrast, weighted_feature_alignment
 from dfkd.losses.divergence import cross_entropy, knowledge_distillation
@@ -34,7 +41,7 @@ from dfkd.ops.augment import crop_flip
 from dfkd.ops.mixing import draw_mix_distribution
 from dfkd.ops.pixels import as_images
 from dfkd.ops.selection import class_counts, class_thresholds, combine, mixing_rate, select
-from dfkd.types import Batch, Labels, Readout, Scalar
+from dfkd.types import Batch, Bytes, Labels, Readout, Scalar
 
 __all__ = ["KD3", "KD3State"]
 
@@ -55,26 +62,26 @@ class KD3(Method[KD3State]):
     """Hyper-parameters of KD3; the paper's symbol follows each. Defaults: CIFAR-10 and CIFAR-100."""
 
     alpha: float = 0.01  # α, weight of the contrast
-    reference_batch: int | None = 1  # the contrast is its mean per image times this; None: its sum (paper)
-    temperature: float = 0.30  # τ of the contrast
-    v_th: float = 0.95  # V_th, threshold of the most frequent class
+    reference_batch: Count | None = 1  # the contrast is its mean per image times this; None: its sum (paper)
+    temperature: Positive = 0.30  # τ of the contrast
+    v_th: Share = 0.95  # V_th, threshold of the most frequent class
     thresholds: Literal["class", "one"] = "class"  # T_k of each class (paper), or V_th for all, an experiment of ours
     select: Literal["dynamic", "teacher", "student", "random"] = "dynamic"  # who decides (Table 2)
-    select_every: int = 1  # rounds between selections
-    pool_share: float = 1.0  # part of the web images that may be selected, drawn once (Table 4)
+    select_every: Count = 1  # rounds between selections
+    pool_share: PositiveShare = 1.0  # part of the web images that may be selected, drawn once (Table 4)
     share_head: bool = True  # S keeps T's classifier (Table 2: no)
     labels: Literal["soft", "onehot"] = "soft"  # what S's own classifier learns where it is not shared
     label_weight: float = 1.0  # weight of that loss beside the alignment
-    label_temperature: float = 4.0  # its τ, for soft labels
+    label_temperature: Positive = 4.0  # its τ, for soft labels
     mdcl: Literal["paper", "cross", "none"] = "paper"  # the contrast: per network, between the networks, or none
     skip_teacher_contrast: bool = False  # leave L^T out: it trains a head that nothing else uses
     perturb: Literal["mix", "ordinary"] = "mix"  # MixDistribution, or another crop and mirror (Table 2)
-    delta: float = 0.1  # δ of Beta(δ, δ)
-    head_width: int = 128  # length of z
-    pad: int = 4  # random crop of the web images (MNIST: 0)
+    delta: Positive = 0.1  # δ of Beta(δ, δ)
+    head_width: Count = 128  # length of z
+    pad: Whole = 4  # random crop of the web images (MNIST: 0)
     flip: bool = True  # random mirror, likewise
-    block: int = 512  # images per forward pass of a selection
-    cache_gib: float = 4.0  # T's probabilities are kept in host memory up to so many GiB, else computed each time
+    block: Count = 512  # images per forward pass of a selection
+    cache_gib: NotNegative = 4.0  # T's probabilities are kept in host memory up to so many GiB, else computed each time
 
     default_plan: ClassVar[Plan] = Plan(
         rounds=240,
@@ -86,19 +93,14 @@ class KD3(Method[KD3State]):
         milestones=(150, 180, 210),
     )
 
-    def check_values(self) -> None:
-        """Counts are at least 1, the share of the pool is above 0 and up to 1, the threshold from 0 to 1."""
-        if not 0 < self.pool_share <= 1:
-            raise UserError(f"KD3 needs a pool_share above 0 and up to 1, got {self.pool_share}; change pool_share")
-        if not 0 <= self.v_th <= 1:
-            raise UserError(f"KD3 needs v_th from 0 to 1, got {self.v_th}; change v_th")
-        for name in ("label_temperature", "delta"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"KD3 needs {name} above 0, got {getattr(self, name)}; change {name}")
-        for name in ("select_every", "head_width", "block", "reference_batch"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"KD3 needs {name} of at least 1, got {value}; change {name}")
+    measures: ClassVar[Mapping[str, Measure]] = MappingProxyType(
+        {
+            **SELECTION_MEASURES,
+            "threshold/low": Measure("threshold of the rarest class selected"),
+            "threshold/high": Measure("threshold of the most frequent class selected", minor=True),
+            "student_share": Measure("student's share in the selection"),
+        }
+    )
 
     def needs(self) -> frozenset[Need]:
         """Web images, and two linear classifiers."""
@@ -107,6 +109,17 @@ class KD3(Method[KD3State]):
     def period(self) -> int:
         """Rounds with a selection come back."""
         return self.select_every
+
+    def fit(self, teacher: nn.Module, student: nn.Module, image_size: tuple[int, int, int]) -> nn.Module:
+        """Line 1: where the features differ in width, a projector that stays in S; new weights are PyTorch's."""
+        if not self.share_head:
+            return student
+        projector = projection(teacher, student, image_size)
+        return student if projector is None else widen(student, image_size, **projector)
+
+    def views(self, task: Task, state: KD3State | None, real: Bytes | None) -> Mapping[str, Callable[[], View]]:
+        """What was selected and what was not, how many of each class, and how both look to T."""
+        return {} if state is None else selection_views(task, state.chosen, state.predicted, real)
 
     def setup(self, task: Task, plan: Plan) -> KD3State:
         """Line 1."""
@@ -153,15 +166,16 @@ class KD3(Method[KD3State]):
         rows = state.chosen[pick]
         pixels = _web(task).take(rows).to(device)
         x = as_images(crop_flip(pixels, rng, self.pad, self.flip))
-        other = None
+        extra = None
         if self.mdcl != "none":
             mixed = self.perturb == "mix"
-            other = (
+            perturbed = (
                 draw_mix_distribution(x, self.delta, rng)
                 if mixed
                 else as_images(crop_flip(pixels, rng, self.pad, self.flip))
             )
-        return Batch(x, state.predicted[pick], rows, other)
+            extra = {"perturbed": perturbed}  # may leave [0, 1]
+        return Batch(x, state.predicted[pick], rows, extra)
 
     def loss(self, task: Task, state: KD3State, batch: Batch) -> Scalar:
         """Line 6."""
@@ -175,13 +189,13 @@ class KD3(Method[KD3State]):
             loss = loss + self.label_weight * _label_loss(self, s, t)
         if self.mdcl == "none":
             return loss
-        if batch.other is None:
+        if batch.extra is None or "perturbed" not in batch.extra:
             raise UserError(
                 "KD3's contrast needs batches with a second view of every image, which only KD3 makes, got one view; "
                 'set mdcl="none"'
             )
         B_ref = len(x) if self.reference_batch is None else self.reference_batch
-        return loss + self.alpha * B_ref * contrast(self, task, state.joint, s, t, batch.other)  # eq. 18
+        return loss + self.alpha * B_ref * contrast(self, task, state.joint, s, t, batch.extra["perturbed"])  # eq. 18
 
 
 def contrast(method: KD3, task: Task, heads: nn.ModuleDict, s: Readout, t: Readout, perturbed: Tensor) -> Scalar:

@@ -32,9 +32,9 @@ from torch.optim import Adam
 
 from dfkd.data.pool import Pool
 from dfkd.engine.core import Clock, Method, Metrics, Need, State, Task, class_entropy
+from dfkd.engine.limits import Betas, Count, Positive, Share, Whole
 from dfkd.engine.plan import Plan
 from dfkd.engine.probe import Probe
-from dfkd.errors import UserError
 from dfkd.losses.divergence import agreeing_divergence, cross_entropy, knowledge_distillation
 from dfkd.losses.statistics import blend_moments, moment_distance, update_moments
 from dfkd.nets.generators import ConvGenerator, DeepGenerator, NoisyLayer, redraw
@@ -64,31 +64,31 @@ class NayerState(State):
 class NAYER(Method[NayerState]):
     """Hyper-parameters of NAYER; the defaults are the authors' CIFAR-10 setting. The paper's symbol follows each."""
 
-    steps: int = 30  # g, generator steps per batch (CIFAR-100: 40, Tiny-ImageNet: 60)
-    synthesis_batch: int = 400  # images per batch and process
-    batches: int = 2  # I, batches per round (Tiny-ImageNet: 4)
-    warmup_batches: int = 10  # batches per warm-up round (code)
-    lr: float = 4e-3  # Adam's rate for G and Z, a new optimiser per batch
-    betas: tuple[float, float] = (0.5, 0.999)
+    steps: Count = 30  # g, generator steps per batch (CIFAR-100: 40, Tiny-ImageNet: 60)
+    synthesis_batch: Count = 400  # images per batch and process
+    batches: Count = 2  # I, batches per round (Tiny-ImageNet: 4)
+    warmup_batches: Count = 10  # batches per warm-up round (code)
+    lr: Positive = 4e-3  # Adam's rate for G and Z, a new optimiser per batch
+    betas: Betas = (0.5, 0.999)
     alpha_cls: float = 0.5  # α_cls
     alpha_adv: float = 1.33  # α_adv
     alpha_bn: float = 10.0  # α_bn
-    momentum: float = 0.9  # m, of the BN statistics over batches (code); 0 is the paper
+    momentum: Share = 0.9  # m, of the BN statistics over batches (code); 0 is the paper
     mask: bool = True  # adversarial term only where T and S agree (code)
     keep: Literal["best", "last"] = "best"  # which step's images enter M (code: best; paper: last)
-    renew: int | None = 10  # rounds between re-creations of G (code); None: never, as in the paper
+    renew: Count | None = 10  # rounds between re-creations of G (code); None: never, as in the paper
     labels: Literal["balanced", "uniform"] = "balanced"  # ŷ (code: balanced; paper: uniform)
     code: Literal["nl", "lte", "onehot", "z", "concat", "sum"] = "nl"  # what feeds G: Table 4's rows
     beta: float = 1.0  # β, weight of the noise for code="sum"
     redraw: bool = True  # re-initialise Z for every batch
     group: Literal["classes", "one"] = "classes"  # K-to-1 or 1-to-1 noisy layers
     norm: bool = True  # BatchNorm in the noisy layer
-    width: int = 1000  # r, length of a code; noise of code="z" and "concat" has this length too
-    channels: int = 64  # ngf, channels of G's last block
+    width: Count = 1000  # r, length of a code; noise of code="z" and "concat" has this length too
+    channels: Count = 64  # ngf, channels of G's last block
     generator: Literal["auto", "conv", "deep"] = "auto"  # auto: the deep one from 128 pixels on
-    temperature: float = 20.0  # τ of the student's KL
-    memory: int | None = None  # |M|, the newest images kept; None: all
-    pad: int = 4  # random crop, of G's images and of the student's
+    temperature: Positive = 20.0  # τ of the student's KL
+    memory: Count | None = None  # |M|, the newest images kept; None: all
+    pad: Whole = 4  # random crop, of G's images and of the student's
     flip: bool = True  # random mirror, likewise
     student_trains: bool = False  # the code's slip: S in train mode from a round's second batch on
 
@@ -96,16 +96,9 @@ class NAYER(Method[NayerState]):
         rounds=300, warmup=20, steps=400, batch_size=512, lr=0.2, weight_decay=1e-4, schedule="cosine", lr_min=2e-4
     )
 
-    def check_values(self) -> None:
-        """Counts are at least 1."""
-        for name in ("steps", "synthesis_batch", "batches", "warmup_batches", "width", "channels", "memory", "renew"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"NAYER needs {name} of at least 1, got {value}; raise it")
-
     def needs(self) -> frozenset[Need]:
         """BN statistics unless their weight is 0, text unless the code does without, sides that are multiples of 4."""
-        needs = {Need.SIDE_4}
+        needs = {Need.sides_of(4)}
         if self.alpha_bn != 0:
             needs.add(Need.BN)
         if self.code not in ("onehot", "z"):

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal, final
 import torch
 
 from dfkd.engine.core import Clock, Method, Metrics, Need, State, Task
+from dfkd.engine.limits import Positive
 from dfkd.engine.plan import Plan
 from dfkd.losses.divergence import knowledge_distillation
 from dfkd.types import Batch, Scalar
@@ -29,7 +30,7 @@ class NoiseInput(Method[NoiseState]):
 
     kind: Literal["normal", "uniform"] = "normal"  # N(0, 1) in normalised space, or U(0, 1) in pixel space
     clip: bool = True  # keep normal noise inside [0, 1], as every image is
-    temperature: float = 20.0  # τ
+    temperature: Positive = 20.0  # τ
 
     default_plan: ClassVar[Plan] = Plan(rounds=200, steps=400, batch_size=256, lr=0.1, weight_decay=1e-4)
 

@@ -32,6 +32,7 @@ from torch.optim import Adam
 
 from dfkd.data.pool import Pool
 from dfkd.engine.core import Clock, Method, Metrics, Need, State, Task, class_entropy
+from dfkd.engine.limits import Betas, Count, Positive, Share, Whole
 from dfkd.engine.plan import Plan
 from dfkd.engine.probe import Probe
 from dfkd.engine.stages import equal_stages
@@ -63,26 +64,26 @@ class SpaceshipState(State):
 class SpaceshipNet(Method[SpaceshipState]):
     """Hyper-parameters of Spaceship-Net; defaults are the authors' CIFAR-10 code. The paper's symbol follows each."""
 
-    steps: int = 200  # generator steps per round
-    synthesis_batch: int = 256  # samples per round and process
-    lr: float = 1e-3  # Adam's rate for G, a new optimiser per round
-    betas: tuple[float, float] = (0.5, 0.999)
+    steps: Count = 200  # generator steps per round
+    synthesis_batch: Count = 256  # samples per round and process
+    lr: Positive = 1e-3  # Adam's rate for G, a new optimiser per round
+    betas: Betas = (0.5, 0.999)
     lambda_cls: float = 0.5  # λ_cls
     lambda_bn: float = 1.0  # λ_BN
     first_bn: float = 1.0  # factor of the first BatchNorm layer within L_BN (code)
-    width: int = 256  # length of z
-    channels: int = 64  # ngf, channels of G's last block
+    width: Count = 256  # length of z
+    channels: Count = 64  # ngf, channels of G's last block
     init: Literal["kaiming", "torch"] = "kaiming"  # of G (code: Kaiming; BatchNorm N(1, 0.02))
     labels: Literal["balanced", "uniform", "fixed"] = "balanced"  # y (paper: uniform; code: fixed, 0 to K-1 repeated)
     keep: Literal["best", "last"] = "best"  # which step's features are stored (code: best)
     taps: tuple[int, ...] = (0, 1, 2)  # which layers of G are stored; one is chosen per student step
-    memory: int | None = None  # samples kept, the newest; None: all
+    memory: Count | None = None  # samples kept, the newest; None: all
     limit_bytes: int | None = None  # above it the pool is memory-mapped; None: 60 % of the device's free memory
     diversity: Literal["cfe", "mixup", "cutmix", "none"] = "cfe"  # Table 3's rows
-    p: float = 0.7  # p, probability per batch of exchanging or mixing (code)
-    fraction: float = 0.5  # share of the channels that are exchanged
+    p: Share = 0.7  # p, probability per batch of exchanging or mixing (code)
+    fraction: Share = 0.5  # share of the channels that are exchanged
     pairs: Literal["complementary", "independent"] = "complementary"  # independent: each row its own channels (code)
-    mix_alpha: float = 1.0  # of the Beta distribution of mixup's and CutMix's shares
+    mix_alpha: Positive = 1.0  # of the Beta distribution of mixup's and CutMix's shares
     constraint: Literal["msarc", "at", "fitnets", "none"] = "msarc"  # Table 3's rows
     lambda_kl: float = 1.0  # λ_KL
     lambda_cam: float = 1.0  # λ_mSARC of the last map, all classes
@@ -90,31 +91,22 @@ class SpaceshipNet(Method[SpaceshipState]):
     gradcam_last: bool = True  # Grad-CAM at the last stage too (code: ResNet yes, its R2 variant no)
     lambda_at: float = 1.0  # of constraint="at", summed over stages
     lambda_fitnets: float = 1.0  # of constraint="fitnets", summed over stages
-    temperature: float = 30.0  # τ
+    temperature: Positive = 30.0  # τ
     kl_reduction: Literal["element_mean", "batchmean"] = "element_mean"  # code: a mean over images and classes
     init_student: bool = False  # start from Xavier-normal weights with gain √2 (code) instead of the student's own
-    pad: int = 4  # random crop, of G's images and of the student's
+    pad: Whole = 4  # random crop, of G's images and of the student's
     flip: bool = True  # random mirror, likewise
 
     default_plan: ClassVar[Plan] = Plan(rounds=200, steps=2000, batch_size=256, lr=0.1, weight_decay=1e-4)
 
     def check_values(self) -> None:
-        """Counts are at least 1, shares are from 0 to 1, Beta's scale is above 0, taps exist."""
-        for name in ("steps", "synthesis_batch", "width", "channels", "memory"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"SpaceshipNet needs {name} of at least 1, got {value}; raise it")
-        for name in ("p", "fraction"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"SpaceshipNet needs {name} from 0 to 1, got {getattr(self, name)}; change it")
-        if not self.mix_alpha > 0:
-            raise UserError(f"SpaceshipNet needs mix_alpha above 0, got {self.mix_alpha}; raise it")
+        """Taps that exist, each once."""
         if not self.taps or not set(self.taps) <= {0, 1, 2} or len(set(self.taps)) < len(self.taps):
             raise UserError(f"SpaceshipNet needs different taps among 0, 1 and 2, got {self.taps}; for example (0, 2)")
 
     def needs(self) -> frozenset[Need]:
         """Two doublings; BN statistics unless their weight is 0; stages and heads where the constraint reads them."""
-        needs = {Need.SIDE_4}
+        needs = {Need.sides_of(4)}
         if self.lambda_bn != 0:
             needs.add(Need.BN)
         if self.constraint != "none":

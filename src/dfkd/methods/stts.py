@@ -21,9 +21,10 @@ The paper's algorithm box and this file:
 ``targets="dirichlet"`` draws the targets of ZSKD (Nayak et al. 2019) in place of lines 3 and 4, for comparison.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import ClassVar, Literal, NamedTuple, final
 
 import torch
@@ -32,11 +33,15 @@ from torch.optim import Adam
 
 from dfkd.data.pool import Pool
 from dfkd.engine.core import Cache, Clock, Method, Metrics, Need, State, Task, class_entropy
+from dfkd.engine.limits import Count, NotNegative, Positive, Whole
+from dfkd.engine.measures import Measure
 from dfkd.engine.plan import Plan
 from dfkd.engine.probe import Probe
+from dfkd.engine.views import Cloud, Curves, View, affordable
 from dfkd.errors import UserError
 from dfkd.losses.divergence import kl_per_image, soft_cross_entropy
 from dfkd.losses.priors import activation_loss
+from dfkd.nets.soft_targets import maximum_over_sigma, modelled, soft_labels
 from dfkd.nets.tail import Tail, find_tail, last_map
 from dfkd.ops.affine import affine, draw_affine
 from dfkd.ops.augment import crop_flip
@@ -44,9 +49,11 @@ from dfkd.ops.keep_best import keep_best, no_best
 from dfkd.ops.labels import balanced_labels
 from dfkd.ops.pixels import as_bytes, as_images
 from dfkd.ops.targets import dirichlet_concentration, draw_dirichlet, draw_normal
-from dfkd.types import Batch, Images, Logits, Scalar
+from dfkd.types import Batch, Bytes, Images, Logits, Scalar
 
 __all__ = ["STTS", "STTSState"]
+
+SIGMAS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)  # the paper's sweep
 
 
 @dataclass
@@ -62,14 +69,14 @@ class STTSState(State):
 class STTS(Method[STTSState]):
     """Hyper-parameters of STTS; the paper's symbol follows each. Defaults: AlexNet on CIFAR-10."""
 
-    sigma: float = 2.0  # σ, the common variance of the units (LeNet-5: 1.5)
+    sigma: NotNegative = 2.0  # σ, the common variance of the units (LeNet-5: 1.5)
     lambda_a: float = 0.05  # λ_a, weight of the activation loss (ResNet-34: 0.1)
     lambda_d: float = 1.0  # weight of L_d; 0: activation only (Tables 4 and 5)
-    temperature: float = 20.0  # τ, of the targets and of the student
-    synthesis_batch: int = 100  # n, images per batch and process; images do not influence each other
-    batches: int = 1  # batches per warm-up round
-    steps: int = 1500  # Adam steps per batch
-    lr: float = 1e-3  # Adam's rate for the pixels
+    temperature: Positive = 20.0  # τ, of the targets and of the student
+    synthesis_batch: Count = 100  # n, images per batch and process; images do not influence each other
+    batches: Count = 1  # batches per warm-up round
+    steps: Count = 1500  # Adam steps per batch
+    lr: Positive = 1e-3  # Adam's rate for the pixels
     layer: str = "auto"  # l: "auto" (FC-2 where there is one), "logits", or the path of a linear layer
     space: Literal["logits", "pre_act", "post_act"] = "pre_act"  # what s is: the output of l, or of its activation
     targets: Literal["normal", "dirichlet"] = "normal"  # where y comes from; "dirichlet": ZSKD
@@ -78,16 +85,16 @@ class STTS(Method[STTSState]):
     act_reduction: Literal["mean", "sum"] = "mean"  # L_a over a map's units (paper: sum)
     kl_tau2: bool = True  # L_d times τ² (paper: without)
     init: Literal["normal", "uniform"] = "normal"  # normal noise in normalised space, or U(0, 1) in pixels (ZSKD)
-    init_std: float = 1.0  # standard deviation of the normal noise (the paper gives none): less leaves less of it
+    init_std: NotNegative = 1.0  # standard deviation of the normal noise (the paper gives none): less leaves less of it
     bound: Literal["end", "step", "rescale"] = "step"  # clip when stored or every step; rescale by min and max (ZSKD)
     keep: Literal["last", "best"] = "last"  # which step's image enters the set
-    memory: int | None = None  # the newest images kept; None: all
-    degrees: float = 15.0  # augmentation: largest rotation
+    memory: Count | None = None  # the newest images kept; None: all
+    degrees: NotNegative = 15.0  # augmentation: largest rotation
     scale: float = 0.1  # augmentation: size between 1 - scale and 1 + scale
-    shift: float = 0.1  # augmentation: largest translation, as a share of the side
-    pad: int = 4  # augmentation: random crop
+    shift: NotNegative = 0.1  # augmentation: largest translation, as a share of the side
+    pad: Whole = 4  # augmentation: random crop
     flip: bool = False  # augmentation: random mirror (not in the paper)
-    noise: float = 0.05  # augmentation: standard deviation of additive noise
+    noise: NotNegative = 0.05  # augmentation: standard deviation of additive noise
 
     default_plan: ClassVar[Plan] = Plan(
         rounds=2000,
@@ -101,18 +108,23 @@ class STTS(Method[STTSState]):
     )
 
     def check_values(self) -> None:
-        """Counts are at least 1, the β are above 0, variances are not below 0, the zoom below 1."""
-        for name in ("synthesis_batch", "batches", "steps", "memory"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"STTS needs {name} of at least 1, got {value}; raise it")
-        for name in ("sigma", "init_std", "noise", "degrees", "scale", "shift"):
-            if getattr(self, name) < 0:
-                raise UserError(f"STTS needs {name} of at least 0, got {getattr(self, name)}; raise it")
+        """The β are above 0, the zoom is below 1."""
         if self.scale >= 1:
             raise UserError(f"STTS needs a scale below 1, got {self.scale}; lower it")
         if not self.betas or min(self.betas) <= 0:
             raise UserError(f"STTS needs betas above 0, at least one, got {self.betas}; for example (1.0, 0.1)")
+
+    measures: ClassVar[Mapping[str, Measure]] = MappingProxyType(
+        {"target_maximum": Measure("largest probability of a target", meaning="mean over targets")}
+    )
+
+    def least_warmup(self) -> int:
+        """All images are made there."""
+        return 1
+
+    def views(self, task: Task, state: STTSState | None, real: Bytes | None) -> Mapping[str, Callable[[], View]]:
+        """How sure targets are at each variance, and where they lie beside ZSKD's."""
+        return {"target-maximum": lambda: _maximum_view(self, task), "soft-labels": lambda: _labels_view(self, task)}
 
     def needs(self) -> frozenset[Need]:
         """A linear classifier, unless another layer is named."""
@@ -271,3 +283,39 @@ def _bound(method: STTS, T: Probe, x: Tensor) -> None:
         pixels = T.denormalise(x)
         low, high = pixels.amin(), pixels.amax()
         x.copy_(T.normalise((pixels - low) / (high - low)))
+
+
+def _maximum_view(method: STTS, task: Task) -> Curves:
+    """How sure targets are at each variance."""
+    net, shape, rng = task.teacher.net, task.image_shape, task.runtime.generator
+    draws, stream = affordable(shape, 2_000_000, 50, 500), rng.get_state()
+    lines = {}
+    for tau in (1.0, method.temperature):
+        rng.set_state(stream)
+        lines[tau] = maximum_over_sigma(net, shape, SIGMAS, rng, method.layer, tau, draws, method.space)
+    used = f"σ = {method.sigma:g}" if method.targets == "normal" else "Dirichlet targets instead"
+    return Curves(
+        f"Mean largest class probability of normal targets over their variance σ, drawn as "
+        f"{modelled(net, shape, method.layer, method.space)}; this run used {used} and temperature "
+        f"{method.temperature:g}.",
+        "Curves that show how the largest class probability depends on the variance",
+        {f"temperature {tau:g}": list(found.items()) for tau, found in lines.items()},
+        "variance σ",
+        {"as likely as any": 1 / task.classes},
+        numbers={f"σ = {sigma:g}": value for sigma, value in lines[method.temperature].items()},
+    )
+
+
+def _labels_view(method: STTS, task: Task) -> Cloud:
+    """Targets beside ZSKD's."""
+    net, shape, rng = task.teacher.net, task.image_shape, task.runtime.generator
+    tau, betas = method.temperature, method.betas
+    groups = soft_labels(net, shape, method.sigma, rng, tau, 300, betas, method.layer, method.space, method.dirichlet)
+    return Cloud(
+        f"Soft labels by t-SNE, drawn from STTS's multivariate normal (σ = {method.sigma:g}, over "
+        f"{modelled(net, shape, method.layer, method.space)}, temperature {tau:g}) and from ZSKD's Dirichlet "
+        f"distributions (β = {', '.join(f'{beta:g}' for beta in betas)}).",
+        "Points in two dimensions, one colour for each kind of soft label",
+        groups,
+        numbers={f"largest probability, {name}": float(rows.amax(dim=1).mean()) for name, rows in groups.items()},
+    )

@@ -10,6 +10,7 @@ from typing import ClassVar, final
 import torch
 
 from dfkd.engine.core import Clock, Method, Metrics, Need, State, Task
+from dfkd.engine.limits import Positive, Whole
 from dfkd.engine.plan import Plan
 from dfkd.losses.divergence import cross_entropy, knowledge_distillation
 from dfkd.ops.augment import crop_flip
@@ -31,8 +32,8 @@ class VanillaKD(Method[VanillaState]):
 
     alpha: float = 1.0  # α, weight of the KL term
     beta: float = 0.1  # β, weight of the labels
-    temperature: float = 20.0  # τ
-    pad: int = 4  # random crop
+    temperature: Positive = 20.0  # τ
+    pad: Whole = 4  # random crop
     flip: bool = True  # random mirror
 
     default_plan: ClassVar[Plan] = Plan(

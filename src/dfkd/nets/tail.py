@@ -1,4 +1,4 @@
-"""The last part of a network: its last feature map, and what follows one of its linear layers (STTS)."""
+"""The last part of a network: its last feature map, and what follows one of its linear layers."""
 
 from typing import Literal, NamedTuple
 
@@ -120,7 +120,7 @@ def _classifier(net: nn.Module, image_shape: tuple[int, int, int], linears: list
         if step.made is logits:
             return Tail(net, image_shape, step.name, None, step.module.weight)  # type: ignore[arg-type]
     raise UserError(
-        f"STTS needs a teacher whose classifier is one linear layer, got {type(net).__name__} without; "
+        f"soft targets need a teacher whose classifier is one linear layer, got {type(net).__name__} without; "
         "name a linear layer of it by layer="
     )
 
@@ -130,7 +130,7 @@ def _named(net: nn.Module, image_shape: tuple[int, int, int], steps: list[_Step]
     if len(turns) != 1 or not isinstance(turns[0].module, nn.Linear) or turns[0].made.dim() != 2:
         known = [step.name for step in steps if isinstance(step.module, nn.Linear)]
         raise UserError(
-            f"STTS needs the path of a linear layer that runs once per image, got {layer!r}; "
+            f"soft targets need the path of a linear layer that runs once per image, got {layer!r}; "
             f"the linear layers of {type(net).__name__} are: {', '.join(known) or 'none'}"
         )
     place = layer if space == "pre_act" else _activation(steps, turns[0])
@@ -138,7 +138,7 @@ def _named(net: nn.Module, image_shape: tuple[int, int, int], steps: list[_Step]
     units = torch.linspace(-1, 1, turns[0].made.shape[1], device=turns[0].made.device)[None]
     if not torch.equal(tail(units), tail(units, background=1.0)):
         raise UserError(
-            f"STTS needs a layer that everything after it depends on alone, got {layer!r}, "
+            f"soft targets need a layer that everything after it depends on alone, got {layer!r}, "
             'which the network goes around; use layer="logits"'
         )
     return tail
@@ -154,7 +154,7 @@ def _activation(steps: list[_Step], layer: _Step) -> str:
         ):
             return step.name
     raise UserError(
-        f"STTS needs an activation module of its own after {layer.name!r} for space='post_act', got none; "
+        f"soft targets need an activation module of its own after {layer.name!r} for space='post_act', got none; "
         "use space='pre_act'"
     )
 

@@ -1,14 +1,13 @@
 """Signs that a run goes wrong: a run can collapse (one class, all images equal) while its losses look fine."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from dfkd.engine.measures import RUN_MEASURES, Measure
 from dfkd.engine.records import RoundRecord
 from dfkd.report.summary import finished_rounds, losses_of, number, percent
 
-ENTROPY_SHARE = 0.5  # of log K: a batch below it shows few of the classes
-LEAST_DISTANCE = 0.02  # in pixel values of [0, 1], five steps of 255: images closer than that look the same
 CHANCE_MARGIN = 0.05  # of the way from chance to perfect
 WINDOW = 3  # rounds that are averaged, so that one odd batch is no alarm
 
@@ -21,23 +20,19 @@ class Concern:
     text: str
 
 
-def warnings_of(records: Sequence[RoundRecord], classes: int) -> list[Concern]:
+def warnings_of(
+    records: Sequence[RoundRecord], classes: int, known: Mapping[str, Measure] = RUN_MEASURES
+) -> list[Concern]:
     """Signs of collapse in the rounds so far, as of the last one; an empty list where there are none.
 
     * ``nonfinite``: a loss was NaN or infinite in some round.
-    * ``entropy``: the metric ``class_entropy`` (nats), averaged over the last three rounds that have it, is
-      below half of log K: the images show few of the K classes.
-    * ``distance``: the metric ``pairwise_distance`` (pixel values in [0, 1]), averaged likewise, is below
-      0.02: the images look all the same.
+    * The alarms of the ``known`` measures, averaged over the last three rounds that have them: ``entropy`` (the
+      images show few of the K classes) and ``distance`` (they look all the same), and those of the method's own.
     * ``chance``: after the first quarter of the rounds, the student agrees with the teacher hardly more often
       than guessing would: at most 1/K + 0.05 (1 - 1/K) plus three standard errors.
     """
-    found = [
-        _nonfinite(records),
-        _entropy(records, classes),
-        _distance(records),
-        _chance(records, classes),
-    ]
+    alarms = [_alarm(records, name, measure, classes) for name, measure in known.items()]
+    found = [_nonfinite(records), *alarms, _chance(records, classes)]
     return [concern for concern in found if concern is not None]
 
 
@@ -59,32 +54,14 @@ def _recent(records: Sequence[RoundRecord], metric: str) -> float | None:
     return sum(values[-WINDOW:]) / len(values[-WINDOW:]) if values else None
 
 
-def _entropy(records: Sequence[RoundRecord], classes: int) -> Concern | None:
-    entropy, most = _recent(records, "class_entropy"), math.log(classes)
-    if entropy is None or entropy >= ENTROPY_SHARE * most:
+def _alarm(records: Sequence[RoundRecord], name: str, measure: Measure, classes: int) -> Concern | None:
+    """The alarm of one measure."""
+    value, level, alarm = _recent(records, name), measure.height(classes), measure.alarm
+    if alarm is None or value is None:
         return None
-    if _recent(records, "selected") is not None:
-        text = (
-            f"The selected images belong to few of the {classes} classes: the entropy of these is {entropy:.2f} nats, "
-            f"balanced classes have {most:.2f}; lower v_th, or give more or closer web images."
-        )
-    else:
-        text = (
-            f"The synthetic images show few of the {classes} classes: the entropy of a batch is {entropy:.2f} "
-            f"nats, balanced classes have {most:.2f}; raise the weight of the class loss or the synthesis steps."
-        )
-    return Concern("entropy", text)
-
-
-def _distance(records: Sequence[RoundRecord]) -> Concern | None:
-    distance = _recent(records, "pairwise_distance")
-    if distance is None or distance >= LEAST_DISTANCE:
+    if value >= alarm.below * (level or 0.0 if alarm.of_level else 1.0):
         return None
-    text = (
-        f"The synthetic images look all the same: the mean distance between two of them is {distance:.4f} on "
-        "a scale of 0 to 1; lower the generator's learning rate, or renew its noise more often."
-    )
-    return Concern("distance", text)
+    return Concern(alarm.kind, alarm.text.format(value=value, level=level, classes=classes))
 
 
 def _chance(records: Sequence[RoundRecord], classes: int) -> Concern | None:

@@ -4,7 +4,7 @@ table."""
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 
@@ -14,6 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from dfkd.engine.measures import RUN_MEASURES, Measure
 from dfkd.engine.records import Evaluation, Observer, RoundRecord, RunInfo, RunResult
 from dfkd.report.collapse import warnings_of
 from dfkd.report.summary import (
@@ -23,6 +24,7 @@ from dfkd.report.summary import (
     file_size,
     finished_rounds,
     images_per_second,
+    known_measures,
     last_evaluation,
     losses_of,
     notes_of,
@@ -58,6 +60,7 @@ class Progress(Observer):
         self._records: list[RoundRecord] = []
         self._told: set[str] = set()
         self._classes = 0
+        self._known: Mapping[str, Measure] = RUN_MEASURES
         self._total = 0
         self._warmup = 0
         self._done = 0
@@ -82,7 +85,7 @@ class Progress(Observer):
 
     def started(self, info: RunInfo) -> None:
         """Say what is distilled into what, and open the display."""
-        self._classes = info.classes
+        self._classes, self._known = info.classes, known_measures(info)
         self._warmup = int(number(info.plan.get("warmup")) or 0)
         self._total = int(number(info.plan.get("rounds")) or 0) + self._warmup
         if self.quiet:
@@ -120,7 +123,7 @@ class Progress(Observer):
             self._written = now
             left = "" if last else f"  {self._left()}"
             self._print(f"round {self._done}/{self._total}  {_state(self._records)}{left}")
-        for concern in warnings_of(self._records, self._classes):
+        for concern in warnings_of(self._records, self._classes, self._known):
             if concern.kind not in self._told:
                 self._told.add(concern.kind)
                 self._print(f"warning: {concern.text}", "yellow")

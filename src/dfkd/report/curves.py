@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dfkd.engine.measures import RUN_MEASURES, Measure
 from dfkd.engine.records import Evaluation, RoundRecord
 from dfkd.report.canvas import INK, TONES, Format, drawn, plain_axes
 from dfkd.report.charts import loss_names
@@ -19,14 +20,6 @@ __all__ = ["Panel", "accuracy_panel", "bars", "chart", "comparison", "loss_panel
 
 Points = Sequence[tuple[float, float]]
 
-_TITLES = {
-    "class_entropy": "class entropy (nats)",
-    "images": "images made",
-    "lr": "learning rate of the student",
-    "pairwise_distance": "distance between two images",
-    "pool": "images stored",
-    "target_maximum": "largest probability of a target",
-}
 MOST_NAMES = 40  # bars with names; more bars are sorted and have none
 
 
@@ -81,12 +74,13 @@ def accuracy_panel(records: Sequence[RoundRecord], teacher: Evaluation | None) -
 
 def loss_panels(records: Sequence[RoundRecord]) -> list[Panel]:
     """One panel for each loss."""
-    return _panels(records, loss_names(records))
+    return _panels(records, {name: name.removeprefix("loss/") for name in loss_names(records)})
 
 
-def measure_panels(records: Sequence[RoundRecord]) -> list[Panel]:
-    """One panel for each other measure: class entropy, distance between images, the selection, the learning rate."""
-    return _panels(records, measure_names(records))
+def measure_panels(records: Sequence[RoundRecord], known: Mapping[str, Measure] = RUN_MEASURES) -> list[Panel]:
+    """One panel for each other measure, under the title by which it is known."""
+    names = measure_names(records, known)
+    return _panels(records, {name: known[name].heading if name in known else name for name in names})
 
 
 def comparison(runs: Mapping[str, Sequence[RoundRecord]], form: Format = "svg") -> bytes:
@@ -134,11 +128,11 @@ def bars(counts: Mapping[str, float], across: str, form: Format = "svg") -> byte
     return drawn((4.4 if len(names) <= 15 else 9.0, 3.0), draw, form)
 
 
-def _panels(records: Sequence[RoundRecord], names: Sequence[str]) -> list[Panel]:
+def _panels(records: Sequence[RoundRecord], titles: Mapping[str, str]) -> list[Panel]:
     found = []
-    for name in names:
+    for name, title in titles.items():
         points = [(float(finished_rounds(r)), r.metrics[name]) for r in records if name in r.metrics]
-        found.append(Panel(_TITLES.get(name, name.removeprefix("loss/").replace("_", " ")), {name: points}))
+        found.append(Panel(title.replace("_", " "), {name: points}))
     return [panel for panel in found if not panel.empty]
 
 

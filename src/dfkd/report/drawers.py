@@ -1,4 +1,4 @@
-"""What each figure shows. The table at the end is the one place that says which figures there are."""
+"""What the figures show that every method has (the table at the end), and how views of a method become figures."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -7,26 +7,23 @@ from torch import Tensor
 
 from dfkd.data.overlap import BITS
 from dfkd.engine.core import Task
+from dfkd.engine.views import Bars, Cloud, Curves, Grid, View, affordable
 from dfkd.errors import UserError
-from dfkd.methods.kd3 import KD3State
-from dfkd.methods.stts import STTS
 from dfkd.ops.pixels import as_images
 from dfkd.report.cams import cam_picture, cam_report
-from dfkd.report.canvas import TONES
+from dfkd.report.canvas import TONES, Format
 from dfkd.report.curves import Panel, bars, chart
 from dfkd.report.gallery import Figure
 from dfkd.report.grid import image_grid, labelled, layout
 from dfkd.report.scatter import tsne_figure
-from dfkd.report.scene import Examples, Scene, part_of
-from dfkd.report.selection import selection_features, selection_picture
+from dfkd.report.scene import Examples, Scene
 from dfkd.report.sheets import png
 from dfkd.report.summary import overlap_told
-from dfkd.report.targets import maximum_over_sigma, modelled, soft_labels
 from dfkd.types import Bytes, Labels
 
-__all__ = ["DRAWERS", "class_sheet"]
+__all__ = ["DRAWERS", "class_sheet", "drawn_view"]
 
-SIGMAS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)  # STTS's sweep
+FAINT = TONES[2]  # of a group that lies behind the others
 
 
 def class_sheet(examples: Examples, names: Sequence[str]) -> Figure:
@@ -52,18 +49,19 @@ def class_sheet(examples: Examples, names: Sequence[str]) -> Figure:
 
 
 def _classes(scene: Scene) -> Figure | None:
-    return class_sheet(scene.shown, scene.names) if scene.state is not None else None
+    return class_sheet(scene.shown, scene.task.class_names) if scene.state is not None else None
 
 
 def _attention(scene: Scene) -> Figure | None:
-    """Spaceship-Net: where both networks look, and how much that differs."""
+    """Where both networks look, and how much that differs."""
     images, labels = scene.shown
     if not len(images):
         return None
     columns = one_of_each(labels, 10)
     chosen = images[columns]
     picture = cam_picture(scene.task, chosen, tile=64, gap=2)
-    most, part = scene.most(12_000_000, 32, 256), scene.most(1_000_000, 4, 128)
+    shape = scene.task.image_shape
+    most, part = affordable(shape, 12_000_000, 32, 256), affordable(shape, 1_000_000, 4, 128)
     seen = {"": images[:most]}
     told = f"on {len(images[:most])} images that the student learnt from"
     if scene.test is not None:
@@ -71,7 +69,7 @@ def _attention(scene: Scene) -> Figure | None:
         told += f" and on {len(seen['test/'])} test images"
     found = {role + name: value for role, x in seen.items() for name, value in cam_report(scene.task, x, part).items()}
     guess = scene.task.teacher.eval()(as_images(chosen.to(scene.task.runtime.device))).logits.argmax(dim=1).tolist()
-    named = labelled(picture, ["image", "teacher", "student"], [scene.names[k] for k in guess])
+    named = labelled(picture, ["image", "teacher", "student"], [scene.task.class_names[k] for k in guess])
     return Figure(
         "attention",
         "Where teacher and student look: activation maps of the class that the teacher chooses, red where they are "
@@ -79,43 +77,6 @@ def _attention(scene: Scene) -> Figure | None:
         png(named),
         f"{len(chosen)} images, below each the teacher's and the student's activation map as a heat map",
         dict(sorted(found.items(), key=lambda row: "stage" in row[0])),  # those of the last map first
-    )
-
-
-def _selection(scene: Scene) -> Figure | None:
-    """KD3: what was taken and what was left."""
-    state = part_of(scene.state, KD3State)
-    if state is None or scene.task.web is None:
-        return None
-    picture = selection_picture(scene.task.web, state.chosen, scene.task.runtime.generator, columns=16, rows=3)
-    return Figure(
-        "selection",
-        f"Random web images: above, some of the {len(state.chosen):,} selected ones; below, some of the "
-        f"{len(scene.task.web) - len(state.chosen):,} others.",
-        png(labelled(picture, ["selected", "not selected"])),
-        "Three rows of selected web images above three rows of web images that were not selected",
-        {"selected": float(len(state.chosen)), "share": len(state.chosen) / len(scene.task.web)},
-    )
-
-
-def _balance(scene: Scene) -> Figure | None:
-    """KD3: how many images of each class were selected."""
-    state = part_of(scene.state, KD3State)
-    if state is None:
-        return None
-    counts = torch.bincount(state.predicted.cpu(), minlength=scene.task.classes).float()
-    share = counts / counts.sum()
-    return Figure(
-        "selection-classes",
-        "Selected web images of each predicted class.",
-        bars(dict(zip(scene.names, counts.tolist(), strict=True)), "images", scene.form),
-        "A bar chart with one bar per class",
-        {
-            "classes that occur": float((counts > 0).sum()),
-            "most of one class": float(counts.max()),
-            "fewest of one class": float(counts.min()),
-            "class entropy (nats)": float(-(share * (share + 1e-12).log()).sum()),
-        },
     )
 
 
@@ -148,77 +109,47 @@ def _duplicates(scene: Scene) -> Figure | None:
 
 
 def _features(scene: Scene) -> Figure | None:
-    """The teacher's features of what the student learnt from, beside those of real images where there are any."""
-    task, most = scene.task, scene.most(6_000_000, 60, 300)
-    state = part_of(scene.state, KD3State)
-    real = None if scene.test is None else scene.test[0]
-    if state is not None and task.web is not None:
-        groups = selection_features(task.teacher, task.web, state.chosen, real, task.runtime.generator, most)
-        tones, whose = (TONES[2], TONES[0], TONES[1]), "web images, selected or not"
-    elif not len(scene.shown[0]):
+    """The teacher's features of what the student learnt from, beside those of real images."""
+    task, most = scene.task, affordable(scene.task.image_shape, 6_000_000, 60, 300)
+    if not len(scene.shown[0]):
         return None
-    elif real is None:
+    if scene.test is None:
         raise UserError("the picture of features needs real images, got no test images; give test (--data.test)")
-    else:
-        pick = torch.randperm(len(real), generator=torch.Generator().manual_seed(scene.seed))[:most]
-        groups = {
-            "the student's images": features(task, scene.shown[0][:most]),
-            "real images": features(task, real[pick]),
-        }
-        tones, whose = (TONES[1], TONES[0], TONES[2]), "images that the student learnt from"
-    beside = "" if real is None else ", beside those of real test images"
-    caption = f"The teacher's features of {whose}{beside}, by t-SNE."
-    alt = f"Points in two dimensions, one colour each: {', '.join(groups)}"
-    return Figure("features", caption, tsne_figure(groups, tones=tones, form=scene.form), alt)
-
-
-def _target_maximum(scene: Scene) -> Figure | None:
-    """STTS: how sure targets are at each variance."""
-    method = part_of(scene.method, STTS)
-    if method is None:
-        return None
-    net, shape, draws = scene.task.teacher.net, scene.task.image_shape, scene.most(2_000_000, 50, 500)
-    lines = {}
-    for tau in (1.0, method.temperature):
-        rng = scene.task.runtime.generator.manual_seed(scene.seed)
-        lines[tau] = maximum_over_sigma(net, shape, SIGMAS, rng, method.layer, tau, draws, method.space)
-    own = lines[method.temperature]
-    panel = Panel(
-        "",
-        {f"temperature {tau:g}": list(found.items()) for tau, found in lines.items()},
-        "variance σ",
-        {"as likely as any": 1 / scene.task.classes},
-        whole=False,
-    )
-    used = f"σ = {method.sigma:g}" if method.targets == "normal" else "Dirichlet targets instead"
-    return Figure(
-        "target-maximum",
-        f"Mean largest class probability of normal targets over their variance σ, drawn as "
-        f"{modelled(net, shape, method.layer, method.space)}; this run used {used} and temperature "
-        f"{method.temperature:g}.",
-        chart([panel], scene.form, (4.4, 3.2)),
-        "Curves that show how the largest class probability depends on the variance",
-        {f"σ = {sigma:g}": value for sigma, value in own.items()},
+    real = scene.test[0]
+    pick = torch.randperm(len(real), generator=torch.Generator().manual_seed(scene.seed))[:most]
+    groups = {
+        "the student's images": features(task, scene.shown[0][:most]),
+        "real images": features(task, real[pick]),
+    }
+    return drawn_view(
+        "features",
+        Cloud(
+            "The teacher's features of images that the student learnt from and of real test images, by t-SNE.",
+            f"Points in two dimensions, one colour each: {', '.join(groups)}",
+            groups,
+        ),
+        scene.form,
     )
 
 
-def _soft_labels(scene: Scene) -> Figure | None:
-    """STTS: its targets beside ZSKD's."""
-    method = part_of(scene.method, STTS)
-    if method is None:
-        return None
-    rng, net, shape = scene.task.runtime.generator, scene.task.teacher.net, scene.task.image_shape
-    tau, betas = method.temperature, method.betas
-    groups = soft_labels(net, shape, method.sigma, rng, tau, 300, betas, method.layer, method.space, method.dirichlet)
-    return Figure(
-        "soft-labels",
-        f"Soft labels by t-SNE, drawn from STTS's multivariate normal (σ = {method.sigma:g}, over "
-        f"{modelled(net, shape, method.layer, method.space)}, temperature {tau:g}) and from ZSKD's Dirichlet "
-        f"distributions (β = {', '.join(f'{beta:g}' for beta in betas)}).",
-        tsne_figure(groups, tones=(TONES[1], TONES[0]), form=scene.form),
-        "Points in two dimensions, one colour for each kind of soft label",
-        {f"largest probability, {name}": float(rows.amax(dim=1).mean()) for name, rows in groups.items()},
-    )
+def drawn_view(name: str, view: View, form: Format) -> Figure:
+    """A view of a method as a picture."""
+    match view:
+        case Grid():
+            lines = range(int(view.rows.max()) + 1)
+            data = png(labelled(image_grid(view.images, view.rows, view.columns, lines), view.names))
+        case Bars():
+            data = bars(view.heights, view.unit, form)
+        case Curves():
+            panel = Panel("", view.lines, view.across, view.levels, whole=False)
+            data = chart([panel], form, (4.4, 3.2))
+        case Cloud():
+            bright = iter(tone for tone in TONES if tone != FAINT)
+            tones = [FAINT if group == view.backdrop else next(bright) for group in view.groups]
+            data = tsne_figure(view.groups, tones=tones, form=form)
+        case _:
+            raise TypeError(f"no picture is known of a {type(view).__name__}")
+    return Figure(name, view.caption, data, view.alt, view.numbers)
 
 
 @torch.no_grad()
@@ -240,11 +171,7 @@ def one_of_each(labels: Labels, most: int) -> Tensor:
 DRAWERS: Mapping[str, Callable[[Scene], Figure | None]] = {
     "classes": _classes,
     "attention": _attention,
-    "selection": _selection,
-    "selection-classes": _balance,
     "near-duplicates": _duplicates,
     "features": _features,
-    "target-maximum": _target_maximum,
-    "soft-labels": _soft_labels,
 }
-"""Every figure by name; a drawer returns None where a run has nothing of the kind, and raises where it cannot draw."""
+"""Figures of every method, by name; a drawer returns None where a run has nothing of the kind, or raises."""

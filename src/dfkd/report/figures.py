@@ -8,6 +8,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -15,12 +16,14 @@ from torch import nn
 
 from dfkd.data.overlap import NearDuplicates
 from dfkd.engine.core import Method, State, Task
+from dfkd.engine.measures import RUN_MEASURES, Measure
 from dfkd.engine.plan import Plan
 from dfkd.engine.records import RoundRecord, RunResult
+from dfkd.engine.views import View
 from dfkd.errors import UserError
 from dfkd.report.canvas import Format
 from dfkd.report.curves import Panel, accuracy_panel, chart, loss_panels, measure_panels
-from dfkd.report.drawers import DRAWERS
+from dfkd.report.drawers import DRAWERS, drawn_view
 from dfkd.report.gallery import CURVES, Figure, Gallery
 from dfkd.report.scene import Examples, Scene, shown
 
@@ -40,7 +43,7 @@ def figures_of(
     form: Format = "svg",
     overlap: NearDuplicates | None = None,
 ) -> Gallery:
-    """Draw every figure of :data:`~dfkd.report.drawers.DRAWERS` that this run has something for. Never fails.
+    """Draw the figures of :data:`~dfkd.report.drawers.DRAWERS` and the method's views. Never fails.
 
     Args:
         task, method, plan: what ran.
@@ -58,18 +61,39 @@ def figures_of(
         examples = _try("images", skipped, lambda: shown(task, method, plan, state))
         examples = shown(task, method, plan, None) if examples is None else examples
         scene = Scene(task, method, state, examples, test, form, SEED, overlap)
-        for name, draw in DRAWERS.items():
+        for name, draw in {**_standard(scene), **_own(scene, skipped)}.items():
             runtime.generator.manual_seed(SEED)  # no figure depends on which others are drawn
-            made = _try(name, skipped, lambda draw=draw: draw(scene))  # type: ignore[misc]
+            made = _try(name, skipped, draw)
             if made is not None:
                 figures.append(made)
     return Gallery(figures, skipped)
 
 
-def curves_of(records: Sequence[RoundRecord], result: RunResult | None, form: Format = "svg") -> list[Figure]:
-    """Accuracy, losses and other measures over rounds, as far as there are any."""
+def _standard(scene: Scene) -> dict[str, Callable[[], Figure | None]]:
+    """The figures that every method has."""
+    return {name: partial(draw, scene) for name, draw in DRAWERS.items()}
+
+
+def _own(scene: Scene, skipped: dict[str, str]) -> dict[str, Callable[[], Figure]]:
+    """The views of the method."""
+    real = None if scene.test is None else scene.test[0]
+    views = _try("views", skipped, lambda: scene.method.views(scene.task, scene.state, real)) or {}
+
+    def draw(name: str, view: Callable[[], View]) -> Figure:
+        return drawn_view(name, view(), scene.form)
+
+    return {name: partial(draw, name, view) for name, view in views.items()}
+
+
+def curves_of(
+    records: Sequence[RoundRecord],
+    result: RunResult | None,
+    form: Format = "svg",
+    known: Mapping[str, Measure] = RUN_MEASURES,
+) -> list[Figure]:
+    """Accuracy, losses and other measures (``known`` by name) over rounds, as far as there are any."""
     teacher = None if result is None else result.teacher_evaluation
-    quality, losses, others = [accuracy_panel(records, teacher)], loss_panels(records), measure_panels(records)
+    quality, losses, others = [accuracy_panel(records, teacher)], loss_panels(records), measure_panels(records, known)
     made: list[tuple[Sequence[Panel], str, tuple[float, float]]] = [
         (quality, "Accuracy of the student and agreement with the teacher over rounds.", (6.4, 3.4)),
         (losses, "Losses over rounds, each on its own scale.", (3.0, 2.2)),

@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 
 from dfkd.data.overlap import NearDuplicates, Pair
 from dfkd.engine.checkpoint import write_aside
+from dfkd.engine.measures import Alarm, Measure
 from dfkd.engine.records import Evaluation, RoundRecord, RunInfo, RunResult
 from dfkd.errors import UserError
 
@@ -204,6 +205,7 @@ def _info(row: Mapping[str, Any]) -> RunInfo:
         text=None if row["text"] is None else {str(key): str(value) for key, value in row["text"].items()},
         provenance=dict(row["provenance"]),
         overlap=_overlap(row.get("overlap")),  # newer than the first run folders, as is what follows
+        measures={str(name): _measure(about) for name, about in row.get("measures", {}).items()},
         continues=_text(row.get("continues")),
     )
 
@@ -214,6 +216,11 @@ def _overlap(row: Mapping[str, Any] | None) -> NearDuplicates | None:
     pairs = tuple(Pair(int(web), int(image), int(bits), float(same)) for web, image, bits, same in row["pairs"])
     counts = {name: int(row[name]) for name in ("web", "images", "found", "alike", "at_most")}
     return NearDuplicates(**counts, pairs=pairs)
+
+
+def _measure(row: Mapping[str, Any]) -> Measure:
+    alarm = row.get("alarm")
+    return Measure(**{**row, "alarm": None if alarm is None else Alarm(**alarm)})
 
 
 def _text(value: object) -> str | None:

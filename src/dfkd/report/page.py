@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dfkd.engine.measures import Measure
 from dfkd.engine.records import Evaluation, RoundRecord, RunInfo, RunResult
 from dfkd.errors import UserError
 from dfkd.report.charts import NARROW, WIDE, loss_names, metric_chart, quality_chart
@@ -24,11 +25,14 @@ from dfkd.report.summary import (
     duration,
     file_size,
     finished_rounds,
+    known_measures,
     last_evaluation,
+    measure_names,
     number,
     overlap_told,
     percent,
     rows_of,
+    sentence,
     stop_sentence,
     verdict_of,
 )
@@ -106,13 +110,13 @@ def _context(
         "progress": _progress(rounds),
         "ending": _ending(run),
         "verdict": verdict_of(info, rounds, result),
-        "warnings": warnings_of(rounds, info.classes),
+        "warnings": warnings_of(rounds, info.classes, known_measures(info)),
         "tiles": _tiles(info, rows, rounds),
         "table": [(row.name, cells(row)) for row in rows],
         "quality": _quality(rounds, result.teacher_evaluation if result else None),
         "teacher_accuracy": percent(rows[0].accuracy),
         "losses": _loss_charts(rounds),
-        "health": _health_charts(rounds, info.classes),
+        "health": _health_charts(rounds, info),
         "sheets": [named(info, *sheet) for sheet in fitting(sheets)],
         "figures": [
             (figure, [f"{name}: {value:.4g}" if value < 1000 else f"{name}: {value:,.0f}" for name, value in numbers])
@@ -189,27 +193,13 @@ def _loss_charts(rounds: Sequence[RoundRecord]) -> list[Chart]:
     return [chart for chart in charts if chart is not None]
 
 
-def _health_charts(rounds: Sequence[RoundRecord], classes: int) -> list[Chart]:
-    most = math.log(classes)
-    charts = [
-        _chart(
-            "Class entropy of a batch (nats)",
-            metric_chart(rounds, "class_entropy", most),
-            f"dashed: balanced classes, {most:.2f}",
-        ),
-        _chart(
-            "Distance between two images",
-            metric_chart(rounds, "pairwise_distance", 0.0),
-            "root mean square of pixels; dashed: all images equal",
-        ),
-        _chart("Images stored", metric_chart(rounds, "pool")),
-        _chart("Web images selected", metric_chart(rounds, "selected_share"), "share of the pool"),
-        _chart("Classes among them", metric_chart(rounds, "selected_classes", classes), f"dashed: all {classes}"),
-        _chart("Threshold of the rarest class selected", metric_chart(rounds, "threshold/low")),
-        _chart("Student's share in the selection", metric_chart(rounds, "student_share")),
-        _chart("Largest probability of a target", metric_chart(rounds, "target_maximum"), "mean over targets"),
-        _chart("Learning rate of the student", metric_chart(rounds, "lr")),
-    ]
+def _health_charts(rounds: Sequence[RoundRecord], info: RunInfo) -> list[Chart]:
+    """Every measure that is not minor."""
+    known, charts = known_measures(info), []
+    for name in measure_names(rounds, known):
+        measure = known.get(name, Measure(name.replace("_", " ")))
+        chart = metric_chart(rounds, name, measure.height(info.classes))
+        charts += [] if measure.minor else [_chart(sentence(measure.heading), chart, measure.note(info.classes))]
     return [chart for chart in charts if chart is not None]
 
 

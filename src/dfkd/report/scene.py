@@ -1,8 +1,7 @@
 """What a run left behind that can be drawn: its pair, its method's memory, images the student learnt from."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -10,13 +9,13 @@ from dfkd.data.overlap import NearDuplicates
 from dfkd.engine.checkpoint import pools_of
 from dfkd.engine.core import Clock, Method, State, Task
 from dfkd.engine.plan import Plan
+from dfkd.engine.views import affordable
 from dfkd.ops.pixels import as_bytes, as_images
 from dfkd.report.canvas import Format
 from dfkd.types import Bytes, Labels
 
-__all__ = ["Examples", "Scene", "part_of", "shown"]
+__all__ = ["Examples", "Scene", "shown"]
 
-T = TypeVar("T")
 Examples = tuple[Bytes, Labels]
 
 
@@ -44,15 +43,6 @@ class Scene:
     seed: int
     overlap: NearDuplicates | None = None
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The classes by name, or by number."""
-        return self.task.names or tuple(str(k) for k in range(self.task.classes))
-
-    def most(self, pixels: int, low: int, high: int) -> int:
-        """How many images may be looked at: about ``pixels`` together, within limits."""
-        return _most(self.task, pixels, low, high)
-
 
 def shown(task: Task, method: Method[Any], plan: Plan, state: State | None) -> Examples:
     """Images the student learnt from, uint8 on the CPU, and their classes, newest first.
@@ -64,12 +54,12 @@ def shown(task: Task, method: Method[Any], plan: Plan, state: State | None) -> E
         return torch.zeros(0, *task.image_shape, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64)
     pool = pools_of(state).get("pool")
     if pool is not None and "images" in pool.columns and len(pool):
-        rows = pool.newest(_most(task, 4_000_000, 100, 2000))
+        rows = pool.newest(affordable(task.image_shape, 4_000_000, 100, 2000))
         images = rows["images"].flip(0)
         labels = rows["labels"].flip(0) if "labels" in rows else _guess(task, images)
         return images.cpu(), labels.cpu()
     parts: list[Examples] = []
-    wanted = _most(task, 1_000_000, 50, 400)
+    wanted = affordable(task.image_shape, 1_000_000, 50, 400)
     with torch.no_grad():
         for step in range(plan.steps):
             batch = method.batch(task, state, Clock(plan, plan.total - 1, step))
@@ -81,25 +71,7 @@ def shown(task: Task, method: Method[Any], plan: Plan, state: State | None) -> E
     return torch.cat([images for images, _ in parts])[:wanted], torch.cat([labels for _, labels in parts])[:wanted]
 
 
-def part_of(value: object, kind: type[T]) -> T | None:
-    """``value`` if it is of this kind, else the first of its fields that is: a method may be made of others."""
-    return next(_walk(value, kind), None)
-
-
-def _walk(value: object, kind: type[T]) -> Iterator[T]:
-    if isinstance(value, kind):
-        yield value
-    elif isinstance(value, State | Method) and is_dataclass(value):
-        for item in fields(value):
-            yield from _walk(getattr(value, item.name), kind)
-
-
 def _guess(task: Task, images: Bytes) -> Labels:
     with torch.no_grad():
         parts = [task.teacher(as_images(part.to(task.runtime.device))) for part in images.split(64)]
     return torch.cat([part.logits.argmax(dim=1) for part in parts])
-
-
-def _most(task: Task, pixels: int, low: int, high: int) -> int:
-    _, height, width = task.image_shape
-    return max(low, min(high, pixels // (height * width)))

@@ -1,18 +1,14 @@
 """What a run comes to, in numbers and sentences: table rows and a verdict."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dfkd.data.overlap import ALIKE, BITS, NearDuplicates
+from dfkd.engine.measures import RUN_MEASURES, Measure, is_loss
 from dfkd.engine.records import Evaluation, RoundRecord, RunInfo, RunResult
 
 Number = int | float | None
-
-# Everything else in ``RoundRecord.metrics`` is a loss.
-_COUNTS = frozenset({"pool", "images", "images_per_second", "lr", "graphs"})
-_SELECTION = frozenset({"selected", "selected_share", "selected_classes", "student_share", "target_maximum"})
-_NOT_LOSSES = _COUNTS | _SELECTION | {"class_entropy", "pairwise_distance"}
 
 
 @dataclass(frozen=True)
@@ -103,6 +99,11 @@ def finished_rounds(record: RoundRecord) -> int:
     return record.round + 1
 
 
+def sentence(words: str) -> str:
+    """With a capital letter at its beginning."""
+    return words[:1].upper() + words[1:]
+
+
 def stop_sentence(records: Sequence[RoundRecord], reason: str) -> str:
     """Where and why a run ended before its last round: ``stopped after round 7 of 20: reason``."""
     done = (
@@ -113,17 +114,19 @@ def stop_sentence(records: Sequence[RoundRecord], reason: str) -> str:
 
 def losses_of(record: RoundRecord) -> dict[str, float]:
     """The losses among the metrics of one round."""
-    return {
-        name: value
-        for name, value in record.metrics.items()
-        if name not in _NOT_LOSSES and not name.startswith(("seconds/", "threshold/"))
-    }
+    return {name: value for name, value in record.metrics.items() if is_loss(name)}
 
 
-def measure_names(records: Sequence[RoundRecord]) -> list[str]:
-    """What else a run measured, in the order in which it first occurs; times are left out."""
-    found = dict.fromkeys(name for record in records for name in record.metrics if name not in losses_of(record))
-    return [name for name in found if not name.startswith("seconds/")]
+def known_measures(info: RunInfo) -> dict[str, Measure]:
+    """What is known of the metrics of a run, by name: those of every run, and those of its method."""
+    return {**RUN_MEASURES, **info.measures}
+
+
+def measure_names(records: Sequence[RoundRecord], known: Mapping[str, Measure] = RUN_MEASURES) -> list[str]:
+    """What a run measured beside losses and times: what is known first, in its order, then the rest as it occurs."""
+    found = dict.fromkeys(name for record in records for name in record.metrics)
+    others = [name for name in found if name not in known and not is_loss(name) and not name.startswith("seconds/")]
+    return [*(name for name in known if name in found), *others]
 
 
 def images_per_second(records: Sequence[RoundRecord]) -> float | None:

@@ -18,19 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Sweep", "settings_in", "sweep_chart", "sweep_of"]
 
-# How papers write them; any other setting goes by its name.
-_LABELS = {
-    "method.sigma": "variance σ",
-    "method.lambda_a": "weight λₐ of the activation loss",
-    "method.theta": "weight θ",
-    "method.alpha": "weight α",
-    "method.temperature": "temperature τ",
-    "method.delta": "δ of the Beta distribution",
-    "method.v_th": "threshold V_th",
-    "method.p": "probability p",
-    "method.fraction": "share of the channels exchanged",
-    "method.pool_share": "share of the web images",
-}
 _WIDE = 50  # positive values that span more than this factor stand on a logarithmic axis
 
 
@@ -101,8 +88,11 @@ def sweep_of(runs: Mapping[str, StoredRun], name: str) -> Sweep:
     )
 
 
-def sweep_chart(sweep: Sweep, form: Format = "svg") -> bytes:
-    """Runs as faint points, their means joined by a line with bars of one standard deviation."""
+def sweep_chart(sweep: Sweep, form: Format = "svg", label: str = "") -> bytes:
+    """Runs as faint points, their means joined by a line with bars of one standard deviation.
+
+    ``label`` says what is varied; without it the axis has the setting's name.
+    """
 
     def draw(figure: "Figure") -> None:
         axes = figure.add_subplot()
@@ -114,7 +104,7 @@ def sweep_chart(sweep: Sweep, form: Format = "svg") -> bytes:
         if len(places) <= 12:
             axes.set_xticks(places, list(sweep.accuracies), minor=False)
             axes.set_xticks([], minor=True)
-        axes.set_xlabel(_LABELS.get(sweep.name, sweep.name))
+        axes.set_xlabel(label or sweep.name)
         axes.set_ylabel("accuracy of the student")
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
         axes.margins(x=0.06, y=0.15)

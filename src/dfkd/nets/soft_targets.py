@@ -84,4 +84,4 @@ def soft_labels(
     rows = torch.cat([dirichlet_concentration(last.weight, beta, dirichlet) for beta in betas])
     share = torch.arange(draws, device=device) * len(betas) // draws
     zskd = draw_dirichlet(rows, labels + share * classes, generator).exp()
-    return {"Dirichlet (ZSKD)": zskd, "normal (STTS)": normal}
+    return {"Dirichlet": zskd, "normal": normal}
