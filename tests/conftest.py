@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import hypothesis
@@ -81,14 +82,14 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, digits_weights: Path)
     import dfkd
 
     mean, std = STATISTICS["digits"]
-    teacher = build("wrn16-1", 10, 1).net
-    teacher.load_state_dict(torch.load(digits_weights, weights_only=True))
-    student = build("wrn10-1", 10, 1)
+    teacher = replace(build("wrn16-1", 10, 1), name="wrn16-1")
+    teacher.net.load_state_dict(torch.load(digits_weights, weights_only=True))
+    student = replace(build("wrn10-1", 10, 1), name="wrn10-1")
     method = dfkd.NAYER(steps=2, synthesis_batch=64, batches=2, warmup_batches=2, width=16, channels=8, pad=1)
     folder = tmp_path_factory.mktemp("finished") / "run"
     dfkd.distill(
         teacher,
-        student.net,
+        student,
         method,
         image_size=(1, 8, 8),
         mean=mean,
@@ -97,8 +98,6 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, digits_weights: Path)
         plan=dfkd.Plan(rounds=2, warmup=1, steps=10, batch_size=64, lr=0.05),
         out=folder,
         test="digits",
-        spec=student.spec,
-        names=("wrn16-1", "wrn10-1"),
         progress=False,
         figures=False,
         runtime=dfkd.Runtime("cpu"),

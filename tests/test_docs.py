@@ -146,7 +146,7 @@ def check_command(words: tuple[str, ...]) -> None:
     rest = [word for word in words[1:] if word not in ("--print_config", "--debug", "--help")]
     if ">" in rest:
         rest = rest[: rest.index(">")]
-    tree = flags(rest, command.settings, command.word, command.free)
+    tree = flags(rest, command.settings, command.word, command.free, command.more)
     named_recipe = str(tree.get("name" if command.name == "recipes" else "recipe", "my.yaml"))
     if "/" in named_recipe and not named_recipe.endswith(".yaml"):
         recipe(named_recipe)

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from dfkd.data.text import TextEmbedding
 from dfkd.defaults import DEFAULT_METHOD
+from dfkd.deploy.export import Exported, export
+from dfkd.deploy.programs import check_onnx
 from dfkd.engine.anatomy import Anatomy
 from dfkd.engine.checkpoint import Checkpoint
 from dfkd.engine.core import Method, Need, Task, unmet
@@ -55,6 +57,7 @@ class Distilled:
 
     student: nn.Module
     record: RunResult
+    exported: Exported | None = None  # ONNX files, with ``onnx``
 
     @property
     def accuracy(self) -> float | None:
@@ -149,6 +152,10 @@ def _distill(
         raise UserError("resume needs the run's folder, got no out; give the folder the run was started with")
     if settings.tensorboard and folder is None:
         raise UserError("tensorboard needs a run folder to write to, got none; give out")
+    if settings.onnx != "none" and folder is None:
+        raise UserError("onnx needs a run folder to write to, got none; give out")
+    if settings.onnx != "none":
+        check_onnx()
     watch = Watch(**{name: getattr(settings, name) for name in RHYTHM})
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=_seeded(runtime)))
@@ -197,7 +204,7 @@ def _distill(
         files = _keep_student(task, info, folder, student.spec, settings.export)
         result = _result(info, keep.records, first, watch, files)
         _close(task, result, folder, watchers)
-    return Distilled(student.net.eval(), result)
+    return Distilled(student.net.eval(), result, _export(folder, runtime, settings.onnx))
 
 
 def _fitting(task: Task) -> list[str]:
@@ -315,6 +322,17 @@ def _keep_student(
     if folder is None or task.runtime.rank > 0:
         return {}
     return {**save_student(folder, task.student, spec, info, export), "report": "report.html"}
+
+
+def _export(folder: Path | None, runtime: Runtime, onnx: str) -> Exported | None:
+    """The student as ONNX, where that is wanted; a run that has finished does not fail because of it."""
+    if folder is None or runtime.rank > 0 or onnx == "none":
+        return None
+    try:
+        return export(folder, formats=("onnx", "int8") if onnx == "int8" else ("onnx",))
+    except UserError as error:
+        warnings.warn(f"the student was not exported to ONNX: {error}", stacklevel=3)
+        return None
 
 
 def _result(

@@ -163,6 +163,38 @@ _ALL = (
         ),
     ),
     Command(
+        "predict",
+        "classify image files with the student of a run",
+        config.Predict,
+        "RUN|OWNER/NAME IMAGES [options]",
+        "run",
+        (
+            ("a folder, as a table", "dfkd predict runs/x pictures --out classes.csv"),
+            ("three classes each, as JSON", "dfkd predict runs/x cat.png dog.png --top 3 --format json"),
+        ),
+        (
+            "Pictures are resized and converted as those of test folders. Files that cannot be read are named and left "
+            "out.",
+        ),
+        more="images",
+    ),
+    Command(
+        "push",
+        "publish the student of a run on the Hugging Face hub, with a model card from the record",
+        config.Push,
+        "RUN OWNER/NAME [options]",
+        "run",
+        (
+            ("look at the card first", "dfkd push runs/x me/small-digits --card"),
+            ("publish", "dfkd push runs/x me/small-digits --licence apache-2.0 --private"),
+        ),
+        (
+            "One commit with the weights, their description, the program and what `dfkd export` wrote. Needs the extra "
+            "hub and a token (HF_TOKEN, or `hf auth login`). `dfkd.load` and `dfkd predict` take the name.",
+        ),
+        more="to",
+    ),
+    Command(
         "bench",
         "where the time of a round goes on this machine",
         config.Bench,
@@ -249,6 +281,6 @@ COMMANDS: Mapping[str, Command] = {command.name: command for command in _ALL}
 GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Start here", ("demo", "doctor")),
     ("The way from a network to a student", ("teach", "inspect", "embed", "distill", "evaluate")),
-    ("What comes of a run", ("export", "synthesize", "report", "plot", "audit")),
+    ("What comes of a run", ("export", "predict", "push", "synthesize", "report", "plot", "audit")),
     ("What there is, and how fast", ("methods", "recipes", "bench")),
 )

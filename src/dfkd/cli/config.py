@@ -22,6 +22,8 @@ __all__ = [
     "Inspect",
     "Methods",
     "Plot",
+    "Predict",
+    "Push",
     "Recipes",
     "Report",
     "Synthesize",
@@ -158,6 +160,29 @@ class Audit:
     own_method: str | None = None  # package.module:Class, where the run used a method of your own
     out: str | None = None  # folder; default <run>-audit beside the run folder
     json: bool = False  # machine-readable
+
+
+@dataclass
+class Predict:
+    """`dfkd predict`."""
+
+    run: str | None = None  # run folder, weights file, or name on the Hugging Face hub
+    images: list[str] | None = None  # image files, or folders of them
+    format: Literal["csv", "json"] = "csv"  # a table, or a list
+    top: int = 1  # classes of every image, the likeliest first
+    network: str | None = None  # package.module:callable, where the run does not name its student
+    out: str | None = None  # file; default the screen
+
+
+@dataclass
+class Push:
+    """`dfkd push`."""
+
+    run: str | None = None  # run folder
+    to: list[str] | None = None  # owner/name on the Hugging Face hub
+    private: bool = False  # a new repository that only you can see
+    licence: str = "unknown"  # an identifier of the hub, such as apache-2.0; the teacher's licence may bind the student
+    card: bool = False  # only print the model card
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 import os
 import sys
-import warnings
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
@@ -16,8 +15,6 @@ from dfkd.cli.parse import Tree, merge, read_yaml
 from dfkd.cli.setup import resolve, with_recipe
 from dfkd.cli.stop import Stopped
 from dfkd.cli.trust import refuse_code, to_repeat
-from dfkd.deploy.export import export
-from dfkd.deploy.programs import check_onnx
 from dfkd.engine.lock import held
 from dfkd.engine.records import Observer, RunInfo
 from dfkd.engine.runtime import Runtime
@@ -50,25 +47,15 @@ def run(tree: Tree, show: bool = False) -> int:
         from dfkd.cli.rehearse import rehearse
 
         return rehearse(job, out, machine)
-    if job.settings.watch.onnx != "none":
-        check_onnx()
     try:
         result = _distill(job, out, machine, resume=folder is not None)
     except (KeyboardInterrupt, Stopped) as stop:
         return _stopped(out, stop, job)
     if machine.rank == 0:
         _tell(result, job, out)
-        if job.settings.watch.onnx != "none":
-            _export(out, quantized=job.settings.watch.onnx == "int8")
+        if result.exported is not None:
+            show_exported(result.exported)
     return 0
-
-
-def _export(out: Path, quantized: bool) -> None:
-    """The student as ONNX; a run that has finished does not fail because of it."""
-    try:
-        show_exported(export(out, formats=("onnx", "int8") if quantized else ("onnx",)))
-    except UserError as error:
-        warnings.warn(f"the student was not exported to ONNX: {error}", stacklevel=2)
 
 
 def _distill(job: Job, out: Path, machine: Runtime, resume: bool) -> Distilled:

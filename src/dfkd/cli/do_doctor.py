@@ -25,6 +25,7 @@ EXTRAS = {
     "hf": "transformers",
     "tensorboard": "tensorboard",
     "onnx": "onnxruntime",
+    "hub": "huggingface_hub",
     "e2e": "playwright",
 }
 PACKAGES = (

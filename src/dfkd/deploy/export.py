@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from dfkd.data._sources import decoded_files, image_files
-from dfkd.deploy.classifier import Classifier
 from dfkd.deploy.latency import interleaved
 from dfkd.deploy.loading import Opened, open_network
+from dfkd.deploy.predictor import Predictor
 from dfkd.deploy.programs import check_onnx, metadata_of, session, write_int8, write_onnx, write_program
 from dfkd.deploy.stored import stored_images
 from dfkd.engine.runtime import Runtime
@@ -126,8 +126,8 @@ def export(
             f"INT8 needs at least {FEWEST} images to calibrate on, got {len(calibrating)}; give more with --images"
         )
     with _replaced(folder) as aside:
-        module = _bare(opened.classifier) if normalisation == "outside" else opened.classifier
-        normalise = _normalise(opened.classifier) if normalisation == "outside" else _same
+        module = _bare(opened.predictor) if normalisation == "outside" else opened.predictor
+        normalise = _normalise(opened.predictor) if normalisation == "outside" else _same
         in_float = _write(opened, module, wanted, normalise(calibrating), normalisation, batch, aside)
         artefacts = _compare(opened, module, wanted, normalise(compared), batch, aside, in_float)
         done = Exported(folder, artefacts, len(compared), len(calibrating) if "int8" in wanted else 0, skipped)
@@ -141,7 +141,7 @@ def images_for(opened: Opened, count: int, given: Bytes | str | Path | None = No
     Raises:
         UserError: none, or of another size.
     """
-    size = opened.classifier.image_size
+    size = opened.predictor.image_size
     if given is None:
         return stored_images(opened.folder, count, who)[0]
     if isinstance(given, Tensor):
@@ -224,12 +224,12 @@ def _same(images: Images) -> Tensor:
     return images
 
 
-def _normalise(classifier: Classifier) -> Callable[[Images], Tensor]:
-    return lambda images: (images - classifier.mean) * classifier.scale
+def _normalise(predictor: Predictor) -> Callable[[Images], Tensor]:
+    return lambda images: (images - predictor.mean) * predictor.scale
 
 
-def _bare(classifier: Classifier) -> nn.Module:
-    return classifier.net.eval()
+def _bare(predictor: Predictor) -> nn.Module:
+    return predictor.net.eval()
 
 
 def _write(
@@ -249,10 +249,10 @@ def _write(
     if not {"onnx", "int8"} & set(wanted):
         return ()
     about = metadata_of(
-        opened.classifier.names,
+        opened.predictor.names,
         list(opened.sidecar.mean or ()),
         list(opened.sidecar.std or ()),
-        opened.classifier.image_size,
+        opened.predictor.image_size,
         normalisation == "inside",
     )
     write_onnx(module, example, folder / FILES["onnx"], about, dynamic)
@@ -287,7 +287,7 @@ def _compare(
             Artefact(
                 name,
                 FILES.get(name, ""),
-                path.stat().st_size if path.is_file() else network_bytes(opened.classifier.net),
+                path.stat().st_size if path.is_file() else network_bytes(opened.predictor.net),
                 float((logits[name] - logits["pytorch"]).abs().max()),
                 float(same),
                 {n: 1000 * one[name].seconds for n, one in times.items()},

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from dfkd.deploy.classifier import Classifier, Program
+from dfkd.deploy.hub import fetch, is_repository
+from dfkd.deploy.predictor import Predictor, Program
 from dfkd.engine.records import RunInfo
 from dfkd.engine.sharing import widen
 from dfkd.errors import UserError
@@ -30,7 +31,7 @@ class Opened:
     """A trained network and what is known of it.
 
     Attributes:
-        classifier: in eval mode, on the CPU.
+        predictor: in eval mode, on the CPU.
         folder: where it lies.
         sidecar: what stands beside the weights.
         info: of the run it comes from, or None.
@@ -38,7 +39,7 @@ class Opened:
         rebuilt: the network was built by name; otherwise it is the exported program, which normalises itself.
     """
 
-    classifier: Classifier
+    predictor: Predictor
     folder: Path
     sidecar: Sidecar
     info: RunInfo | None
@@ -46,18 +47,19 @@ class Opened:
     rebuilt: bool
 
 
-def load(source: str | Path, network: str | None = None) -> Classifier:
+def load(source: str | Path, network: str | None = None) -> Predictor:
     """The student of a run as a plain module in eval mode, on the CPU: call it, or its ``predict``.
 
     Args:
-        source: run folder, folder of `dfkd teach`, or weights file with a description beside it.
+        source: run folder, folder of `dfkd teach`, weights file with a description beside it, or ``owner/name`` of a
+            student that `dfkd push` published.
         network: ``package.module:callable`` or another name, where the description does not name the network, or names
             code: what only a file names is not run. "student.pt2" takes the exported program, which is code, too.
 
     Raises:
         UserError: nothing there, or nothing from which the network can be built.
     """
-    return open_network(source, network).classifier
+    return open_network(source, network).predictor
 
 
 def open_network(source: str | Path, network: str | None = None) -> Opened:
@@ -67,6 +69,8 @@ def open_network(source: str | Path, network: str | None = None) -> Opened:
         UserError: nothing there, or nothing from which the network can be built.
     """
     place = Path(source).expanduser()
+    if not place.exists() and is_repository(str(source)) and not place.parent.is_dir():
+        place = fetch(str(source))
     if not place.exists():
         raise UserError(f"load needs a run folder or a weights file, got {source}, which is not there; check the path")
     folder = place if place.is_dir() else place.parent
@@ -90,9 +94,9 @@ def open_network(source: str | Path, network: str | None = None) -> Opened:
     else:
         net, told = _rebuilt(weights, sidecar, network), {"mean": sidecar.mean, "std": sidecar.std}
     names = sidecar.names or tuple(str(k) for k in range(sidecar.classes or 0))
-    classifier = Classifier(net, sidecar.image_size or (1, 1, 1), names, **told).requires_grad_(False)
+    predictor = Predictor(net, sidecar.image_size or (1, 1, 1), names, **told).requires_grad_(False)
     name = network or sidecar.name or _class_name(weights.with_suffix(".json")) or type(net).__name__
-    return Opened(classifier, folder, sidecar, info, name, bool(told))
+    return Opened(predictor, folder, sidecar, info, name, bool(told))
 
 
 def _rebuilt(weights: Path, sidecar: Sidecar, network: str | None) -> nn.Module:

@@ -1,4 +1,4 @@
-"""A trained classifier with all that a prediction needs: normalisation, image size, class names."""
+"""A trained predictor with all that a prediction needs: normalisation, image size, class names."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,10 +14,10 @@ from dfkd.errors import UserError
 from dfkd.ops.pixels import as_images
 from dfkd.types import Images, Logits
 
-__all__ = ["Classifier", "ImagesLike", "Predictions", "Program", "batch_of"]
+__all__ = ["Predictor", "ImagesLike", "Predictions", "Program", "batch_of"]
 
 ImagesLike = Any
-"""Images to classify: see :meth:`Classifier.predict`."""
+"""Images to classify: see :meth:`Predictor.predict`."""
 
 TOLERANCE = 1e-3  # of floats in [0, 1]: what resizing may leave
 
@@ -29,7 +29,7 @@ class Predictions(NamedTuple):
     probabilities: Tensor
 
 
-class Classifier(nn.Module):
+class Predictor(nn.Module):
     """A network that takes images in [0, 1]; :meth:`predict` takes pictures of any kind.
 
     Args:
@@ -107,7 +107,7 @@ class Program(nn.Module):
 
 
 def batch_of(images: ImagesLike, image_size: tuple[int, int, int]) -> Images:
-    """Images of any kind that :meth:`Classifier.predict` takes as one batch (n, c, h, w) in [0, 1].
+    """Images of any kind that :meth:`Predictor.predict` takes as one batch (n, c, h, w) in [0, 1].
 
     Raises:
         UserError: something that is no image, or floats outside [0, 1].

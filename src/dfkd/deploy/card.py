@@ -1,0 +1,131 @@
+"""The model card of a student, written from the record of its run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from dfkd.deploy.export import EXPORT_FILE, EXPORT_FOLDER
+from dfkd.errors import UserError
+from dfkd.report.files import read_run
+from dfkd.report.summary import count, duration, file_size, percent
+
+__all__ = ["card_of"]
+
+REAL = {"VanillaKD": "it learnt from labelled training images", "KD3": "it learnt from selected images of the web"}
+
+
+def card_of(folder: Path, repository: str, licence: str = "unknown", estimate: str = "") -> str:
+    """A README.md with the front matter of the Hugging Face hub.
+
+    Args:
+        folder: of a finished run.
+        repository: ``owner/name``.
+        licence: an identifier of the hub, such as ``apache-2.0``.
+        estimate: what stands for the accuracy where there were no test images, as part of a sentence.
+
+    Raises:
+        UserError: the run is not finished, or its record is damaged.
+    """
+    import jinja2
+
+    stored = read_run(folder)
+    if stored.result is None:
+        raise UserError(
+            f"a model card needs a finished run, got {folder}, which is {stored.status}; go on with "
+            f"`dfkd distill --resume {folder}`"
+        )
+    info, result = stored.info, stored.result
+    about = _description(folder)
+    made = REAL.get(info.method, "it learnt from synthetic images, made from the teacher alone")
+    adapted = about.get("adapted")
+    final, first = result.final, result.teacher_evaluation
+    plan: dict[str, Any] = dict(info.plan)
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    page = jinja2.Environment(
+        loader=loader, autoescape=False, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    ).get_template("card.md.j2")
+    return page.render(
+        title=repository.rpartition("/")[2],
+        repository=repository,
+        licence=licence,
+        licence_text=_licence(licence),
+        method=info.method,
+        made=made,
+        data_free=info.method not in REAL and not adapted,
+        adapted=f": its BatchNorm statistics were estimated on {adapted['images']} real images" if adapted else "",
+        teacher=_network(info.teacher),
+        student=_network(info.student),
+        shape=" x ".join(map(str, info.image_shape)),
+        shape_list=", ".join(map(str, info.image_shape)),
+        classes=info.classes,
+        names=_names(info.names),
+        mean=_numbers(about.get("mean", [])),
+        std=_numbers(about.get("std", [])),
+        accuracy=percent(final.accuracy) if final else "",
+        agreement=percent(final.agreement) if final else "",
+        images=f"{final.images:,}" if final else "",
+        teacher_accuracy=percent(first.accuracy) if first else "–",
+        estimate=estimate,
+        rounds=plan.get("rounds", len(stored.rounds)),
+        steps=plan.get("steps"),
+        batch_size=plan.get("batch_size"),
+        duration=duration(result.seconds),
+        provenance=info.provenance,
+        **_exported(folder),
+    )
+
+
+def _description(folder: Path) -> dict[str, Any]:
+    try:
+        about: dict[str, Any] = json.loads((folder / "student.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"a model card needs student.json in {folder}, got {type(error).__name__}; give a finished run"
+        ) from error
+    return about
+
+
+def _network(about: Any) -> dict[str, Any]:
+    return {
+        "name": about.get("name"),
+        "parameters": count(about.get("parameters")),
+        "size": file_size(about.get("bytes")),
+        "sha256": about.get("sha256"),
+    }
+
+
+def _names(names: tuple[str, ...]) -> str:
+    shown = ", ".join(names[:20])
+    return f"{shown} and {len(names) - 20} more" if len(names) > 20 else shown
+
+
+def _numbers(values: list[float]) -> str:
+    return ", ".join(f"{value:.4g}" for value in values)
+
+
+def _licence(licence: str) -> str:
+    if licence == "unknown":
+        return (
+            "Not stated by who published this. A student is made from its teacher: the licence of the teacher may "
+            "bind it."
+        )
+    return f"`{licence}`, as stated by who published this. The licence of the teacher may bind it as well."
+
+
+def _exported(folder: Path) -> dict[str, Any]:
+    """The files of `dfkd export`, where there are any."""
+    try:
+        record = json.loads((folder / EXPORT_FOLDER / EXPORT_FILE).read_text("utf-8"))
+        rows = [
+            {
+                "file": row["file"],
+                "size": file_size(row["bytes"]),
+                "difference": f"{row['difference']:.2g}",
+                "agreement": percent(row["agreement"]),
+            }
+            for row in record["artefacts"]
+            if row["file"]
+        ]
+        return {"artefacts": rows, "compared": f"{record['images']:,}"}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {"artefacts": [], "compared": ""}
