@@ -1,17 +1,23 @@
 """The model card of a student, written from the record of its run."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dfkd.deploy.export import EXPORT_FILE, EXPORT_FOLDER
+from dfkd.engine.needs import Need
+from dfkd.engine.records import RunInfo
 from dfkd.errors import UserError
+from dfkd.methods import METHODS
 from dfkd.report.files import read_run
 from dfkd.report.summary import count, duration, file_size, percent
 
 __all__ = ["card_of"]
 
-REAL = {"VanillaKD": "it learnt from labelled training images", "KD3": "it learnt from selected images of the web"}
+SYNTHETIC = "it learnt from synthetic images, made from the teacher alone"
+REAL = "it learnt from labelled training images"
+WEB = "it learnt from unlabelled images from elsewhere"
 
 
 def card_of(folder: Path, repository: str, licence: str = "unknown", estimate: str = "") -> str:
@@ -36,7 +42,7 @@ def card_of(folder: Path, repository: str, licence: str = "unknown", estimate: s
         )
     info, result = stored.info, stored.result
     about = _description(folder)
-    made = REAL.get(info.method, "it learnt from synthetic images, made from the teacher alone")
+    made = _images_of(info)
     adapted = about.get("adapted")
     final, first = result.final, result.teacher_evaluation
     plan: dict[str, Any] = dict(info.plan)
@@ -51,7 +57,7 @@ def card_of(folder: Path, repository: str, licence: str = "unknown", estimate: s
         licence_text=_licence(licence),
         method=info.method,
         made=made,
-        data_free=info.method not in REAL and not adapted,
+        data_free=made == SYNTHETIC and not adapted,
         adapted=f": its BatchNorm statistics were estimated on {adapted['images']} real images" if adapted else "",
         teacher=_network(info.teacher),
         student=_network(info.student),
@@ -73,6 +79,14 @@ def card_of(folder: Path, repository: str, licence: str = "unknown", estimate: s
         provenance=info.provenance,
         **_exported(folder),
     )
+
+
+def _images_of(info: RunInfo) -> str:
+    """What the student learnt from, by the needs of the method and of those it is made of."""
+    inner = (part["method"] for part in info.settings.values() if isinstance(part, Mapping) and "method" in part)
+    kinds = [METHODS[name] for name in (info.method, *inner) if name in METHODS]
+    needs = {need for kind in kinds for need in kind().needs()}
+    return REAL if Need.REAL in needs else WEB if Need.WEB in needs else SYNTHETIC
 
 
 def _description(folder: Path) -> dict[str, Any]:
