@@ -25,14 +25,13 @@ from typing import ClassVar, Literal, NamedTuple, final
 import torch
 from torch import Tensor, nn
 
-from dfkd.data.rows import Rows
 from dfkd.engine.core import Cache, Clock, Method, Metrics, Need, State, Task
 from dfkd.engine.limits import Count, NotNegative, Positive, PositiveShare, Share, Whole
 from dfkd.engine.measures import Measure
 from dfkd.engine.plan import Plan
 from dfkd.engine.sharing import projection, widen
 from dfkd.engine.views import View
-from dfkd.engine.web import SELECTION_MEASURES, selection_views
+from dfkd.engine.web import SELECTION_MEASURES, own_rows, read_blocks, selection_metrics, selection_views, web_of
 from dfkd.errors import UserError
 from dfkd.losses.contrast import agreement_weight, distribution_contrast, weighted_feature_alignment
 from dfkd.losses.divergence import cross_entropy, knowledge_distillation
@@ -124,13 +123,8 @@ class KD3(Method[KD3State]):
     def setup(self, task: Task, plan: Plan) -> KD3State:
         """Line 1."""
         own, given = _heads(task)
-        rng, device = task.runtime.generator, task.runtime.device
-        rows = torch.arange(task.runtime.rank, len(_web(task)), task.runtime.world, device=device)
-        if self.pool_share < 1:
-            kept = max(1, round(self.pool_share * len(rows)))
-            rows = rows[torch.randperm(len(rows), generator=rng, device=device)[:kept]].sort().values
-        none = torch.zeros(0, dtype=torch.int64, device=device)
-        state = KD3State(rows, none, none)
+        none = torch.zeros(0, dtype=torch.int64, device=task.runtime.device)
+        state = KD3State(own_rows(task, self.pool_share), none, none)
         if self.share_head:
             own.load_state_dict(given.state_dict())
             state.held = tuple(f"{task.student.head_name}.{name}" for name, _ in own.named_parameters())
@@ -157,14 +151,19 @@ class KD3(Method[KD3State]):
             D_s = order[: len(D_s)].sort().values
         _refuse_empty(task, len(D_s), rate)
         state.chosen, state.predicted = state.rows[D_s], seen.predicted[D_s]
-        return _statistics(task, state, rate, T_k)
+        return {
+            **selection_metrics(task, state.predicted),
+            "threshold/low": torch.where(T_k > 0, T_k, math.inf).amin(),
+            "threshold/high": T_k.amax(),
+            "student_share": rate,
+        }
 
     def batch(self, task: Task, state: KD3State, clock: Clock) -> Batch:
         """Line 5: images of D_s, drawn uniformly with replacement, and their perturbed copies."""
         rng, device = task.runtime.generator, task.runtime.device
         pick = torch.randint(len(state.chosen), (clock.plan.batch_size,), generator=rng, device=device)
         rows = state.chosen[pick]
-        pixels = _web(task).take(rows).to(device)
+        pixels = web_of(task).take(rows).to(device)
         x = as_images(crop_flip(pixels, rng, self.pad, self.flip))
         extra = None
         if self.mdcl != "none":
@@ -226,9 +225,7 @@ def _judge(method: KD3, task: Task, state: KD3State, rate: float) -> Judged:
     known, fresh = state.teacher.value, []
     predicted = torch.empty(n, dtype=torch.int64, device=device)
     confidence = torch.empty(n, device=device)
-    for start in range(0, n, method.block):
-        part = slice(start, start + method.block)
-        x = as_images(_web(task).take(state.rows[part]).to(device))
+    for part, x in read_blocks(task, state.rows, method.block):
         p_s = torch.softmax(task.student(x).logits, dim=1)
         if known is None:
             p_t = torch.softmax(task.teacher(x).logits, dim=1)
@@ -239,22 +236,6 @@ def _judge(method: KD3, task: Task, state: KD3State, rate: float) -> Judged:
     if fresh:
         state.teacher.value = torch.cat(fresh)
     return Judged(predicted, confidence)
-
-
-def _statistics(task: Task, state: KD3State, rate: float, thresholds: Tensor) -> Metrics:
-    """What a selection looks like: how many, how balanced, and the range of the thresholds of classes that occur."""
-    total = task.runtime.total
-    counts = total(class_counts(state.predicted, task.classes)).float()
-    p = counts / counts.sum()
-    return {
-        "selected": counts.sum(),
-        "selected_share": counts.sum() / len(_web(task)),
-        "selected_classes": (counts > 0).sum(),
-        "class_entropy": -(p * (p + 1e-12).log()).sum(),
-        "threshold/low": torch.where(thresholds > 0, thresholds, math.inf).amin(),
-        "threshold/high": thresholds.amax(),
-        "student_share": rate,
-    }
 
 
 def _refuse_empty(task: Task, kept: int, rate: float) -> None:
@@ -289,9 +270,3 @@ def _heads(task: Task) -> tuple[nn.Linear, nn.Linear]:
 
 def _biased(head: nn.Linear) -> str:
     return " with a bias" if head.bias is not None else " without a bias"
-
-
-def _web(task: Task) -> Rows:
-    if task.web is None:
-        raise RuntimeError("KD3 needs web images; the driver checks that before setup")
-    return task.web
