@@ -1,18 +1,22 @@
 """Saves that are whole or absent: ring wrap-around, kills between file operations, full disks, hostile files."""
 
+import hashlib
 import json
 import os
 import pickle
 import subprocess
 import sys
 import tempfile
+import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -22,8 +26,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dfkd.data.pool import Pool
-from dfkd.engine.checkpoint import Checkpoint, pack, pools_of, unpack, write_aside
+from dfkd.engine.checkpoint import Checkpoint, write_aside
 from dfkd.engine.core import Cache, State
+from dfkd.engine.states import check_declared, check_grown, pack, parts_of, pools_of, unpack
 from dfkd.errors import UserError
 from dfkd.types import Moments
 
@@ -54,7 +59,7 @@ def test_a_ring_comes_back_at_the_same_places(capacity: int, sizes: list[int]) -
             assert payload["n"] == n
             assert contents(again) == contents(pool)
             rows = sum(_rows(path) for path in folder.glob("pool-*"))
-            assert rows <= 2 * capacity + max(sizes)  # what left the ring is not kept for long
+            assert rows <= 3 * capacity + 2 * max(sizes)  # of two saves: what left the ring is not kept for long
 
 
 def _rows(path: Path) -> int:
@@ -87,7 +92,7 @@ def test_a_save_without_new_rows_writes_no_rows(tmp_path: Path) -> None:
     before = next(tmp_path.glob("pool-*")).stat().st_mtime_ns
     saver.save(3, {}, {"pool": pool})
     assert [path.stat().st_mtime_ns for path in tmp_path.glob("pool-*")] == [before]
-    assert [path.name for path in tmp_path.glob("state-*")] == ["state-0-3.pt"]
+    assert [path.name for path in sorted(tmp_path.glob("state-*"))] == ["state-0-2.pt", "state-0-3.pt"]
 
 
 # ---- cut off --------------------------------------------------------------------------------------------------------
@@ -352,7 +357,13 @@ def test_every_process_has_its_own_files(tmp_path: Path) -> None:
     for rank in (1, 0):  # as if a barrier were between: process 0 commits last
         add(pools[rank], 3 + rank)
         Checkpoint(tmp_path, rank, 2).save(1, {"rank": rank}, {"pool": pools[rank]})
-    assert json.loads((tmp_path / "commit.json").read_text()) == {"rounds": 1, "world": 2}
+    commit = json.loads((tmp_path / "commit.json").read_text())
+    assert (commit["rounds"], commit["world"]) == (1, 2)
+    states = [path for path in sorted(tmp_path.glob("*.pt")) if path.name in commit["files"]]
+    assert {path.name for path in states} == commit["files"].keys() >= {"state-0-1.pt", "state-1-1.pt"}
+    assert [hashlib.sha256(path.read_bytes()).hexdigest() for path in states] == [
+        commit["files"][path.name] for path in states
+    ]
     for rank in (0, 1):
         again = Pool(6, COLUMNS)
         assert Checkpoint(tmp_path, rank, 2).load({"pool": again})["rank"] == rank
@@ -474,3 +485,216 @@ def test_packing_copies() -> None:
     packed = pack([x])
     x.fill_(1)
     assert packed["list"][0].tolist() == [0, 0]
+
+
+class Pair(NamedTuple):
+    """A named tuple that no module of ours knows."""
+
+    left: Tensor
+    right: int
+
+
+@dataclass(frozen=True)
+class Best:
+    """A frozen dataclass within a state."""
+
+    score: float
+    pairs: tuple[Pair, ...] = ()
+
+
+@dataclass
+class Later(State):
+    """Fields that are filled after setup."""
+
+    best: Best | None = None
+    newest: Pair | None = None
+    pairs: list[Pair] = field(default_factory=list)
+    codes: list[nn.Parameter] = field(default_factory=list)
+    by_class: dict[int, Best] = field(default_factory=dict)
+
+
+def test_what_came_after_setup_comes_back_with_its_type(tmp_path: Path) -> None:
+    best = Best(0.5, (Pair(torch.ones(2), 3),))
+    saved = Later(best, Pair(torch.zeros(1), 1), [Pair(torch.rand(3), 2)], [nn.Parameter(torch.rand(2))], {7: best})
+    Checkpoint(tmp_path).save(1, {"state": pack(saved)}, {})
+    into = Later(codes=[nn.Parameter(torch.zeros(5), requires_grad=False)])
+    unpack(Checkpoint(tmp_path).load({})["state"], into, CPU)
+    assert isinstance(into.best, Best)
+    assert isinstance(into.best.pairs[0], Pair)
+    assert isinstance(into.newest, Pair)
+    assert isinstance(into.pairs[0], Pair)
+    assert isinstance(into.codes[0], nn.Parameter)
+    assert isinstance(into.by_class[7], Best)
+    assert same(pack(into), pack(saved))
+    emptied = Later()
+    unpack(pack(emptied), into, CPU)
+    assert same(pack(into), pack(emptied))
+
+
+def test_the_format_before_still_loads() -> None:
+    old: dict[str, Any] = {
+        "joint": {},
+        "held": {"tuple": []},
+        "best": None,
+        "newest": {"tuple": [torch.ones(2), 4]},
+        "pairs": None,
+    }
+    old |= {"pairs": {"list": [{"tuple": [torch.ones(1), 1]}]}, "codes": {"list": []}, "by_class": {"dict": {}}}
+    into = unpack(old, Later(newest=Pair(torch.zeros(2), 0), pairs=[Pair(torch.zeros(1), 0)]), CPU)
+    assert isinstance(into.newest, Pair)
+    assert into.newest.right == 4
+    assert isinstance(into.pairs[0], Pair)
+    assert unpack({"moments": [torch.ones(1), torch.zeros(1)]}, None, CPU) == Moments(torch.ones(1), torch.zeros(1))
+
+
+@dataclass
+class Growing(State):
+    nets: list[nn.Module] = field(default_factory=list)
+
+
+@dataclass
+class Late(State):
+    optimizer: torch.optim.Optimizer | None = None
+
+
+@dataclass
+class Odd(State):
+    seen: set[int] = field(default_factory=set)
+
+
+@dataclass
+class Outer(State):
+    inner: Late = field(default_factory=Late)
+
+
+@dataclass
+class Mapped(State):
+    parts: dict[str, Any] = field(default_factory=dict)
+
+
+@pytest.mark.parametrize(
+    ("state", "says"),
+    [
+        (Growing(), r"Growing\.nets needs its modules and optimisers at setup, got a list of them, which may grow"),
+        (Late(), r"Late\.optimizer needs its modules .*, got None in the place of Optimizer, which a resume"),
+        (Outer(), r"Outer\.inner\.optimizer needs its modules and optimisers at setup"),
+        (Odd(), r"Odd needs fields of tensors.* got set in Odd\.seen; declare it otherwise, or as a Cache"),
+        (Mapped(parts={"score": np.float64(1)}), r"got float64 in Mapped\.parts\.score; declare"),
+        (Mapped(parts={"keys": {(1, 2): 3}}), r"got dict in Mapped\.parts\.keys; declare"),
+    ],
+)
+def test_a_field_that_no_resume_could_restore_is_refused_at_setup_by_name(state: State, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        check_declared(state)
+    check_declared(a_state(1))
+    check_declared(Later())
+
+
+def test_what_grew_since_setup_is_refused_before_it_is_saved() -> None:
+    state = Mapped(parts={"heads": nn.ModuleList([nn.Linear(2, 2)])})
+    before = parts_of(state)
+    check_grown(before, state)
+    state.parts["heads"].append(nn.Linear(2, 2))
+    with pytest.raises(
+        UserError, match=r"^Mapped\.parts\.heads needs to be the module that setup made, got one that grew"
+    ):
+        check_grown(before, state)
+    state = Mapped()
+    before = parts_of(state)
+    state.parts["adam"] = torch.optim.Adam([nn.Parameter(torch.ones(1))])
+    with pytest.raises(
+        UserError, match=r"^Mapped\.parts\.adam needs to be the optimiser that setup made, got one that came"
+    ):
+        check_grown(before, state)
+
+
+# ---- rot ------------------------------------------------------------------------------------------------------------
+
+
+def two_saves(folder: Path) -> list[tuple[int, dict[str, list[Any]]]]:
+    """Two saves of a small pool; returns what the pool held at each."""
+    pool, saver, found = Pool(6, COLUMNS), Checkpoint(folder), []
+    for rounds in (1, 2):
+        add(pool, 4)
+        saver.save(rounds, {"rounds": rounds, "weights": torch.arange(3)}, {"pool": pool})
+        found.append(contents(pool))
+    return found
+
+
+def flip(path: Path, bit: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize("places", [30, pytest.param(1000, marks=pytest.mark.slow)])
+def test_every_flipped_bit_is_noticed(places: int, tmp_path: Path) -> None:
+    """Single bits of every file of a checkpoint: the newest save is taken whole, or the one before, or none."""
+    wanted = two_saves(tmp_path)
+    files = sorted(path for path in tmp_path.iterdir())
+    outcomes: Counter[str] = Counter()
+    for file in files:
+        whole = file.read_bytes()
+        for bit in {8 * len(whole) * i // places + i % 8 for i in range(places)}:
+            flip(file, min(bit, 8 * len(whole) - 1))
+            pool, reader = Pool(6, COLUMNS), Checkpoint(tmp_path)
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                try:
+                    rounds = reader.load({"pool": pool})["rounds"]
+                    assert contents(pool) == wanted[rounds - 1]
+                    assert (rounds == 1) == bool(said) == bool(reader.notes), (file.name, bit)
+                    outcomes[f"{file.name} {rounds}"] += 1
+                except UserError as error:
+                    outcomes[
+                        f"{file.name} {'refused' if '; start again in a new folder' in str(error) else error}"
+                    ] += 1
+            file.write_bytes(whole)
+    assert sum(outcomes.values()) >= 0.9 * places * len(files)
+    # What only one save uses costs that save; the rows that both share cost both.
+    assert {key for key in outcomes if not key.startswith("commit.json 2")} == {
+        "commit.json 1",
+        "state-0-2.pt 1",
+        "pool-0-pool-4-8.pt 1",
+        "commit-before.json 2",
+        "state-0-1.pt 2",
+        "pool-0-pool-0-4.pt refused",
+    }
+
+
+def test_a_run_goes_on_from_the_save_before(tmp_path: Path) -> None:
+    wanted = two_saves(tmp_path)
+    flip(tmp_path / "state-0-2.pt", 4000)
+    pool, saver = Pool(6, COLUMNS), Checkpoint(tmp_path)
+    with pytest.warns(UserWarning, match=r"newest save is damaged \(state-0-2\.pt: its SHA-256 is another\); the one"):
+        assert saver.rounds() == 1
+    saver.load({"pool": pool})
+    add(pool, 4)
+    assert contents(pool) == wanted[1]
+    saver.save(2, {"rounds": 2}, {"pool": pool})
+    again = Pool(6, COLUMNS)
+    assert Checkpoint(tmp_path).load({"pool": again})["rounds"] == 2
+    assert contents(again) == wanted[1]
+    flip(tmp_path / "commit.json", 100)
+    with pytest.warns(UserWarning, match=r"damaged \(commit\.json: "):
+        assert Checkpoint(tmp_path).rounds() == 1
+    flip(tmp_path / "state-0-1.pt", 4000)
+    with pytest.raises(
+        UserError, match=r"\(commit\.json: .*, and the save before it is damaged too: state-0-1\.pt: its"
+    ):
+        Checkpoint(tmp_path).rounds()
+
+
+def test_a_save_before_there_were_sums_still_loads(tmp_path: Path) -> None:
+    wanted = two_saves(tmp_path)
+    (tmp_path / "commit-before.json").unlink()
+    (tmp_path / "commit.json").write_text('{"rounds": 2, "world": 1}')
+    pool, saver = Pool(6, COLUMNS), Checkpoint(tmp_path)
+    assert saver.load({"pool": pool})["rounds"] == 2
+    assert contents(pool) == wanted[1]
+    add(pool, 1)
+    saver.save(3, {"rounds": 3}, {"pool": pool})
+    assert Checkpoint(tmp_path).newest().files is not None
+    flip(tmp_path / "state-0-3.pt", 4000)
+    with pytest.warns(UserWarning, match="newest save is damaged"):
+        assert Checkpoint(tmp_path).load({"pool": Pool(6, COLUMNS)})["rounds"] == 2

@@ -107,7 +107,7 @@ def test_arithmetic() -> None:
     assert found.images == 4 * 40 + 20 * 10
     assert found.pool == 360 * 20
     assert found.memory == 5000 + (360 - 100) * 20
-    assert found.disk == 2 * 300 + 360 * 20 + 2 * 70 + 3 * 100 * 3
+    assert found.disk == 3 * 300 + 360 * 20 + 2 * 70 + 3 * 100 * 3
     small = extrapolate(replace(measured, pools=replace(pools, capacity=200, reserved=True)), plan, watch, 1, 1)
     assert (small.pool, small.memory) == (200 * 20, 5000)
     seldom = extrapolate(measured, plan, replace(watch, save_every=100.0), 1, 1)

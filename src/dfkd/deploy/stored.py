@@ -27,11 +27,7 @@ def stored_images(folder: Path, count: int, who: str = "synthesize") -> tuple[By
     saves = Checkpoint(folder / CHECKPOINT_FOLDER)
     if not saves.exists():
         raise UserError(f"{who} needs a run with a checkpoint, got {folder} without; let it finish a round first")
-    _, world = saves.committed(who)
-    parts: list[dict[str, Tensor]] = []
-    for rank in range(world):
-        files = sorted(saves.folder.glob(f"pool-{rank}-pool-*.pt"), key=lambda path: int(path.stem.split("-")[-1]))
-        parts += [_rows(path, who) for path in files]
+    parts = [_rows(path, who) for path in saves.pool_files("pool", who)]
     if not parts or "images" not in parts[0]:
         instead = "give its recipe instead of --run" if who == "synthesize" else "give images of your own"
         raise UserError(f"{who} needs a run whose method stores images, got {folder}; {instead}")

@@ -3,28 +3,47 @@
 A save writes new files aside, flushes them to the disk, and renames them; the last rename commits. Whatever happens in
 between, the previous save stays whole. Pools are saved incrementally, as segments of the rows added since the last
 save. Files are read with ``weights_only=True``: they cannot run code.
+
+The last two saves are kept. A commit file holds the SHA-256 of every file of its save, and of itself: where the newest
+save is damaged, the one before is taken.
 """
 
+import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields, is_dataclass
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from dfkd.data.pool import Pool
 from dfkd.engine.aside import write_aside
-from dfkd.engine.core import Cache
+from dfkd.engine.states import pack, pools_of, unpack
 from dfkd.errors import UserError
-from dfkd.types import Moments
 
-__all__ = ["COMMIT_FILE", "Checkpoint", "pack", "unpack", "write_aside"]
+__all__ = ["COMMIT_FILE", "Checkpoint", "Save", "pack", "pools_of", "unpack", "write_aside"]
 
 COMMIT_FILE = "commit.json"
+EARLIER_FILE = "commit-before.json"
 FULL = "free space or permissions, then resume: earlier saves are whole"
+
+
+@dataclass(frozen=True)
+class Save:
+    """One committed save, as its commit file names it.
+
+    Attributes:
+        rounds: finished when it was made.
+        world: processes of the run.
+        files: name and SHA-256 of every file of every process; None in saves of dfkd before it wrote them.
+    """
+
+    rounds: int
+    world: int
+    files: dict[str, str] | None
 
 
 class Checkpoint:
@@ -36,6 +55,8 @@ class Checkpoint:
     def __init__(self, folder: Path, rank: int = 0, world: int = 1, barrier: Callable[[], None] = lambda: None) -> None:
         self.folder, self.rank, self.world, self.barrier = folder, rank, world, barrier
         self._segments: dict[str, list[tuple[int, int]]] = {}  # pool -> committed [start, end) of rows ever added
+        self._last: Save | None = None  # the newest whole save
+        self.notes: list[str] = []  # what was wrong with the saves that were found
 
     @property
     def path(self) -> Path:
@@ -44,27 +65,41 @@ class Checkpoint:
 
     def exists(self) -> bool:
         """Has anything been saved?"""
-        return self.path.exists()
+        return self.path.exists() or (self.folder / EARLIER_FILE).exists()
 
     def rounds(self) -> int:
-        """Rounds that were saved; 0 where nothing was.
+        """Rounds of the newest whole save; 0 where nothing was saved.
 
         Raises:
-            UserError: the commit file cannot be read.
+            UserError: no save is whole.
         """
-        return self.committed()[0] if self.exists() else 0
+        return self.newest().rounds if self.exists() else 0
 
-    def committed(self, who: str = "resume") -> tuple[int, int]:
-        """Rounds and processes of the last save; ``who`` needs them.
+    def newest(self, who: str = "resume") -> Save:
+        """The newest save whose files are all as they were written; ``who`` needs it.
+
+        Where that is the one before the last, process 0 warns, and ``notes`` says so.
 
         Raises:
-            UserError: there is none, or it cannot be read.
+            UserError: there is none.
         """
-        try:
-            commit = json.loads(self.path.read_text())
-            return int(commit["rounds"]), int(commit["world"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise _damaged(self.path, error, who) from error
+        if self._last is not None:
+            return self._last
+        faults: list[str] = []
+        for file in (self.path, self.folder / EARLIER_FILE):
+            save, fault = self._checked(file)
+            if save is not None:
+                if faults:
+                    self.notes = [
+                        f"the newest save is damaged ({faults[0]}); the one before, of {save.rounds} rounds, is used"
+                    ]
+                    if self.rank == 0:
+                        warnings.warn(f"{self.folder}: {self.notes[0]}", stacklevel=2)
+                self._last = save
+                return save
+            faults.append(fault)
+        either = "" if faults[1] == "missing" else f", and the save before it is damaged too: {faults[1]}"
+        raise _damaged(self.path, f"{faults[0]}{either}", who)
 
     def save(self, rounds: int, payload: Mapping[str, Any], pools: Mapping[str, Pool]) -> None:
         """Commit ``payload`` (plain values and tensors) and the new rows of every pool, after ``rounds`` rounds.
@@ -72,28 +107,35 @@ class Checkpoint:
         Raises:
             UserError: the disk is full or the folder cannot be written; the previous save is still whole.
         """
-        segments = {name: self._save_rows(name, pool) for name, pool in pools.items()}
+        sums: dict[str, str] = {}  # of this process's files
+        segments = {name: self._save_rows(name, pool, sums) for name, pool in pools.items()}
         listed = {name: [list(span) for span in spans] for name, spans in segments.items()}
-        whole = {**payload, "segments": listed, "world": self.world, "format": 1}
-        write_aside(self._state(rounds), lambda path: torch.save(whole, path), FULL)
+        whole = {**payload, "segments": listed, "world": self.world, "format": 2}
+        self._write(self._state(rounds), whole, sums)
+        if self.rank > 0:
+            text = json.dumps(sums)
+            write_aside(self._sums(self.rank, rounds), lambda path: path.write_text(text), FULL)
         self.barrier()
+        everything = self._gathered(rounds, sums)
+        save = Save(rounds, self.world, everything)
         if self.rank == 0:
-            commit = json.dumps({"rounds": rounds, "world": self.world})
-            write_aside(self.path, lambda path: path.write_text(commit), FULL)
+            self._commit(save)
         self.barrier()
-        self._segments = segments
-        self._drop_others(rounds)
+        self._segments, before, self._last = segments, self._last, save
+        self._drop_others(save, before)
 
     def load(self, pools: Mapping[str, Pool]) -> dict[str, Any]:
-        """The last payload; ``pools`` (empty, of the same capacity) get their rows back.
+        """The payload of the newest whole save; ``pools`` (empty, of the same capacity) get their rows back.
 
         Raises:
-            UserError: a checkpoint of another number of processes, or one that cannot be read.
+            UserError: a checkpoint of another number of processes, or none that can be read.
         """
-        rounds, world = self.committed()
-        if world != self.world:
-            raise UserError(f"resume needs the {world} processes the run began with, got {self.world}; start as many")
-        payload = self._read(self._state(rounds))
+        save = self.newest()
+        if save.world != self.world:
+            raise UserError(
+                f"resume needs the {save.world} processes the run began with, got {self.world}; start as many"
+            )
+        payload = self._read(self._state(save.rounds))
         try:
             self._segments = {name: [(a, b) for a, b in spans] for name, spans in payload["segments"].items()}
             for name, pool in pools.items():
@@ -102,18 +144,86 @@ class Checkpoint:
                     pool.added = end - len(next(iter(rows.values())))
                     pool.add(**rows)
         except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
-            raise error if isinstance(error, UserError) else _damaged(self._state(rounds), error) from error
+            raise error if isinstance(error, UserError) else _unreadable(self._state(save.rounds), error) from error
         return payload
 
-    def _save_rows(self, name: str, pool: Pool) -> list[tuple[int, int]]:
+    def pool_files(self, name: str, who: str = "resume") -> list[Path]:
+        """The segments of every process's pool ``name`` in the newest whole save, oldest rows first.
+
+        Raises:
+            UserError: no save is whole.
+        """
+        save = self.newest(who)
+        found: list[tuple[int, int, Path]] = []
+        for path in self.folder.glob("pool-*.pt"):
+            match = re.fullmatch(rf"pool-(\d+)-{re.escape(name)}-\d+-(\d+)\.pt", path.name)
+            if match and (save.files is None or path.name in save.files):
+                found.append((int(match[1]), int(match[2]), path))
+        return [path for _, _, path in sorted(found)]
+
+    def _checked(self, file: Path) -> tuple[Save | None, str]:
+        """The save that a commit file names, and what is wrong with it or its files."""
+        try:
+            save = _parsed(json.loads(file.read_text()))
+        except FileNotFoundError:
+            return None, "missing"
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+            return None, f"{file.name}: {type(error).__name__}"
+        for name, digest in (save.files or {}).items():
+            fault = _fault(self.folder / name, digest)
+            if fault:
+                return None, f"{name}: {fault}"
+        return save, ""
+
+    def _commit(self, save: Save) -> None:
+        """Keep the commit file of the save before, then replace ``commit.json``."""
+        if self._last is not None:
+            earlier = _written(self._last)
+            write_aside(self.folder / EARLIER_FILE, lambda path: path.write_text(earlier), FULL)
+        text = _written(save)
+        write_aside(self.path, lambda path: path.write_text(text), FULL)
+        if self._last is None:  # of another run, that began in this folder before
+            (self.folder / EARLIER_FILE).unlink(missing_ok=True)
+
+    def _gathered(self, rounds: int, mine: Mapping[str, str]) -> dict[str, str]:
+        """The files of all processes: their names and sums, as each process left them in the folder."""
+        everything = dict(mine)
+        for rank in range(1, self.world if self.rank == 0 else 1):
+            file = self._sums(rank, rounds)
+            try:
+                everything |= json.loads(file.read_text())
+            except (OSError, ValueError) as error:
+                raise UserError(
+                    f"a save needs one folder that all processes share, got {self.folder} without {file.name} of "
+                    f"process {rank}; choose an out on a file system that every machine sees"
+                ) from error
+        return everything
+
+    def _save_rows(self, name: str, pool: Pool, sums: dict[str, str]) -> list[tuple[int, int]]:
         """Write the rows added since the last save; returns the spans that make up the pool now."""
         spans = self._segments.get(name, [])
         done = spans[-1][1] if spans else 0
         if pool.added > done:
             rows = {key: value.cpu() for key, value in pool.since(done).items()}
-            write_aside(self._file(name, done, pool.added), lambda path: torch.save(rows, path), FULL)
+            self._write(self._file(name, done, pool.added), rows, sums)
             spans = [*spans, (done, pool.added)]
-        return [(start, end) for start, end in spans if end > pool.added - pool.capacity]
+        spans = [(start, end) for start, end in spans if end > pool.added - pool.capacity]
+        before = (self._last.files if self._last is not None else None) or {}
+        for span in spans:
+            path = self._file(name, *span)
+            if path.name not in sums:
+                sums[path.name] = before.get(path.name) or _sum(path)
+        return spans
+
+    @staticmethod
+    def _write(path: Path, content: Mapping[str, Any], sums: dict[str, str]) -> None:
+        """Write a file aside and note its SHA-256."""
+
+        def write(aside: Path) -> None:
+            torch.save(content, aside)
+            sums[path.name] = _sum(aside)
+
+        write_aside(path, write, FULL)
 
     def _state(self, rounds: int) -> Path:
         return self.folder / f"state-{self.rank}-{rounds}.pt"
@@ -121,15 +231,21 @@ class Checkpoint:
     def _file(self, name: str, start: int, end: int) -> Path:
         return self.folder / f"pool-{self.rank}-{name}-{start}-{end}.pt"
 
-    def _drop_others(self, rounds: int) -> None:
-        """Remove what the committed save does not refer to: older saves, rows that left the ring, cut-off saves."""
-        kept = {self._file(name, *span) for name, spans in self._segments.items() for span in spans}
-        kept.add(self._state(rounds))
-        for path in [*self.folder.glob(f"pool-{self.rank}-*.pt"), *self.folder.glob(f"state-{self.rank}-*.pt")]:
-            if path not in kept:
-                path.unlink(missing_ok=True)
-        for kind in ("pool", "state"):  # what a kill in the middle of a write left behind
-            for path in self.folder.glob(f".{kind}-{self.rank}-*.tmp"):
+    def _sums(self, rank: int, rounds: int) -> Path:
+        return self.folder / f"sums-{rank}-{rounds}.json"
+
+    def _drop_others(self, save: Save, before: Save | None) -> None:
+        """Remove what neither of the last two saves refers to: older saves, rows that left the ring, cut-off saves."""
+        kept = {*(save.files or {}), self._sums(self.rank, save.rounds).name}
+        if before is not None:
+            kept |= {*(before.files or {}), self._state(before.rounds).name}
+        mine = [f"{kind}-{self.rank}-" for kind in ("pool", "state", "sums")]
+        for start in mine:
+            for path in self.folder.glob(f"{start}*"):
+                if path.name not in kept:
+                    path.unlink(missing_ok=True)
+        for start in [*mine, *(["commit"] if self.rank == 0 else [])]:
+            for path in self.folder.glob(f".{start}*.tmp"):  # left by a kill in the middle of a write
                 path.unlink(missing_ok=True)
 
     @staticmethod
@@ -137,95 +253,50 @@ class Checkpoint:
         try:
             content: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
         except Exception as error:  # whatever a damaged file makes the reader raise
-            raise _damaged(path, error) from error
+            raise _unreadable(path, error) from error
         return content
 
 
-def _damaged(path: Path, error: Exception, who: str = "resume") -> UserError:
-    return UserError(
-        f"{who} needs a readable checkpoint, got {path} ({type(error).__name__}); start again in a new folder"
-    )
+def _parsed(row: Any) -> Save:
+    """A commit file's content. Raises ValueError, KeyError or TypeError where it is not as it was written."""
+    if row.keys() == {"rounds", "world"}:  # dfkd before it kept sums
+        return Save(int(row["rounds"]), int(row["world"]), None)
+    save = Save(int(row["rounds"]), int(row["world"]), dict(row["files"]))
+    if row["sha256"] != _own_sum(save):
+        raise ValueError("the sum of the commit file differs")
+    if any(Path(name).name != name for name in save.files or {}):
+        raise ValueError("a file outside the folder")
+    return save
 
 
-def pack(value: Any) -> Any:
-    """``value`` as plain containers, numbers and tensors.
-
-    Pools are left out, as they are saved in segments, and so are caches, which can be computed again.
-    """
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, nn.Module | Optimizer):
-        return value.state_dict()
-    if isinstance(value, Pool | Cache):
-        return None
-    if isinstance(value, Moments):
-        return {"moments": [pack(value.mean), pack(value.var)]}
-    if is_dataclass(value) and not isinstance(value, type):
-        return {item.name: pack(getattr(value, item.name)) for item in fields(value)}
-    if isinstance(value, Mapping):
-        return {"dict": {key: pack(item) for key, item in value.items()}}
-    if isinstance(value, list | tuple):
-        return {"tuple" if isinstance(value, tuple) else "list": [pack(item) for item in value]}
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise TypeError(f"a state needs fields that can be saved, got {type(value).__name__}")
+def _written(save: Save) -> str:
+    if save.files is None:
+        return json.dumps({"rounds": save.rounds, "world": save.world})
+    row = {"rounds": save.rounds, "world": save.world, "files": save.files, "sha256": _own_sum(save)}
+    return json.dumps(row, indent=1)
 
 
-def unpack(saved: Any, into: Any, device: torch.device) -> Any:
-    """The inverse of :func:`pack`: modules, optimisers and dataclasses are filled in place, the rest is returned."""
-    if isinstance(into, nn.Module | Optimizer):
-        into.load_state_dict(saved)
-        return into
-    if isinstance(into, Pool | Cache):
-        return into
-    if is_dataclass(into) and not isinstance(into, type):
-        for item in fields(into):
-            setattr(into, item.name, unpack(saved[item.name], getattr(into, item.name), device))
-        return into
-    if isinstance(saved, Tensor) and isinstance(into, Tensor) and into.requires_grad:
-        with torch.no_grad():  # an optimiser may hold it
-            return into.copy_(saved)
-    if isinstance(saved, Tensor):
-        return saved.to(device) if not isinstance(into, Tensor) else saved.to(into.device)
-    if isinstance(saved, dict):
-        return _unpack_container(saved, into, device)
-    return saved
+def _own_sum(save: Save) -> str:
+    text = json.dumps([save.rounds, save.world, sorted((save.files or {}).items())])
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _unpack_container(saved: dict[Any, Any], into: Any, device: torch.device) -> Any:
-    if saved.keys() == {"moments"}:
-        return Moments(*(unpack(part, None, device) for part in saved["moments"]))
-    for kind in ("list", "tuple"):
-        if saved.keys() == {kind}:
-            old = list(into) if isinstance(into, list | tuple) else []
-            old += [None] * (len(saved[kind]) - len(old))
-            items = [unpack(part, slot, device) for part, slot in zip(saved[kind], old, strict=False)]
-            return items if kind == "list" else tuple(items)
-    slots = into if isinstance(into, Mapping) else {}
-    return {key: unpack(part, slots.get(key), device) for key, part in saved["dict"].items()}
+def _sum(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def pools_of(state: Any) -> dict[str, Pool]:
-    """Every pool of a state, wherever it is kept, by its dotted path; one that is kept twice counts once."""
-    found: dict[str, Pool] = {}
-    for path, pool in _walk(state, ""):
-        if not any(pool is other for other in found.values()):
-            found[path] = pool
-    return found
+def _fault(path: Path, digest: str) -> str:
+    """Why a file is not the one that was written; empty where it is."""
+    try:
+        return "" if _sum(path) == digest else "its SHA-256 is another"
+    except OSError as error:
+        return error.strerror or type(error).__name__
 
 
-def _walk(value: Any, path: str) -> Iterator[tuple[str, Pool]]:
-    """Pools in dataclasses, lists, tuples and dicts, those nearest to the top first."""
-    if isinstance(value, Pool):
-        yield path, value
-        return
-    if is_dataclass(value) and not isinstance(value, type):
-        parts = {item.name: getattr(value, item.name) for item in fields(value)}
-    elif isinstance(value, Mapping):
-        parts = {str(key): part for key, part in value.items()}
-    elif isinstance(value, list | tuple):
-        parts = {str(i): part for i, part in enumerate(value)}
-    else:
-        return
-    for key in sorted(parts, key=lambda key: not isinstance(parts[key], Pool)):
-        yield from _walk(parts[key], f"{path}.{key}" if path else key)
+def _unreadable(path: Path, error: Exception) -> UserError:
+    return _damaged(path, type(error).__name__, "resume")
+
+
+def _damaged(path: Path, why: str, who: str) -> UserError:
+    return UserError(f"{who} needs a readable checkpoint, got {path} ({why}); start again in a new folder")

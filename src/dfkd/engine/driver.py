@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
-from dfkd.engine.checkpoint import Checkpoint, pack, pools_of, unpack
+from dfkd.engine.checkpoint import Checkpoint
 from dfkd.engine.core import Clock, Method, Metrics, State, Task, unmet
 from dfkd.engine.evaluate import evaluate, predictions
 from dfkd.engine.plan import Plan
 from dfkd.engine.records import Evaluation, Observer, RoundRecord
+from dfkd.engine.states import Parts, check_declared, check_grown, pack, parts_of, pools_of, unpack
 from dfkd.errors import UserError
 from dfkd.ops.pixels import as_bytes, as_images
 from dfkd.types import Batch
@@ -86,8 +87,7 @@ def run(task: Task, method: Method[Any], plan: Plan, watch: Watch | None = None,
     watch = watch or Watch()
     task.teacher.freeze()
     asked = [p for p in task.student.net.parameters() if p.requires_grad]
-    state = method.setup(task, plan)
-    task.runtime.place(state.joint)
+    state, parts = _set_up(task, method, plan)
     task.runtime.share(task.student.net)
     learnt = _learnt(task, state)
     optimizer = make_optimizer([*learnt, *state.joint.parameters()], plan)
@@ -111,8 +111,11 @@ def run(task: Task, method: Method[Any], plan: Plan, watch: Watch | None = None,
             record = _look(task, state, plan, watch, round, made, loss, batch, (began, between, time.monotonic()))
             spent += time.monotonic() - began
             last = _ask(task, watch, record)
-            if watch.checkpoint and (last or _agree(task, time.monotonic() - saved_at >= watch.save_every)):
-                _check_finite(task, watch, loss, round)  # this round's loss may not have been read
+            due = watch.checkpoint and (last or _agree(task, time.monotonic() - saved_at >= watch.save_every))
+            if due or "loss/student" in record.metrics:
+                _check_finite(task, watch, loss, round)
+            if watch.checkpoint and due:
+                check_grown(parts, state)
                 _save(task, state, optimizer, watch.checkpoint, round + 1, spent)
                 saved_at = time.monotonic()
             if last:
@@ -137,6 +140,14 @@ def check(task: Task, method: Method[Any], fitting: Sequence[str] = ()) -> None:
     if missing:
         fits = f" (these fit: {', '.join(fitting)})" if fitting else ""
         raise UserError(f"{type(method).__name__} needs {missing[0].what}, got {missing[0].instead(task)}{fits}")
+
+
+def _set_up(task: Task, method: Method[Any], plan: Plan) -> tuple[State, Parts]:
+    """The method's state on the device, and the modules, optimisers and pools that a resume will fill."""
+    state: State = method.setup(task, plan)
+    task.runtime.place(state.joint)
+    check_declared(state)
+    return state, parts_of(state)
 
 
 def _learnt(task: Task, state: State) -> list[nn.Parameter]:
@@ -261,7 +272,6 @@ def _look(
     metrics["lr"] = plan.rate(round)
     if loss is not None and read:
         metrics["loss/student"] = float(loss) / plan.steps
-        _check_finite(task, watch, loss, round)
     if task.runtime.compiled:
         metrics["graphs"] = float(task.runtime.graphs)
     metrics["seconds/synthesis"], metrics["seconds/student"] = between - began, ended - between
@@ -339,8 +349,7 @@ def revisit(task: Task, method: Method[Any], plan: Plan, checkpoint: Checkpoint)
     """
     check(task, method)
     task.teacher.freeze()
-    state: State = method.setup(task, plan)
-    task.runtime.place(state.joint)
+    state, _ = _set_up(task, method, plan)
     with _fitting(checkpoint):
         _reload(task, state, checkpoint)
     task.student.eval()

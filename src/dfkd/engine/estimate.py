@@ -157,7 +157,7 @@ def extrapolate(measured: Measured, plan: Plan, watch: Watch, free: int, disk_fr
     growth = 0 if pools.reserved else pool - round(pools.rows * pools.row_bytes)
     sheets = math.ceil(plan.total / watch.samples_every) if watch.samples_every else 0
     spill = round(pools.capacity * pools.row_bytes) if pools.spilled else 0
-    disk = 2 * measured.state + pool + 2 * measured.student + sheets * watch.samples * measured.image + spill
+    disk = 3 * measured.state + pool + 2 * measured.student + sheets * watch.samples * measured.image + spill
     return Estimate(seconds, images, pool, measured.peak + growth, free, disk, disk_free)
 
 
@@ -258,7 +258,7 @@ def _measure(task: Task, method: Method[Any], plan: Plan, watch: Watch, folder: 
         _look(task, watch),
         _pools(state),
         _peak(task),
-        sum(path.stat().st_size for path in folder.glob("state-*.pt")),
+        max((path.stat().st_size for path in folder.glob("state-*.pt")), default=0),
         sum(t.numel() * t.element_size() for t in task.student.net.state_dict().values()),
         math.prod(task.image_shape),
         period,
