@@ -275,6 +275,7 @@ def test_run_folders(digits_weights: Path, capsys: pytest.CaptureFixture[str]) -
     _refused(shlex.split("teach wrn10-1 --data digits --out t"), ["new or empty folder"], capsys)
     _refused(shlex.split("synthesize --run runs/x --out other"), ["new folder"], capsys)
     _refused(shlex.split("synthesize --run runs/x --count 0 --out z"), ["--count"], capsys)
+    Path("runs/x/checkpoint/commit-before.json").unlink()
     for text in ("{", "[]", '{"rounds": 4}', "\x00\xff"):
         Path("runs/x/checkpoint/commit.json").write_text(text, encoding="latin-1")
         says = ["synthesize needs a readable checkpoint, got runs/x/checkpoint/commit.json"]
