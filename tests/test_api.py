@@ -497,7 +497,7 @@ def test_a_stopped_run_is_finished_properly_and_goes_on(
     exam = torch.zeros(4, 1, 8, 8), torch.zeros(4, dtype=torch.int64)
     go(digits_teacher, out=tmp_path, observers=[Enough()], progress=True, figures=True, test=exam, evaluate_every=9)
     stored = read_run(tmp_path)
-    assert (stored.status, len(stored.rounds)) == ("stopped", 2)
+    assert (stored.status, len(stored.rounds)) == ("stopped", 3)
     assert stored.result is not None
     assert stored.result.stopped == "seen <enough>"
     assert stored.result.final is not None
@@ -534,7 +534,7 @@ def test_the_record_of_a_lost_student_is_closed(digits_teacher: nn.Module, tmp_p
     with pytest.raises(dfkd.UserError, match="student needs a finite loss, got nan in round 3"):
         go(digits_teacher, student, out=tmp_path, observers=[Diverge(student)], save_every=0)
     stored = read_run(tmp_path)
-    assert (stored.status, len(stored.rounds)) == ("stopped", 2)
+    assert (stored.status, len(stored.rounds)) == ("stopped", 3)
     assert stored.result is not None
     assert stored.result.stopped == "the student's loss was nan in round 3"
     assert "the student&#39;s loss was nan in round 3" in (tmp_path / "report.html").read_text()

@@ -127,6 +127,8 @@ def _slot(tag: str, into: Any, kinds: Kinds) -> Any:
 
 def _filled(saved: Mapping[str, Any], into: Any, device: torch.device, kinds: Kinds) -> Any:
     for item in fields(into):
+        if item.name == "optimizers" and item.name not in saved and into.optimizers == ():
+            continue  # newer than the first checkpoints
         value = unpack(saved[item.name], getattr(into, item.name, None), device, kinds)
         object.__setattr__(into, item.name, value)  # a frozen dataclass is restored like any other
     return into
