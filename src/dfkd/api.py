@@ -20,6 +20,7 @@ from dfkd.engine.checkpoint import Checkpoint
 from dfkd.engine.core import Method, Need, Task, unmet
 from dfkd.engine.driver import Watch, check, run
 from dfkd.engine.evaluate import evaluate, predictions
+from dfkd.engine.fingerprint import inputs_of
 from dfkd.engine.plan import Plan
 from dfkd.engine.records import Evaluation, Keep, Observer, RoundRecord, RunInfo, RunResult
 from dfkd.engine.runtime import Runtime
@@ -30,13 +31,12 @@ from dfkd.nets.zoo import Classifier
 from dfkd.prepare import instance, labelled, prepare
 from dfkd.report.conversion import Conversion
 from dfkd.report.figures import figures_of
-from dfkd.report.files import read_run
 from dfkd.report.gallery import FIGURES_FOLDER, Gallery, write_gallery
 from dfkd.report.page import write_page
 from dfkd.runs import (
     CHECKPOINT_FOLDER,
-    forget_run,
     network_bytes,
+    note_resume,
     open_run,
     provenance,
     save_student,
@@ -44,7 +44,7 @@ from dfkd.runs import (
     weights_hash,
 )
 from dfkd.settings import Images, Machine, Text, Watching
-from dfkd.watchers import earlier_stop, look_for_duplicates, observers_of, tell
+from dfkd.watchers import earlier_stop, look_for_duplicates, observers_of, recorded, tell
 
 __all__ = ["Distilled", "distill"]
 
@@ -170,17 +170,19 @@ def _distill(
         check(task, method, _fitting(task))
         info = _info(method, plan, task, facts, embedding, (teacher.name, student.name))
         exam = labelled(data.test, task, "test")
-        again = resume
+        stored = None
         if folder is not None and runtime.rank == 0:
-            again = stack.enter_context(open_run(folder, info, resume, settings.save_every))
+            stored = stack.enter_context(open_run(folder, info, resume, settings.save_every))
+        again = resume if runtime.rank else stored is not None
         runtime.barrier()
         first = _check_teacher(task, exam)
         keep = Keep()
         saves = _checkpoint(folder, runtime)
         done = saves.rounds() if saves is not None and again else 0
-        watchers = observers_of(folder, done, runtime, stack, not quiet, keep, settings.tensorboard)
-        earlier = read_run(folder) if folder is not None and again and runtime.rank == 0 else None
-        info = replace(info, continues=earlier_stop(earlier), overlap=None if earlier is None else earlier.info.overlap)
+        watchers = observers_of(folder, stored, done, runtime, stack, not quiet, keep, settings.tensorboard)
+        if stored is not None and saves is not None:
+            info = note_resume(info, stored, done, saves.notes)
+            info = replace(info, continues=earlier_stop(stored), overlap=stored.info.overlap)
         info = look_for_duplicates(task, exam, info, watchers) if settings.overlap else info
         watchers = [keep, *watchers, *([] if runtime.rank else observers)]
         watch = replace(
@@ -191,19 +193,13 @@ def _distill(
             checkpoint=saves,
             ready=partial(tell, watchers, info, runtime),
         )
-        try:
+        with recorded(watchers, keep, again):
             state = run(task, method, plan, watch, resume=again)
-        except Exception:  # whatever it is, and it goes on: a run that failed before it began must not block its folder
-            if folder is not None and runtime.rank == 0 and not again and not keep.records:
-                forget_run(folder)
-            elif watch.stopped is not None:  # the student is lost: the record is closed, the last save stays
-                _close(task, _result(info, keep.records, first, watch, {}), folder, watchers)
-            raise
-        if settings.figures and folder is not None and runtime.rank == 0:  # the export takes the student's hooks off
-            _draw(folder, figures_of(task, method, plan, state, exam, overlap=info.overlap))
-        files = _keep_student(task, info, folder, student.spec, settings.export)
-        result = _result(info, keep.records, first, watch, files)
-        _close(task, result, folder, watchers)
+            if settings.figures and folder is not None and runtime.rank == 0:  # export takes the hooks off
+                _draw(folder, figures_of(task, method, plan, state, exam, overlap=info.overlap))
+            files = _keep_student(task, info, folder, student.spec, settings.export)
+            result = _result(info, keep.records, first, watch, files)
+            _close(task, result, folder, watchers)
     return Distilled(student.net.eval(), result, _export(folder, runtime, settings.onnx))
 
 
@@ -306,6 +302,7 @@ def _info(
         text if uses_text else None,
         provenance(task.runtime),
         measures=dict(method.all_measures()),
+        inputs={} if task.runtime.rank else inputs_of(task, method),
     )
 
 

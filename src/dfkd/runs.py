@@ -5,12 +5,13 @@ import io
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, fields
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dfkd.engine.checkpoint import COMMIT_FILE, write_aside
+from dfkd.engine.checkpoint import Checkpoint, write_aside
 from dfkd.engine.core import Method
 from dfkd.engine.lock import LOCK_FILE, held
 from dfkd.engine.probe import Probe
@@ -26,13 +27,14 @@ from dfkd.engine.records import RunInfo
 from dfkd.engine.runtime import Runtime
 from dfkd.engine.sharing import widened_by
 from dfkd.errors import UserError
-from dfkd.report.files import METRICS_FILE, RUN_FILE, StoredRun, plain, read_run
+from dfkd.report.files import METRICS_FILE, RUN_FILE, SAMPLES_FOLDER, StoredRun, plain, read_run
 
 __all__ = [
     "CHECKPOINT_FOLDER",
     "check_free",
     "forget_run",
     "network_bytes",
+    "note_resume",
     "open_run",
     "provenance",
     "save_student",
@@ -42,6 +44,10 @@ __all__ = [
 
 VERSION = "0.1.0"
 CHECKPOINT_FOLDER = "checkpoint"
+RECIPE_FILE = "recipe.yaml"
+RECIPE_HEAD = b"# written by dfkd"
+TEMPORARY = re.compile(r"\..+\.\d+\.tmp")  # what ``write_aside`` writes to
+EVENTS = "events.out.tfevents."
 
 
 def weights_hash(net: nn.Module) -> str:
@@ -93,34 +99,64 @@ def provenance(runtime: Runtime) -> dict[str, object]:
 
 
 @contextmanager
-def open_run(folder: Path, info: RunInfo, resume: bool, save_every: float = 30.0) -> Iterator[bool]:
+def open_run(folder: Path, info: RunInfo, resume: bool, save_every: float = 30.0) -> Iterator[StoredRun | None]:
     """Prepare ``folder`` for a run, and keep other processes out of it as long as this lasts.
 
-    Nothing that is in the folder changes. Gives whether there is something to continue.
+    Nothing that is in the folder changes but temporaries of a start that was killed, which are removed. Gives the run
+    that is continued; None where a new one begins.
 
     Args:
         folder: the run's.
         info: of the run that is to begin or to go on.
-        resume: continue the run that is there.
+        resume: continue the run that is there. One that was killed before it wrote its ``run.json`` begins.
         save_every: least seconds between saves of the run.
 
     Raises:
         UserError: the folder holds another run (or other files) and ``resume`` is off, or the run there had other
             settings or lost its checkpoint, or another process runs it, or the folder cannot be written.
     """
-    if resume and not (folder / RUN_FILE).exists():
+    if resume and not any((folder / name).exists() for name in (RUN_FILE, RECIPE_FILE)):
         raise UserError(f"resume needs a run folder, got {folder} without {RUN_FILE}; start it without resume")
-    if not resume:
+    if not (resume and (folder / RUN_FILE).exists()):
         check_free(folder)
         _make(folder)
     with held(folder):
-        if resume:
-            stored = read_run(folder)
+        stored = None
+        if resume and (folder / RUN_FILE).exists():
+            stored = read_run(folder, mend=True)
             _check_same(stored.info, info, folder)
             _check_saved(stored, folder, save_every)
         else:
             check_free(folder)  # again, for a run that began in between
-        yield resume
+        _sweep(folder)
+        yield stored
+
+
+def note_resume(info: RunInfo, stored: StoredRun, rounds: int, notes: Sequence[str] = ()) -> RunInfo:
+    """``info`` of a run that goes on after ``rounds`` rounds, with what its resumes found.
+
+    Warns, once, of versions, machine and threads that are not those of the start before: they change no setting, but
+    the student may differ in its last bits from that of a run that was never stopped.
+    """
+    differing = _differing(stored.info, info)
+    if differing:
+        text = f"bits of the student may differ from those of a run that was never stopped: {', '.join(differing)}"
+        warnings.warn(f"{text}", stacklevel=2)
+        notes = [*notes, text]
+    lines = tuple(f"resumed after round {rounds} on {info.provenance['date']}: {note}" for note in notes)
+    return replace(info, notes=(*stored.info.notes, *lines))
+
+
+def _differing(old: RunInfo, new: RunInfo) -> list[str]:
+    """What of code and machine is not as it was: "torch 2.12 instead of 2.11"."""
+    names = {"dfkd": "dfkd", "commit": "commit of dfkd", "python": "Python", "torch": "torch"}
+    names |= {"device": "device", "hardware": "hardware", "threads": "threads"}
+    found = []
+    for key, name in names.items():
+        before, now = old.provenance.get(key), new.provenance.get(key)
+        if before is not None and now is not None and before != now:
+            found.append(f"{name} {now} instead of {before}")
+    return found
 
 
 def _make(folder: Path) -> None:
@@ -134,20 +170,20 @@ def _make(folder: Path) -> None:
 
 def _check_saved(stored: StoredRun, folder: Path, save_every: float) -> None:
     """Refuse to begin again where something was reached. A run that was stopped before its first save may."""
-    commit = folder / CHECKPOINT_FOLDER / COMMIT_FILE
-    if commit.exists():
+    saves = Checkpoint(folder / CHECKPOINT_FOLDER)
+    if saves.exists():
         return
     rounds = stored.rounds
     saved = len(rounds) > 1 and sum(record.seconds for record in rounds[:-1]) >= save_every
-    if saved or stored.status == "finished" or (folder / "student.safetensors").exists():
+    if saved or stored.status in ("finished", "stopped") or (folder / "student.safetensors").exists():
         raise UserError(
-            f"resume needs the checkpoint of the {len(rounds)} rounds that were run, got none at {commit}; put it "
+            f"resume needs the checkpoint of the {len(rounds)} rounds that were run, got none at {saves.path}; put it "
             "back, or start in a new folder"
         )
 
 
 def check_free(folder: Path) -> None:
-    """Refuse a folder in which a new run cannot begin.
+    """Refuse a folder in which a new run cannot begin. What a start that was killed left there does not count.
 
     Raises:
         UserError: it is a file, or holds a run or other files.
@@ -159,16 +195,39 @@ def check_free(folder: Path) -> None:
             f"out needs a folder without a run, got {folder}, which holds one; choose another folder, or continue "
             "that run with resume (`dfkd distill --resume`)"
         )
-    if folder.exists() and any(path.name != LOCK_FILE for path in folder.iterdir()):
+    if folder.exists() and not all(_left_behind(path) for path in folder.iterdir()):
         raise UserError(f"out needs an empty or new folder, got {folder} with other files in it; choose another folder")
+
+
+def _left_behind(path: Path) -> bool:
+    """Is this what a start that was killed before its first round leaves: written by us, and of no use?"""
+    if path.is_symlink():
+        return False
+    if path.is_dir():
+        ours = (CHECKPOINT_FOLDER, SAMPLES_FOLDER, "tensorboard")
+        return path.name in ours and all(_left_behind(inner) for inner in path.iterdir())
+    if path.name == RECIPE_FILE:
+        return path.read_bytes().startswith(RECIPE_HEAD)
+    if path.name == METRICS_FILE:
+        return path.stat().st_size == 0
+    return path.name == LOCK_FILE or bool(TEMPORARY.fullmatch(path.name)) or path.name.startswith(EVENTS)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove temporaries that killed writes left, here and below."""
+    for path in folder.rglob(".*.tmp"):
+        if TEMPORARY.fullmatch(path.name) and path.is_file():
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
 
 
 def forget_run(folder: Path) -> None:
     """Remove what a run wrote before its first round; other files, and a folder that holds any, stay."""
-    for name in (RUN_FILE, METRICS_FILE, "recipe.yaml"):
+    for name in (RUN_FILE, METRICS_FILE, RECIPE_FILE):
         (folder / name).unlink(missing_ok=True)
-    for path in (folder / "tensorboard").glob("events.out.tfevents.*"):
+    for path in (folder / "tensorboard").glob(f"{EVENTS}*"):
         path.unlink(missing_ok=True)
+    _sweep(folder)
     for path in sorted(folder.rglob("*"), reverse=True):
         if path.is_dir() and not any(path.iterdir()):
             path.rmdir()
@@ -280,14 +339,24 @@ def _settings(old: RunInfo, new: RunInfo) -> Sequence[tuple[str, object, object]
         was, now = (dict(_flat(plain(getattr(run, group)), at)) for run in (old, new))
         pairs += [(key, was.get(key), now.get(key)) for key in {**was, **now}]
     for who in ("teacher", "student"):
-        for key in ("kind", "sha256", "parameters", "mean", "std"):
+        for key in ("kind", "sha256", "parameters", "mean", "std", "head", "stages"):
             pairs.append((f"{who}.{key}", plain(getattr(old, who).get(key)), plain(getattr(new, who).get(key))))
     for key in ("seed", "precision", "processes", "compile", "channels_last"):
         pairs.append((key, old.provenance.get(key), new.provenance.get(key)))
     for key, before in (("compile_mode", "default"), ("sync_bn", False)):  # newer than the first run folders
         pairs.append((key, old.provenance.get(key, before), new.provenance.get(key, before)))
     shape = ("image_shape", tuple(old.image_shape), tuple(new.image_shape))
-    return [*pairs, shape, ("classes", old.classes, new.classes), ("text", old.text, new.text)]
+    pairs += [shape, ("classes", old.classes, new.classes), ("text", old.text, new.text)]
+    pairs += [(key, old.inputs[key], now) for key, now in new.inputs.items() if key in old.inputs]
+    return [*pairs, *_names(old.names, new.names)]
+
+
+def _names(old: Sequence[str], new: Sequence[str]) -> Iterator[tuple[str, object, object]]:
+    """The first class whose name differs."""
+    if len(old) != len(new):
+        yield "names of classes", len(old), len(new)
+    for label, (before, now) in enumerate(zip(old, new, strict=False)):
+        yield f"the name of class {label}", before, now
 
 
 def _flat(values: Mapping[str, Any], at: str) -> Iterator[tuple[str, object]]:
@@ -327,8 +396,3 @@ def _processor() -> str:
         ]
         name = models[0] if models else name
     return f"{name}, {os.cpu_count()} cores"
-
-
-def metrics_path(folder: Path) -> Path:
-    """Where the rounds of a run are written."""
-    return folder / METRICS_FILE

@@ -1,7 +1,7 @@
 """The observers of a run: files, the terminal, the user's own; and what they are told before its first round."""
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,18 +11,22 @@ from dfkd.data.overlap import find_duplicates
 from dfkd.engine.core import Task
 from dfkd.engine.records import Keep, Observer, RunInfo
 from dfkd.engine.runtime import Runtime
+from dfkd.errors import UserError
 from dfkd.report.console import Progress
-from dfkd.report.files import METRICS_FILE, SAMPLES_FOLDER, StoredRun, read_run
+from dfkd.report.files import METRICS_FILE, SAMPLES_FOLDER, StoredRun
 from dfkd.report.observers import JsonLines, RunFile, Samples, TensorBoard
+from dfkd.report.page import write_page
 from dfkd.report.summary import duration, stop_sentence
+from dfkd.runs import forget_run
 
-__all__ = ["earlier_stop", "look_for_duplicates", "observers_of", "tell"]
+__all__ = ["earlier_stop", "look_for_duplicates", "observers_of", "recorded", "tell"]
 
 LONG = 10.0  # seconds of a look at the web images that are announced
 
 
 def observers_of(
     folder: Path | None,
+    stored: StoredRun | None,
     done: int,
     runtime: Runtime,
     stack: ExitStack,
@@ -36,8 +40,7 @@ def observers_of(
     found: list[Observer] = []
     if folder is not None:
         found += [RunFile(folder), JsonLines(folder / METRICS_FILE, done), Samples(folder / SAMPLES_FOLDER)]
-        earlier = read_run(folder).rounds if done else []
-        keep.records.extend(record for record in earlier if record.round < done)
+        keep.records.extend(record for record in (stored.rounds if stored else []) if record.round < done)
     if folder is not None and tensorboard:
         found.append(TensorBoard(folder / "tensorboard", done))
     if progress:
@@ -79,7 +82,40 @@ def look_for_duplicates(
 
 
 def tell(watchers: Sequence[Observer], info: RunInfo, runtime: Runtime) -> None:
-    """The run begins: only now, when every process has read what it continues from, may its files change."""
+    """The run begins: only now, when every process has read what it continues from, may its files change.
+
+    ``run.json`` is written last: a folder that has it has all that a resume needs.
+    """
     runtime.barrier()
-    for observer in watchers:
+    for observer in sorted(watchers, key=lambda watcher: isinstance(watcher, RunFile)):
         observer.started(info)
+
+
+@contextmanager
+def recorded(watchers: Sequence[Observer], keep: Keep, resumed: bool) -> Iterator[None]:
+    """What ends a run early is written into its folder; one that had no round yet leaves a folder to start again in.
+
+    An error makes it "failed", with its sentence in ``run.json`` and in the report; a signal makes it "interrupted".
+    """
+    try:
+        yield
+    except BaseException as error:
+        for run_file in [watcher for watcher in watchers if isinstance(watcher, RunFile)]:
+            with suppress(UserError, OSError):  # a full disk must not hide the error
+                _end(run_file, error, begun=resumed or bool(keep.records))
+        raise
+
+
+def _end(run_file: RunFile, error: BaseException, begun: bool) -> None:
+    if not begun:
+        forget_run(run_file.folder)
+    elif not isinstance(error, Exception):
+        run_file.ended("interrupted")
+    elif run_file.ended("failed", _sentence(error)):
+        write_page(run_file.folder)
+
+
+def _sentence(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    text = lines[0] if lines else "no message"
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"

@@ -124,7 +124,7 @@ def _stopped(out: Path, stop: BaseException, job: Job) -> int:
     """Say how to go on."""
     code = stop.code if isinstance(stop, Stopped) else 130
     if (out / "run.json").is_file() and (out / RECIPE_FILE).is_file():
-        stored = read_run(out)
+        stored = read_run(out, mend=True)
         if stored.status not in ("finished", "stopped"):
             with suppress(UserError), held(out):  # a run that another process goes on with stays as it is
                 write_run(out, stored.info, None, "interrupted")

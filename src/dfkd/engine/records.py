@@ -24,6 +24,8 @@ class RunInfo:
     names: tuple[str, ...] = ()
     text: dict[str, str] | None = None
     provenance: dict[str, object] = field(default_factory=dict)
+    inputs: dict[str, str] = field(default_factory=dict)  # fingerprints of what makes the student
+    notes: tuple[str, ...] = ()  # what resumes of this run found: a damaged save, other versions
     overlap: NearDuplicates | None = None  # of evaluation images among the web images, where that was looked for
     measures: dict[str, Measure] = field(default_factory=dict)  # what the method's metrics mean
     continues: str | None = None  # "stopped after round 7 of 20: why", where an earlier start was stopped

@@ -1,7 +1,9 @@
 """The text files of a run folder: ``run.json`` and ``metrics.jsonl``.
 
-Both are strict JSON: a number that is not finite is written as ``null`` and read back as NaN. Files are
-replaced whole (written aside, synced, renamed), so a reader never sees half of one.
+Both are strict JSON: a number that is not finite is written as ``null`` and read back as NaN. ``run.json`` is replaced
+whole (written aside, synced, renamed), so a reader never sees half of it. ``metrics.jsonl`` grows by one line a round,
+handed to the system at once and synced at least once a second: a kill may tear the last line, a power cut lose those of
+the last second. A resume drops torn lines and rounds after the save it goes on from.
 
 ``run.json`` is ``{"info": ..., "result": ... | null, "status": "running" | "finished" | "stopped" |
 "interrupted"}``, where ``result`` is the ``RunResult`` without ``info`` and ``rounds``; ``metrics.jsonl`` holds one
@@ -10,6 +12,7 @@ replaced whole (written aside, synced, renamed), so a reader never sees half of 
 
 import json
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, is_dataclass
@@ -22,7 +25,7 @@ from dfkd.engine.measures import Alarm, Measure
 from dfkd.engine.records import Evaluation, RoundRecord, RunInfo, RunResult
 from dfkd.errors import UserError
 
-Status = Literal["running", "finished", "stopped", "interrupted"]
+Status = Literal["running", "finished", "stopped", "interrupted", "failed"]
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
@@ -37,6 +40,7 @@ class StoredRun:
     rounds: list[RoundRecord]
     result: RunResult | None
     status: Status
+    reason: str | None = None  # the sentence with which a failed run ended
 
 
 @contextmanager
@@ -91,8 +95,8 @@ def record_from(row: Mapping[str, Any]) -> RoundRecord:
     )
 
 
-def write_run(folder: Path, info: RunInfo, result: RunResult | None, status: Status) -> None:
-    """Write ``run.json`` into ``folder``."""
+def write_run(folder: Path, info: RunInfo, result: RunResult | None, status: Status, reason: str | None = None) -> None:
+    """Write ``run.json`` into ``folder``; ``reason`` is the sentence with which a run failed."""
     told = None
     if result is not None:
         told = {
@@ -102,7 +106,7 @@ def write_run(folder: Path, info: RunInfo, result: RunResult | None, status: Sta
             "files": result.files,
             "stopped": result.stopped,
         }
-    page = plain({"info": asdict(info), "result": told, "status": status})
+    page = plain({"info": asdict(info), "result": told, "status": status, "reason": reason})
     text = json.dumps(page, allow_nan=False, ensure_ascii=False, indent=1)
     write_whole(folder / RUN_FILE, text.encode() + b"\n")
 
@@ -112,26 +116,27 @@ def status_of(result: RunResult) -> Status:
     return "finished" if result.stopped is None else "stopped"
 
 
-def read_run(folder: Path) -> StoredRun:
+def read_run(folder: Path, mend: bool = False) -> StoredRun:
     """Read ``run.json`` and ``metrics.jsonl`` of a run folder.
 
     Raises UserError where the folder holds no run or its files are damaged. A torn last line of the metrics
-    (the process was killed while writing it) is left out; missing metrics are no rounds.
+    (the process was killed while writing it) is left out, and with ``mend`` every damaged one, as a resume does;
+    missing metrics are no rounds.
     """
     path = folder / RUN_FILE
     try:
         row = json.loads(path.read_text("utf-8"))
         info = _info(row["info"])
-        rounds = read_rounds(folder / METRICS_FILE)
+        rounds = read_rounds(folder / METRICS_FILE, mend)
         status = row["status"]
         if status not in get_args(Status):
             raise ValueError("status")
-        return StoredRun(info, rounds, _result(info, rounds, row["result"]), status)
+        return StoredRun(info, rounds, _result(info, rounds, row["result"]), status, _text(row.get("reason")))
     except OSError as error:
         raise UserError(
             f"the report needs the file {path}, got '{error.strerror}'; give the folder of a distillation run"
         ) from error
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(
@@ -139,39 +144,46 @@ def read_run(folder: Path) -> StoredRun:
         ) from error
 
 
-def read_rounds(path: Path) -> list[RoundRecord]:
-    """The rounds of ``metrics.jsonl``; none where the file is missing. Raises UserError on a damaged line."""
-    if not path.exists():
-        return []
-    lines = path.read_text("utf-8", errors="replace").splitlines()
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            records.append(record_from(json.loads(line)))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            if number == len(lines):
-                break
+def read_rounds(path: Path, mend: bool = False) -> list[RoundRecord]:
+    """The rounds of ``metrics.jsonl`` in order, each once (the last line of a round counts); none without the file.
+
+    A torn last line is left out, and with ``mend`` every damaged one. Raises UserError on a damaged line otherwise.
+    """
+    records: dict[int, RoundRecord] = {}
+    lines = _lines(path)
+    for number, (_, record) in enumerate(lines, start=1):
+        if record is not None:
+            records[record.round] = record
+        elif number < len(lines) and not mend:
             raise UserError(
                 f"the report needs one round a line in {path}, got something else in line {number}; "
                 "remove that line or resume the run"
-            ) from error
-    return records
+            )
+    return [records[round] for round in sorted(records)]
 
 
 def keep_rounds(path: Path, before: int) -> None:
-    """Drop from ``metrics.jsonl`` every line that is torn or belongs to round ``before`` or later."""
-    if not path.exists():
-        write_whole(path, b"")
-        return
-    kept = []
-    for line in path.read_text("utf-8", errors="replace").splitlines():
+    """Bring ``metrics.jsonl`` to the state it had when round ``before`` began: one sound line for each round.
+
+    Lines that are torn or damaged are dropped, with a warning unless it is the last one, which a kill may have cut.
+    """
+    lines = _lines(path)
+    damaged = sum(record is None for _, record in lines[:-1])
+    if damaged:
+        warnings.warn(f"{damaged} damaged lines of {path} are dropped: these rounds have no record", stacklevel=2)
+    kept = {record.round: line for line, record in lines if record is not None and record.round < before}
+    write_whole(path, "".join(kept[round] + "\n" for round in sorted(kept)).encode())
+
+
+def _lines(path: Path) -> list[tuple[str, RoundRecord | None]]:
+    """Every line with the round it records; None for one that records none."""
+    found: list[tuple[str, RoundRecord | None]] = []
+    for line in path.read_text("utf-8", errors="replace").splitlines() if path.exists() else ():
         try:
-            record = record_from(json.loads(line))
-        except (AttributeError, KeyError, TypeError, ValueError):
-            continue
-        if record.round < before:
-            kept.append(line + "\n")
-    write_whole(path, "".join(kept).encode())
+            found.append((line, record_from(json.loads(line))))
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError):
+            found.append((line, None))
+    return found
 
 
 def _float(value: float | None) -> float:
@@ -207,6 +219,8 @@ def _info(row: Mapping[str, Any]) -> RunInfo:
         overlap=_overlap(row.get("overlap")),  # newer than the first run folders, as is what follows
         measures={str(name): _measure(about) for name, about in row.get("measures", {}).items()},
         continues=_text(row.get("continues")),
+        inputs={str(key): str(value) for key, value in row.get("inputs", {}).items()},
+        notes=tuple(str(note) for note in row.get("notes", ())),
     )
 
 

@@ -4,6 +4,8 @@ The terminal is in ``dfkd.report.console``.
 """
 
 import math
+import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +14,7 @@ from PIL import Image
 from dfkd.engine.records import Evaluation, Observer, RoundRecord, RunInfo, RunResult
 from dfkd.errors import UserError
 from dfkd.extras import install_extra
-from dfkd.report.files import keep_rounds, record_line, status_of, write_run, write_whole, writing
+from dfkd.report.files import Status, keep_rounds, record_line, status_of, write_run, write_whole, writing
 from dfkd.report.grid import Layout, layout
 from dfkd.report.sheets import png, sheet_of
 from dfkd.report.summary import finished_rounds
@@ -27,14 +29,24 @@ class RunFile(Observer):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._info: RunInfo | None = None  # while the run is on
 
     def started(self, info: RunInfo) -> None:
         """Write the settings; the status is "running"."""
         write_run(self.folder, info, None, "running")
+        self._info = info
 
     def finished(self, result: RunResult) -> None:
         """Write the outcome; the status is "finished" or "stopped"."""
         write_run(self.folder, result.info, result, status_of(result))
+        self._info = None
+
+    def ended(self, status: Status, reason: str | None = None) -> bool:
+        """Write how the run ended before it was done; False where it had not begun, or was done."""
+        if self._info is None:
+            return False
+        write_run(self.folder, self._info, None, status, reason)
+        return True
 
 
 class JsonLines(Observer):
@@ -49,6 +61,7 @@ class JsonLines(Observer):
     def __init__(self, path: Path, resume_at: int = 0) -> None:
         self.path = path
         self.resume_at = resume_at
+        self._synced = -math.inf  # when the file was last flushed to the disk
 
     def started(self, info: RunInfo) -> None:
         """Bring the file to the state it had when round ``resume_at`` began."""
@@ -58,6 +71,10 @@ class JsonLines(Observer):
         """Append the round. The file is opened anew each time, so that the line is out when this returns."""
         with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(record_line(record) + "\n")
+            file.flush()
+            if time.monotonic() - self._synced > 1.0:
+                os.fsync(file.fileno())
+                self._synced = time.monotonic()
 
 
 class Samples(Observer):

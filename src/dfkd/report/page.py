@@ -130,6 +130,7 @@ def _context(
         "sections": _sections(info),
         "loading": _loading(info, result),
         "overlap": _overlap(info),
+        "notes": info.notes,
         "files": {} if result is None else result.files,
     }
 
@@ -139,6 +140,8 @@ def _ending(run: StoredRun) -> str:
     earlier = "" if run.info.continues is None else f"It goes on with a run that was {run.info.continues}."
     if run.result is not None and run.result.stopped is not None:
         return f"This run was {stop_sentence(run.rounds, run.result.stopped)}. {earlier}".rstrip()
+    if run.status == "failed":
+        return f"This run failed: {run.reason or 'no reason is known'}. {earlier}".rstrip()
     unfinished = (
         "" if run.status == "finished" else "This run has not finished; the numbers are those of its last round."
     )
