@@ -85,21 +85,17 @@ class Checkpoint:
         """
         if self._last is not None:
             return self._last
-        faults: list[str] = []
-        for file in (self.path, self.folder / EARLIER_FILE):
-            save, fault = self._checked(file)
-            if save is not None:
-                if faults:
-                    self.notes = [
-                        f"the newest save is damaged ({faults[0]}); the one before, of {save.rounds} rounds, is used"
-                    ]
-                    if self.rank == 0:
-                        warnings.warn(f"{self.folder}: {self.notes[0]}", stacklevel=2)
-                self._last = save
-                return save
-            faults.append(fault)
-        either = "" if faults[1] == "missing" else f", and the save before it is damaged too: {faults[1]}"
-        raise _damaged(self.path, f"{faults[0]}{either}", who)
+        save, fault = self._checked(self.path)
+        if save is None:
+            save, earlier = self._checked(self.folder / EARLIER_FILE)
+            if save is None:
+                either = "" if earlier == "missing" else f", and the save before it is damaged too: {earlier}"
+                raise _damaged(self.path, f"{fault}{either}", who)
+            self.notes = [f"the newest save is damaged ({fault}); the one before, of {save.rounds} rounds, is used"]
+            if self.rank == 0:
+                warnings.warn(f"{self.folder}: {self.notes[0]}", stacklevel=2)
+        self._last = save
+        return save
 
     def save(self, rounds: int, payload: Mapping[str, Any], pools: Mapping[str, Pool]) -> None:
         """Commit ``payload`` (plain values and tensors) and the new rows of every pool, after ``rounds`` rounds.
