@@ -20,6 +20,7 @@ from dfkd.cli.main import main
 from dfkd.data.rows import Rows
 from dfkd.engine import aside
 from dfkd.engine.fingerprint import fingerprint_rows, fingerprint_tensor
+from dfkd.nets.zoo import Classifier
 from dfkd.report.files import read_run, record_line
 from dfkd.runs import check_free
 
