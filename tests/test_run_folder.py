@@ -209,10 +209,8 @@ def other_names(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def other_stages(settings: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "teacher_layers": {"stages": ["stages.1", "stages.2"]},
-        "student_layers": {"stages": ["stages.1", "stages.2"]},
-    }
+    stages = ["stages.1", "stages.2"]
+    return {key: Classifier(settings[key], stages=stages) for key in ("teacher", "student")}
 
 
 def other_frozen(settings: dict[str, Any]) -> dict[str, Any]:
