@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from dfkd.data.pool import Pool
 from dfkd.engine.checkpoint import Checkpoint, write_aside
 from dfkd.engine.core import Cache, State
-from dfkd.engine.states import check_declared, check_grown, pack, parts_of, pools_of, unpack
+from dfkd.engine.declared import check_declared, check_grown, parts_of
+from dfkd.engine.states import pack, pools_of, unpack
 from dfkd.errors import UserError
 from dfkd.types import Moments
 

@@ -8,12 +8,10 @@ The last two saves are kept. A commit file holds the SHA-256 of every file of it
 save is damaged, the one before is taken.
 """
 
-import hashlib
 import json
 import re
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ import torch
 
 from dfkd.data.pool import Pool
 from dfkd.engine.aside import write_aside
+from dfkd.engine.commits import Save, fault_of, parsed, sum_of, written
 from dfkd.engine.states import pack, pools_of, unpack
 from dfkd.errors import UserError
 
@@ -29,21 +28,6 @@ __all__ = ["COMMIT_FILE", "Checkpoint", "Save", "pack", "pools_of", "unpack", "w
 COMMIT_FILE = "commit.json"
 EARLIER_FILE = "commit-before.json"
 FULL = "free space or permissions, then resume: earlier saves are whole"
-
-
-@dataclass(frozen=True)
-class Save:
-    """One committed save, as its commit file names it.
-
-    Attributes:
-        rounds: finished when it was made.
-        world: processes of the run.
-        files: name and SHA-256 of every file of every process; None in saves of dfkd before it wrote them.
-    """
-
-    rounds: int
-    world: int
-    files: dict[str, str] | None
 
 
 class Checkpoint:
@@ -160,13 +144,13 @@ class Checkpoint:
     def _checked(self, file: Path) -> tuple[Save | None, str]:
         """The save that a commit file names, and what is wrong with it or its files."""
         try:
-            save = _parsed(json.loads(file.read_text()))
+            save = parsed(json.loads(file.read_text()))
         except FileNotFoundError:
             return None, "missing"
         except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             return None, f"{file.name}: {type(error).__name__}"
         for name, digest in (save.files or {}).items():
-            fault = _fault(self.folder / name, digest)
+            fault = fault_of(self.folder / name, digest)
             if fault:
                 return None, f"{name}: {fault}"
         return save, ""
@@ -174,9 +158,9 @@ class Checkpoint:
     def _commit(self, save: Save) -> None:
         """Keep the commit file of the save before, then replace ``commit.json``."""
         if self._last is not None:
-            earlier = _written(self._last)
+            earlier = written(self._last)
             write_aside(self.folder / EARLIER_FILE, lambda path: path.write_text(earlier), FULL)
-        text = _written(save)
+        text = written(save)
         write_aside(self.path, lambda path: path.write_text(text), FULL)
         if self._last is None:  # of another run, that began in this folder before
             (self.folder / EARLIER_FILE).unlink(missing_ok=True)
@@ -208,7 +192,7 @@ class Checkpoint:
         for span in spans:
             path = self._file(name, *span)
             if path.name not in sums:
-                sums[path.name] = before.get(path.name) or _sum(path)
+                sums[path.name] = before.get(path.name) or sum_of(path)
         return spans
 
     @staticmethod
@@ -217,7 +201,7 @@ class Checkpoint:
 
         def write(aside: Path) -> None:
             torch.save(content, aside)
-            sums[path.name] = _sum(aside)
+            sums[path.name] = sum_of(aside)
 
         write_aside(path, write, FULL)
 
@@ -251,43 +235,6 @@ class Checkpoint:
         except Exception as error:  # whatever a damaged file makes the reader raise
             raise _unreadable(path, error) from error
         return content
-
-
-def _parsed(row: Any) -> Save:
-    """A commit file's content. Raises ValueError, KeyError or TypeError where it is not as it was written."""
-    if row.keys() == {"rounds", "world"}:  # dfkd before it kept sums
-        return Save(int(row["rounds"]), int(row["world"]), None)
-    save = Save(int(row["rounds"]), int(row["world"]), dict(row["files"]))
-    if row["sha256"] != _own_sum(save):
-        raise ValueError("the sum of the commit file differs")
-    if any(Path(name).name != name for name in save.files or {}):
-        raise ValueError("a file outside the folder")
-    return save
-
-
-def _written(save: Save) -> str:
-    if save.files is None:
-        return json.dumps({"rounds": save.rounds, "world": save.world})
-    row = {"rounds": save.rounds, "world": save.world, "files": save.files, "sha256": _own_sum(save)}
-    return json.dumps(row, indent=1)
-
-
-def _own_sum(save: Save) -> str:
-    text = json.dumps([save.rounds, save.world, sorted((save.files or {}).items())])
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _sum(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def _fault(path: Path, digest: str) -> str:
-    """Why a file is not the one that was written; empty where it is."""
-    try:
-        return "" if _sum(path) == digest else "its SHA-256 is another"
-    except OSError as error:
-        return error.strerror or type(error).__name__
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:

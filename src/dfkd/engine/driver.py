@@ -13,10 +13,11 @@ from torch.optim import SGD, Adam, Optimizer
 
 from dfkd.engine.checkpoint import Checkpoint
 from dfkd.engine.core import Clock, Method, Metrics, State, Task, unmet
+from dfkd.engine.declared import Parts, check_declared, check_grown, parts_of
 from dfkd.engine.evaluate import evaluate, predictions
 from dfkd.engine.plan import Plan
 from dfkd.engine.records import Evaluation, Observer, RoundRecord
-from dfkd.engine.states import Parts, check_declared, check_grown, pack, parts_of, pools_of, unpack
+from dfkd.engine.states import pack, pools_of, unpack
 from dfkd.errors import UserError
 from dfkd.ops.pixels import as_bytes, as_images
 from dfkd.types import Batch

@@ -2,29 +2,26 @@
 
 A module, an optimiser or a pool is restored into the one that ``setup`` made. Everything else (tensors, parameters,
 numbers, strings, lists, tuples, named tuples, dicts, nested dataclasses) is made again. What could not be restored is
-refused by name: at setup where the declaration shows it, else at the first save.
+refused by name (``dfkd.engine.declared``).
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
-from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dfkd.data.pool import Pool
-from dfkd.engine.core import Cache, State
-from dfkd.errors import UserError
+from dfkd.engine.core import Cache
 from dfkd.types import Moments
 
-__all__ = ["Parts", "check_declared", "check_grown", "kinds_of", "pack", "parts_of", "pools_of", "unpack"]
+__all__ = ["dataclasses_of", "kinds_of", "pack", "pools_of", "unpack", "walk"]
 
 PLAIN = (bool, int, float, str, type(None))
 FIXED = nn.Module | Optimizer  # what a resume fills, and cannot make
 Kinds = Mapping[str, type]
-Parts = dict[str, tuple[str, object]]
 
 
 def pack(value: Any, path: str = "state") -> Any:
@@ -134,63 +131,12 @@ def _filled(saved: Mapping[str, Any], into: Any, device: torch.device, kinds: Ki
     return into
 
 
-# ---- declarations ---------------------------------------------------------------------------------------------------
-
-
-def check_declared(state: State) -> None:
-    """Refuse a state with a field that no resume could restore, as its declaration or its value after setup shows.
-
-    Raises:
-        UserError: naming the field, and how to declare it.
-    """
-    for owner, path in _dataclasses(state, type(state).__name__):
-        hints = get_type_hints(type(owner))
-        for item in fields(owner):
-            value, hint = getattr(owner, item.name), hints.get(item.name, Any)
-            late = _late(hint, value)
-            if late:
-                raise UserError(
-                    f"{path}.{item.name} needs its modules and optimisers at setup, got {late}, which a resume could "
-                    "not make; make them in setup (an nn.ModuleList of fixed length, a tuple), or declare a Cache for "
-                    "what can be computed again"
-                )
-    try:
-        pack(state, type(state).__name__)
-    except TypeError as error:
-        raise UserError(
-            f"{type(state).__name__} needs fields of tensors, modules, optimisers, pools, numbers, strings, and "
-            f"lists, tuples, dicts and dataclasses of those, got {str(error).partition(', got ')[2]}; declare it "
-            "otherwise, or as a Cache"
-        ) from error
-
-
-def _late(hint: Any, value: Any) -> str:
-    """What a field of this type may hold later and does not hold now; empty where all is there."""
-    origin, inner = get_origin(hint), get_args(hint)
-    if origin in (list, dict) and any(_holds_fixed(part) for part in inner):
-        return f"a {origin.__name__} of them, which may grow"
-    if origin in (Union, UnionType) and value is None:
-        missing = [part for part in inner if _is_fixed(part)]
-        return f"None in the place of {missing[0].__name__}" if missing else ""
-    if origin in (Union, UnionType):
-        return next((said for part in inner if (said := _late(part, value))), "")
-    return ""
-
-
-def _is_fixed(hint: Any) -> bool:
-    return isinstance(hint, type) and issubclass(hint, nn.Module | Optimizer)
-
-
-def _holds_fixed(hint: Any) -> bool:
-    return get_origin(hint) is not Cache and (_is_fixed(hint) or any(_holds_fixed(part) for part in get_args(hint)))
-
-
 def kinds_of(state: Any) -> dict[str, type]:
     """Every named tuple and dataclass that ``state`` declares or holds, by full name."""
     found: dict[str, type] = {}
-    for owner, _ in _dataclasses(state, ""):
+    for owner, _ in dataclasses_of(state, ""):
         _collect(type(owner), found)
-    for value, _ in _walk(state, ""):
+    for value, _ in walk(state, ""):
         if _is_named_tuple(type(value)):
             _collect(type(value), found)
     return found
@@ -215,57 +161,23 @@ def _is_named_tuple(kind: type) -> bool:
     return issubclass(kind, tuple) and hasattr(kind, "_fields")
 
 
-# ---- what a resume fills -------------------------------------------------------------------------------------------
-
-
-def parts_of(state: State) -> Parts:
-    """Modules, optimisers and pools by path, each with what has to stay as setup made it."""
-    return {
-        path: _shape(value) for value, path in _walk(state, type(state).__name__) if isinstance(value, FIXED | Pool)
-    }
-
-
-def _shape(part: Any) -> tuple[str, object]:
-    if isinstance(part, Pool):
-        return "pool", tuple(sorted(part.columns))
-    if isinstance(part, Optimizer):
-        return "optimiser", tuple(len(group["params"]) for group in part.param_groups)
-    return "module", tuple(part.state_dict().keys())
-
-
-def check_grown(before: Parts, state: State) -> None:
-    """Refuse to save a state whose modules, optimisers or pools are not those of setup: no resume could restore it.
-
-    Raises:
-        UserError: naming the first one.
-    """
-    now = parts_of(state)
-    for path in [*now, *before]:
-        if before.get(path) != now.get(path):
-            kind = (now.get(path) or before[path])[0]
-            what = "grew" if path in before and path in now else "came" if path in now else "went"
-            raise UserError(
-                f"{path} needs to be the {kind} that setup made, got one that {what} since, which a resume could not "
-                "make; make it whole in setup, or declare a Cache for what can be computed again"
-            )
-
-
 def pools_of(state: Any) -> dict[str, Pool]:
     """Every pool of a state, wherever it is kept, by its dotted path; one that is kept twice counts once."""
     found: dict[str, Pool] = {}
-    for value, path in _walk(state, "", first=lambda part: isinstance(part, Pool)):
+    for value, path in walk(state, "", first=lambda part: isinstance(part, Pool)):
         if isinstance(value, Pool) and not any(value is other for other in found.values()):
             found[path] = value
     return found
 
 
-def _dataclasses(state: Any, path: str) -> Iterator[tuple[Any, str]]:
-    for value, at in _walk(state, path):
+def dataclasses_of(state: Any, path: str) -> Iterator[tuple[Any, str]]:
+    """Every dataclass within ``state``, itself included, with its path."""
+    for value, at in walk(state, path):
         if is_dataclass(value) and not isinstance(value, type):
             yield value, at
 
 
-def _walk(value: Any, path: str, first: Callable[[Any], bool] = lambda part: False) -> Iterator[tuple[Any, str]]:
+def walk(value: Any, path: str, first: Callable[[Any], bool] = lambda part: False) -> Iterator[tuple[Any, str]]:
     """``value`` and all parts of dataclasses, lists, tuples and dicts, those that come ``first`` before the others."""
     yield value, path
     if isinstance(value, FIXED | Pool | Cache | Tensor):
@@ -279,4 +191,4 @@ def _walk(value: Any, path: str, first: Callable[[Any], bool] = lambda part: Fal
     else:
         return
     for key in sorted(parts, key=lambda key: not first(parts[key])):
-        yield from _walk(parts[key], f"{path}.{key}" if path else key, first)
+        yield from walk(parts[key], f"{path}.{key}" if path else key, first)
