@@ -8,13 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from dfkd.engine.anatomy import survey
+from dfkd.engine.runtime import Runtime
 from dfkd.errors import UserError
-from dfkd.nets.zoo import ZOO, build
+from dfkd.nets.zoo import ZOO, Classifier, build, forget_layers
+from dfkd.prepare import prepare
+from dfkd.settings import Images
 
 
 @pytest.mark.parametrize("name", ["wrn16-1", "resnet8", "resnet18", "vgg8", "lenet5", "alexnet", "shufflenetv1"])
 def test_the_search_finds_the_head_the_zoo_names(name: str) -> None:
     net = build(name, 7, 3).net
+    forget_layers(net)
     found = survey(net, (3, 32, 32), 7)
     assert found.head == ZOO[name].head
     head = net.get_submodule(ZOO[name].head)
@@ -25,10 +29,44 @@ def test_the_search_finds_the_head_the_zoo_names(name: str) -> None:
     assert (found.norms, found.norm_channels) == (len(norms), sum(n.num_features for n in norms))
 
 
+@pytest.mark.parametrize("name", sorted(ZOO))
+def test_a_network_of_the_zoo_has_the_same_layers_by_its_name_and_as_a_module(name: str) -> None:
+    """From the shell a classifier carries its layers; from Python ``build(name).net`` comes alone."""
+    side = ZOO[name].fixed_side or 32
+    known = build(name, 10, 3)
+    plain = survey(known.net, (3, side, side))
+    assert plain == survey(known.net, (3, side, side), **known.layers)
+    assert (plain.head, plain.stages) == (known.head, tuple(known.stages or ()))
+
+
+def test_both_doors_make_the_same_task() -> None:
+    data = Images(image_size=(1, 8, 8), mean=[0.5], std=[0.5], classes=10)
+    teacher, student = build("wrn16-2", 10, 1), build("wrn16-1", 10, 1)
+    named, plain = (
+        prepare(*pair, Runtime(device="cpu").launch(), data, None).task
+        for pair in ((teacher, student), (Classifier(teacher.net), Classifier(student.net)))
+    )
+    for probe in ("teacher", "student"):
+        assert (
+            getattr(plain, probe).stage_names == getattr(named, probe).stage_names == ("stages.0", "stages.1", "relu")
+        )
+        assert getattr(plain, probe).head_name == getattr(named, probe).head_name == "head"
+
+
+def test_layers_that_are_gone_are_looked_for() -> None:
+    net = build("wrn16-1", 10, 1).net
+    net.head = nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10))
+    found = survey(net, (1, 8, 8))
+    assert found.head == "head.2"
+    assert found.stages == ("stages.0", "stages.1", "relu")
+
+
 def test_stages_are_the_last_map_of_every_size() -> None:
-    found = survey(build("wrn16-1", 10, 1).net, (1, 8, 8))
+    net = build("wrn16-1", 10, 1).net
+    forget_layers(net)
+    found = survey(net, (1, 8, 8))
     assert [side[1:] for side in found.sides] == [(8, 8), (4, 4), (2, 2)]
-    assert found.stages[-1] == "relu"
+    assert found.stages == ("stages.1.0.before", "stages.2.0.before", "relu")
     named = survey(build("wrn16-1", 10, 1).net, (1, 8, 8), stages=("stages.0", "stages.2"), head="head")
     assert named.stages == ("stages.0", "stages.2")
     assert named.sides == ((16, 8, 8), (64, 2, 2))

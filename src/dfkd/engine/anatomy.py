@@ -10,6 +10,7 @@ from dfkd.engine.probe import tracking_norms
 from dfkd.errors import UserError
 from dfkd.nets.adapters import suggest
 from dfkd.nets.count import count_macs, count_parameters
+from dfkd.nets.zoo import known_layers
 
 __all__ = ["Anatomy", "survey"]
 
@@ -66,7 +67,7 @@ def survey(
         image_shape: (c, h, w).
         classes: expected k, or None.
         role: "teacher" or "student", for messages.
-        head, stages: paths, where the search should not decide.
+        head, stages: paths, where neither the zoo (for a network of its own) nor the search should decide.
 
     Raises:
         UserError: the network cannot take such images, returns something else than logits or another number of
@@ -81,8 +82,9 @@ def survey(
             f"{role} needs as many outputs as there are classes, got {logits.shape[1]} outputs for {classes} classes; "
             "give the classes the network was trained on"
         )
-    head = seen.linear(head, role) if head is not None else seen.head()
-    stages = tuple(seen.mapped(name, role) for name in stages) if stages is not None else seen.stages()
+    known_head, known_stages = seen.known()
+    head = seen.linear(head, role) if head is not None else known_head or seen.head()
+    stages = tuple(seen.mapped(name, role) for name in stages) if stages is not None else known_stages or seen.stages()
     norms = tracking_norms(net)
     read = tuple(dict.fromkeys(name for name in seen.calls if name in norms))
     layer = net.get_submodule(head) if head is not None else None
@@ -141,6 +143,13 @@ class _Trace:
             )
         self.logits = logits
         return logits
+
+    def known(self) -> tuple[str | None, tuple[str, ...]]:
+        """Head and stages of a network of the zoo, as far as it still has them."""
+        head, stages = known_layers(self.net)
+        linear = {name for name, module, _ in self.order if isinstance(module, nn.Linear)}
+        whole = stages is not None and set(stages) <= self.shapes.keys()
+        return head if head in linear else None, stages if whole and stages is not None else ()
 
     def head(self) -> str | None:
         """The linear layer whose output is the network's output."""

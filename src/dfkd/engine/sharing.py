@@ -9,6 +9,7 @@ from dfkd.engine.anatomy import Anatomy, survey
 from dfkd.errors import UserError
 from dfkd.nets.heads import map_projector, vector_projector
 from dfkd.nets.tail import last_map
+from dfkd.nets.zoo import forget_layers
 
 __all__ = ["projection", "share_head", "widen", "widened_by"]
 
@@ -91,6 +92,7 @@ def widen(
     elif head.in_features != features:
         after = [*vector_projector(head.in_features, features, relu), *after]
     _replace(student, facts.head or "", nn.Sequential(*after) if len(after) > 1 else after[0])
+    forget_layers(student)
     setattr(student, _WIDENED, {"features": features, "side": side, "bias": bias, "relu": relu})
     training = student.training
     return student.to(head.weight.device, head.weight.dtype).train(training)

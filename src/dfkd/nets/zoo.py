@@ -18,6 +18,8 @@ from dfkd.nets.shufflenet import ShuffleNetV1, ShuffleNetV2
 from dfkd.nets.vgg import VGG
 from dfkd.nets.wrn import WideResNet
 
+_LAYERS = "_zoo_layers"  # an attribute of a network of the zoo: its head and stages
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -194,7 +196,24 @@ def build(name: str, classes: int, channels: int = 3) -> Classifier:
     entry = find(name)
     if entry is None:
         return Classifier(adapt(name, classes, channels), spec=spec, name=name)
-    return Classifier(entry.build(classes=classes, channels=channels), entry.head, entry.stages, spec, name)
+    net = entry.build(classes=classes, channels=channels)
+    setattr(net, _LAYERS, (entry.head, entry.stages))
+    return Classifier(net, entry.head, entry.stages, spec, name)
+
+
+def known_layers(net: nn.Module) -> tuple[str | None, tuple[str, ...] | None]:
+    """Head and stages of a network that :func:`build` made from the zoo; None, None of any other.
+
+    They go with the module, so that ``build(name).net`` and the name stand for the same layers everywhere.
+    """
+    layers: tuple[str, tuple[str, ...]] | tuple[None, None] = getattr(net, _LAYERS, (None, None))
+    return layers
+
+
+def forget_layers(net: nn.Module) -> None:
+    """Layers of ``net`` are changed: they have to be looked for anew."""
+    if hasattr(net, _LAYERS):
+        delattr(net, _LAYERS)
 
 
 def check_image_shape(name: str, image_shape: tuple[int, int, int]) -> None:
