@@ -94,7 +94,7 @@ class Odd(nn.Module):
 
     def forward(self, x: Tensor) -> object:
         y = self.linear(x.flatten(1))
-        return {"scaled": y * 2, "tuple": (y, y), "maps": y[:, :, None, None]}[self.returned]
+        return {"scaled": y * 2, "tuple": ("y", y), "maps": y[:, :, None]}[self.returned]
 
 
 def test_a_network_without_a_linear_head() -> None:
@@ -102,9 +102,15 @@ def test_a_network_without_a_linear_head() -> None:
     assert (found.head, found.features, found.norms) == (None, 0, 0)
 
 
-@pytest.mark.parametrize(("returned", "said"), [("tuple", "got tuple"), ("maps", r"got \(1, 5, 1, 1\)")])
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        ("tuple", "got tuple without logits"),
+        ("maps", r"got a tensor of shape \(8, 5, 1\) instead"),
+    ],
+)
 def test_what_is_not_logits_is_refused(returned: str, said: str) -> None:
-    with pytest.raises(UserError, match=rf"^student needs to return logits .*, {said}; wrap"):
+    with pytest.raises(UserError, match=rf"^student needs to return logits .*, {said}.*; wrap"):
         survey(Odd(returned), (3, 2, 2), role="student")
 
 

@@ -128,7 +128,7 @@ def test_sizes_are_the_published_ones(name: str) -> None:
     built = shapes_only(name)
     assert (len(norms(built.net)), sum(norms(built.net))) == (layers, channels)
     assert head_of(built).in_features == width
-    assert count_macs(built.net, (3, 32, 32)) / 1e6 == pytest.approx(macs, rel=0.01)
+    assert (count_macs(built.net, (3, 32, 32)) or 0) / 1e6 == pytest.approx(macs, rel=0.01)
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -139,7 +139,7 @@ def test_sizes_of_lenet_and_alexnet_are_the_published_ones(name: str) -> None:
     assert len(norms(built.net)) == layers
     assert head_of(built).in_features == width
     if macs is not None:
-        assert count_macs(built.net, (channels, 32, 32)) / 1e6 == pytest.approx(macs, rel=0.01)
+        assert (count_macs(built.net, (channels, 32, 32)) or 0) / 1e6 == pytest.approx(macs, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_sizes_of_lenet_and_alexnet_are_the_published_ones(name: str) -> None:
     [("resnet34", 4.64), ("resnet18", 2.22), ("vgg16", 1.253), ("vgg13", 0.913), ("resnet32x4", 4.33)],
 )
 def test_multiply_adds_at_64_pixels(name: str, billions: float) -> None:
-    assert count_macs(shapes_only(name).net, (3, 64, 64)) / 1e9 == pytest.approx(billions, rel=0.01)
+    assert (count_macs(shapes_only(name).net, (3, 64, 64)) or 0) / 1e9 == pytest.approx(billions, rel=0.01)
 
 
 def test_every_name_has_a_size_test() -> None:

@@ -185,7 +185,10 @@ def test_bad_images() -> None:
 def test_diverged() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
     images, labels = torch.randint(256, (8, 1, 8, 8), dtype=torch.uint8), torch.arange(8) % 2
+    plan = TeachPlan(epochs=3, lr=1e30)
+    with pytest.raises(UserError, match=r"finite loss, got (nan|inf) in epoch \d"):
+        teach(net, images, labels, plan, mean=(0,), std=(1,), runtime=Runtime(device="cpu"))
     with torch.no_grad():
         next(net.parameters()).fill_(math.nan)
-    with pytest.raises(UserError, match="finite loss, got nan in epoch 1"):
-        teach(net, images, labels, TeachPlan(epochs=2), mean=(0,), std=(1,), runtime=Runtime(device="cpu"))
+    with pytest.raises(UserError, match="network needs finite weights, got NaN"):
+        teach(net, images, labels, plan, mean=(0,), std=(1,), runtime=Runtime(device="cpu"))

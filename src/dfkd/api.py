@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from dfkd.data.text import TextEmbedding
 from dfkd.defaults import DEFAULT_METHOD
@@ -167,6 +168,7 @@ def _distill(
             task, facts, embedding = prepare(teacher, student, runtime, data, wanted, conversion, method)
         stack.callback(task.teacher.release)
         stack.callback(task.student.release)
+        _check_varies(facts[0])
         check(task, method, _fitting(task))
         info = _info(method, plan, task, facts, embedding, (teacher.name, student.name))
         exam = labelled(data.test, task, "test")
@@ -224,14 +226,19 @@ class _Flags(NamedTuple):
 
 def _flags(net: nn.Module) -> _Flags:
     named = {**dict(net.named_parameters()), **dict(net.named_buffers())}
-    others = {name: t.data for name, t in named.items() if t.is_floating_point() and t.dtype != torch.float32}
+    others = {
+        name: t.data
+        for name, t in named.items()
+        if not is_lazy(t) and t.is_floating_point() and t.dtype != torch.float32
+    }
     return _Flags([p.requires_grad for p in net.parameters()], [m.training for m in net.modules()], others)
 
 
 def _put_back(net: nn.Module, flags: _Flags) -> None:
     """The user's network asks for gradients, is in the modes, and has the numbers that it was given with."""
     for parameter, wanted in zip(net.parameters(), flags.gradients, strict=True):
-        parameter.requires_grad_(wanted)
+        if not is_lazy(parameter):
+            parameter.requires_grad_(wanted)
     for module, mode in zip(net.modules(), flags.modes, strict=True):
         module.training = mode
     named = {**dict(net.named_parameters()), **dict(net.named_buffers())}
@@ -242,7 +249,17 @@ def _put_back(net: nn.Module, flags: _Flags) -> None:
 
 def _contiguous(net: nn.Module) -> None:
     """In the user's hands, weights lie in memory as they do in plain PyTorch."""
-    net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    if not any(is_lazy(parameter) for parameter in net.parameters()):
+        net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+
+
+def _check_varies(teacher: Anatomy) -> None:
+    """No image says anything about a teacher that answers the same to all."""
+    if teacher.constant:
+        raise UserError(
+            "teacher needs logits that depend on the image, got the same for all of several noise images; load its "
+            "trained weights"
+        )
 
 
 def _check_teacher(task: Task, test: tuple[Tensor, Tensor] | None) -> Evaluation | None:

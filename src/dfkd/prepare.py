@@ -105,12 +105,13 @@ def prepare(
             head=anatomy.head,
             stages=anatomy.stages,
             norms=anatomy.norm_names,
+            outputs=anatomy.outputs,
         )
         for role, net, anatomy in (("teacher", teacher.net, old), ("student", student.net, new))
     ]
     if not all(network.compiles for network in wrapped):
         runtime = runtime.uncompiled()
-    old, new = (replace(anatomy, notes=network.notes) for anatomy, network in zip((old, new), wrapped, strict=True))
+    old, new = (replace(a, notes=(*a.notes, *network.notes)) for a, network in zip((old, new), wrapped, strict=True))
     task = Task(
         wrapped[0].probe.freeze(),
         wrapped[1].probe,

@@ -293,6 +293,7 @@ def _export(student: Probe, image_shape: tuple[int, int, int], path: Path) -> bo
 
     handles = student.release()
     whole = _Whole(student).eval()
+    _renew(handles, image_shape)
     whole.net = copy.deepcopy(handles).to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
     whole = whole.to("cpu").requires_grad_(False)
     example = torch.rand(2, *image_shape)
@@ -311,6 +312,13 @@ def _export(student: Probe, image_shape: tuple[int, int, int], path: Path) -> bo
     held = _packed(program)
     write_aside(path, lambda aside: aside.write_bytes(held.getbuffer()))
     return True
+
+
+@torch.no_grad()
+def _renew(net: nn.Module, image_shape: tuple[int, int, int]) -> None:
+    """Weights that layers compute in every pass (weight_norm, spectral_norm) without the graph that forbids a copy."""
+    device = next((p.device for p in net.parameters()), torch.device("cpu"))
+    net.eval()(torch.zeros(1, *image_shape, device=device))
 
 
 def _packed(program: Any) -> io.BytesIO:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
+from dfkd.engine.anatomy import survey
 from dfkd.engine.checkpoint import write_aside
 from dfkd.engine.evaluate import evaluate
 from dfkd.engine.probe import Probe
@@ -91,10 +92,13 @@ def teach(
     with torch.random.fork_rng(devices=[0] if torch.cuda.is_available() else []):
         runtime = (runtime or Runtime(seed=seed)).launch()
         began = time.monotonic()
+        shape = (images.shape[1], images.shape[2], images.shape[3])
+        anatomy = survey(net, shape, None, "network")
         wrapped = verified(
             net,
             runtime,
-            image_shape=(images.shape[1], images.shape[2], images.shape[3]),
+            image_shape=shape,
+            outputs=anatomy.outputs,
             mean=mean,
             std=std,
             role="network",
@@ -110,7 +114,7 @@ def teach(
         k = int(labels.max()) + 1 if test is None else int(max(labels.max(), test[1].max())) + 1
         final = None if test is None else evaluate(probe, *test, k, runtime)
         probe.release().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    return TeachResult(net.eval(), tuple(epochs), final, seconds, tuple(silent), wrapped.notes)
+    return TeachResult(net.eval(), tuple(epochs), final, seconds, tuple(silent), (*anatomy.notes, *wrapped.notes))
 
 
 def save_teacher(

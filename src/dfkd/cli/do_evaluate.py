@@ -14,6 +14,7 @@ from dfkd.cli.setup import known, load, seed_everything, with_weights_path
 from dfkd.cli.trust import refuse_code
 from dfkd.data.classes import in_order
 from dfkd.data.readers import read_images
+from dfkd.engine.anatomy import survey
 from dfkd.engine.evaluate import evaluate
 from dfkd.engine.probe import Probe
 from dfkd.engine.runtime import Runtime
@@ -88,6 +89,7 @@ def _with_target(settings: Evaluate) -> Evaluate:
 
 def _probe(network: Network, facts: Facts, runtime: Runtime, role: str) -> Probe:
     net = load(network, facts, role, trained=True).classifier.net
+    anatomy = survey(net, facts.image_size, facts.classes or None, role)
     wrapped = verified(
         net,
         runtime,
@@ -97,7 +99,8 @@ def _probe(network: Network, facts: Facts, runtime: Runtime, role: str) -> Probe
         role=role,
         trains=False,
         norms=(),
+        outputs=anatomy.outputs,
     )
-    for note in wrapped.notes:
+    for note in (*anatomy.notes, *wrapped.notes):
         print(f"note: {note}", file=sys.stderr)
     return wrapped.probe.freeze()

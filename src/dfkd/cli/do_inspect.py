@@ -1,6 +1,5 @@
 """`dfkd inspect`."""
 
-import copy
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -84,7 +83,7 @@ def _missing(settings: Inspect, facts: Facts, nets: Sequence[Loaded]) -> dict[st
         classes=facts.named,
     )
     if len(nets) == 1:
-        student = replace(teacher, net=copy.deepcopy(teacher.net))
+        student = load(settings.teacher, facts, "teacher").classifier  # a copy: not every network can be copied
     task = prepare(teacher, student, Runtime(device="cpu").launch(), data, settings.text).task
     return {name: unmet(task, kind()) for name, kind in METHODS.items()}
 
@@ -133,7 +132,7 @@ def _cells(anatomy: Anatomy) -> tuple[str, ...]:
     head = f"{anatomy.head} ({anatomy.features} features)" if anatomy.head else "no linear layer makes the logits"
     pairs = zip(anatomy.stages, anatomy.sides, strict=False)
     stages = ", ".join(f"{name} ({'x'.join(map(str, side))})" for name, side in pairs)
-    sizes = count(anatomy.parameters), operations(2 * anatomy.macs)
+    sizes = count(anatomy.parameters), operations(None if anatomy.macs is None else 2 * anatomy.macs)
     return anatomy.kind, *sizes, _norms(anatomy), head, stages or "none", str(anatomy.classes)
 
 

@@ -1,15 +1,19 @@
-"""What a network is: its head, stages, BatchNorm layers, size. Found by one dry forward pass, checked once."""
+"""What a network is: its head, stages, BatchNorm layers, size, outputs. Found by dry forward passes, checked once."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
+from dfkd.engine.dry import CONSTANT, check_finite, check_kind, make_weights, notes_on, outputs_of, run_dry, spread
 from dfkd.engine.probe import tracking_norms
+from dfkd.engine.verify import preserved
 from dfkd.errors import UserError
 from dfkd.nets.adapters import suggest
 from dfkd.nets.count import count_macs, count_parameters
+from dfkd.nets.outputs import Output, activation_of, noise_images
 from dfkd.nets.zoo import known_layers
 
 __all__ = ["Anatomy", "survey"]
@@ -21,7 +25,7 @@ class Anatomy:
 
     Attributes:
         kind: class name.
-        classes: width of its logits.
+        classes: number of classes: the width of its logits, 2 for a network with one logit.
         head: path of the linear layer that makes the logits, or None.
         features: length of the head's input (0 without a head).
         stages: paths of the modules whose outputs are stage maps, shallow to deep.
@@ -32,8 +36,11 @@ class Anatomy:
         repeated_norms: paths of those that run more than once (shared layers).
         idle_norms: paths of BatchNorm layers that no forward pass in eval mode reaches (auxiliary heads).
         parameters: number of parameters.
-        macs: multiply-adds of one image.
-        notes: what is done otherwise than asked to run it (:mod:`dfkd.engine.verify`), one sentence each.
+        macs: multiply-adds of one image, or None where they cannot be counted.
+        outputs: what it returns (:mod:`dfkd.nets.outputs`).
+        constant: its logits are the same for all images.
+        notes: what is odd about it, and what is done otherwise than asked to run it (:mod:`dfkd.engine.verify`), one
+            sentence each.
     """
 
     kind: str
@@ -45,10 +52,12 @@ class Anatomy:
     norms: int
     norm_channels: int
     parameters: int
-    macs: int
+    macs: int | None
     norm_names: tuple[str, ...] = ()
     repeated_norms: tuple[str, ...] = ()
     idle_norms: tuple[str, ...] = ()
+    outputs: Output = "logits"
+    constant: bool = False
     notes: tuple[str, ...] = ()
 
 
@@ -60,37 +69,57 @@ def survey(
     head: str | None = None,
     stages: Sequence[str] | None = None,
 ) -> Anatomy:
-    """Look through ``net`` with one image of ``image_shape`` (c, h, w); its mode and weights are left as they were.
+    """Look through ``net`` with noise images of ``image_shape`` (c, h, w); its mode and weights are left as they were.
 
     Args:
-        net: maps (1, c, h, w) to logits (1, k).
+        net: maps (n, c, h, w) to logits (n, k), or to something that :mod:`dfkd.nets.outputs` makes logits of.
         image_shape: (c, h, w).
         classes: expected k, or None.
         role: "teacher" or "student", for messages.
         head, stages: paths, where neither the zoo (for a network of its own) nor the search should decide.
 
     Raises:
-        UserError: the network cannot take such images, returns something else than logits or another number of
-            classes, holds weights that are not finite, or lacks a layer that ``head`` or ``stages`` names.
+        UserError: the network cannot take such images, returns something else than logits, logits that are not finite,
+            or another number of classes, holds weights that are not finite or not there, or lacks a layer that ``head``
+            or ``stages`` names.
     """
-    _check_finite(net, role)
+    check_kind(net, role)
+    if any(is_lazy(parameter) for parameter in net.parameters()):
+        make_weights(net, image_shape, role)
+    check_finite(net, role)
+    with preserved(net):
+        return _surveyed(net, image_shape, classes, role, head, stages)
+
+
+def _surveyed(
+    net: nn.Module,
+    image_shape: tuple[int, int, int],
+    classes: int | None,
+    role: str,
+    head: str | None,
+    stages: Sequence[str] | None,
+) -> Anatomy:
+    """:func:`survey` of a network that has its weights."""
     seen = _Trace(net)
-    like = next((p for p in net.parameters() if p.is_floating_point()), torch.empty(0))
-    logits = seen.run(torch.zeros(1, *image_shape, device=like.device, dtype=like.dtype), role)
-    if classes is not None and logits.shape[1] != classes:
+    images = noise_images(net, image_shape)
+    logits = seen.run(images, role)
+    outputs = outputs_of(net, images, logits, role)
+    k = 2 if logits.shape[1] == 1 else logits.shape[1]
+    if classes is not None and k != classes:
+        counted = "1 output, which tells 2 classes apart," if logits.shape[1] == 1 else f"{k} outputs"
         raise UserError(
-            f"{role} needs as many outputs as there are classes, got {logits.shape[1]} outputs for {classes} classes; "
+            f"{role} needs as many outputs as there are classes, got {counted} for {classes} classes; "
             "give the classes the network was trained on"
         )
     known_head, known_stages = seen.known()
-    head = seen.linear(head, role) if head is not None else known_head or seen.head()
+    head = seen.linear(head, role) if head is not None else known_head or seen.head(outputs)
     stages = tuple(seen.mapped(name, role) for name in stages) if stages is not None else known_stages or seen.stages()
     norms = tracking_norms(net)
     read = tuple(dict.fromkeys(name for name in seen.calls if name in norms))
     layer = net.get_submodule(head) if head is not None else None
     return Anatomy(
         kind=type(net).__name__,
-        classes=logits.shape[1],
+        classes=k,
         head=head,
         features=layer.in_features if isinstance(layer, nn.Linear) else 0,
         stages=stages,
@@ -102,6 +131,9 @@ def survey(
         norm_names=read,
         repeated_norms=tuple(name for name in read if seen.calls.count(name) > 1),
         idle_norms=tuple(name for name in norms if name not in read),
+        outputs=outputs,
+        constant=spread(logits[:4]) <= CONSTANT,
+        notes=tuple(notes_on(role, outputs, [norms[name] for name in read])),
     )
 
 
@@ -115,34 +147,16 @@ class _Trace:
         self.shapes: dict[str, tuple[int, int, int]] = {}
         self.logits: Tensor | None = None
 
-    def run(self, image: Tensor, role: str) -> Tensor:
-        """The logits of one image."""
-        modes = {name: module.training for name, module in self.net.named_modules()}
+    def run(self, images: Tensor, role: str) -> Tensor:
+        """The outputs (n, k) for images (n, c, h, w)."""
         handles = [m.register_forward_hook(self._note(name)) for name, m in self.net.named_modules() if name]
-        self.net.eval()
         try:
             with torch.no_grad():
-                logits = self.net(image)
-        except (RuntimeError, ValueError, IndexError) as error:
-            why = str(error).strip().splitlines()[0][:200]
-            shape = "x".join(map(str, image.shape[1:]))
-            raise UserError(
-                f"{role} needs images it can take, got {shape} (channels x height x width), on which it fails with "
-                f"{why!r}; give the image size it was trained on"
-            ) from error
+                self.logits = run_dry(self.net, images, role)
         finally:
             for handle in handles:
                 handle.remove()
-            for name, module in self.net.named_modules():
-                module.training = modes[name]
-        if not isinstance(logits, Tensor) or logits.dim() != 2:
-            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise UserError(
-                f"{role} needs to return logits of shape (images, classes), got {got}; wrap it so that it returns "
-                "only these"
-            )
-        self.logits = logits
-        return logits
+        return self.logits
 
     def known(self) -> tuple[str | None, tuple[str, ...]]:
         """Head and stages of a network of the zoo, as far as it still has them."""
@@ -151,11 +165,13 @@ class _Trace:
         whole = stages is not None and set(stages) <= self.shapes.keys()
         return head if head in linear else None, stages if whole and stages is not None else ()
 
-    def head(self) -> str | None:
-        """The linear layer whose output is the network's output."""
+    def head(self, outputs: Output = "logits") -> str | None:
+        """The linear layer whose output is the network's output, before what the kind of its outputs implies."""
         for name, module, output in reversed(self.order):
-            if isinstance(module, nn.Linear) and output is self.logits:
-                return name
+            if isinstance(module, nn.Linear) and self.logits is not None and output.numel() == self.logits.numel():
+                made = activation_of(outputs, output.reshape(self.logits.shape))
+                if torch.allclose(made, self.logits, rtol=1e-4, atol=1e-6, equal_nan=True):
+                    return name
         return None
 
     def stages(self) -> tuple[str, ...]:
@@ -197,12 +213,3 @@ class _Trace:
                     self.shapes[name] = (output.shape[1], output.shape[2], output.shape[3])
 
         return note
-
-
-def _check_finite(net: nn.Module, role: str) -> None:
-    for name, tensor in [*net.named_parameters(), *net.named_buffers()]:
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise UserError(
-                f"{role} needs finite weights, got NaN or infinity in {name!r}; the checkpoint is damaged or "
-                "training diverged"
-            )

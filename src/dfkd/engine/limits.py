@@ -52,7 +52,7 @@ def limits_of(cls: type) -> dict[str, Limit]:
 
 
 def check(values: Any) -> None:
-    """Refuse a value that is not among a field's choices (``Literal``), or breaks its limit; None passes.
+    """Refuse a value that is not among a field's choices (``Literal``), breaks its limit or is not finite; None passes.
 
     Args:
         values: a dataclass instance.
@@ -70,6 +70,9 @@ def check(values: Any) -> None:
         for limit in _limits(hint):
             if value is not None and not limit.holds(value):
                 raise UserError(f"{who} needs {name} {limit.words}, got {value}; change {name}")
+        numbers = value if isinstance(value, tuple | list) else [value]
+        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+            raise UserError(f"{who} needs finite settings, got {name}={value}; change {name}")
 
 
 def _limits(hint: Any) -> Iterator[Limit]:

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from dfkd.engine.joint import apart, joint_moments
 from dfkd.errors import UserError
+from dfkd.nets.outputs import Output, as_logits, class_rows
 from dfkd.ops.moments import moments
 from dfkd.types import Images, Moments, Readout
 
@@ -32,6 +33,7 @@ class Probe(nn.Module):
         precision: ``"fp32"`` or ``"bf16"`` (autocast; statistics, logits and features stay float32).
         channels_last: run convolutions in the channels-last memory format.
         joint: BatchNorm statistics are those of all processes' batches together (``Runtime.joint``).
+        outputs: what ``net`` returns; logits are made of it (:func:`dfkd.nets.outputs.as_logits`).
 
     Raises:
         UserError: a std that is not positive, mean and std of different lengths, or a name ``net`` does not have.
@@ -56,13 +58,14 @@ class Probe(nn.Module):
         precision: str = "fp32",
         channels_last: bool = True,
         joint: bool = False,
+        outputs: Output = "logits",
     ) -> None:
         super().__init__()
         check_normalisation(mean, std)
         self.net = net.to(memory_format=torch.channels_last) if channels_last else net  # type: ignore[call-overload]
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("scale", 1 / torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
-        self.precision, self.channels_last = precision, channels_last
+        self.precision, self.channels_last, self.outputs = precision, channels_last, outputs
         self._moments = joint_moments if joint else moments
         self.head_name, self.stage_names = head, tuple(stages)
         layers = tracking_norms(net).values() if norms is None else [_submodule(net, name) for name in norms]
@@ -80,6 +83,11 @@ class Probe(nn.Module):
         """The classifier layer."""
         module = None if self.head_name is None else _submodule(self.net, self.head_name)
         return module if isinstance(module, nn.Linear) else None
+
+    @property
+    def class_weights(self) -> Tensor | None:
+        """The weights of the classifier layer, one row for each class (k, d)."""
+        return None if self.head is None else class_rows(self.head.weight)
 
     def normalise(self, images: Images) -> Tensor:
         """Images in [0, 1] as the network expects them."""
@@ -105,9 +113,9 @@ class Probe(nn.Module):
         self._features, self._maps, self._stats, self._stored, self._means = [], [], [], [], []
         if self.precision == "bf16":
             with torch.autocast(x.device.type, dtype=torch.bfloat16):
-                logits = self.net(x).float()
+                logits = as_logits(self.net(x), self.outputs).float()
         else:
-            logits = self.net(x)
+            logits = as_logits(self.net(x), self.outputs)
         features = self._features[-1].float() if self._features else logits
         seen = tuple(self._maps), tuple(self._stats), tuple(self._stored), tuple(self._means)
         out = Readout(logits, features, *seen)

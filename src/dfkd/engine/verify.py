@@ -18,6 +18,7 @@ from dfkd.engine.probe import Probe, check_normalisation
 from dfkd.engine.runtime import Runtime
 from dfkd.errors import UserError
 from dfkd.imports import first_line
+from dfkd.nets.outputs import Output, as_logits
 from dfkd.types import Images, Logits
 
 __all__ = ["Verified", "preserved", "verified"]
@@ -94,6 +95,7 @@ def verified(
     head: str | None = None,
     stages: Sequence[str] = (),
     norms: Sequence[str] | None = None,
+    outputs: Output = "logits",
 ) -> Verified:
     """A probe of ``net`` in which everything that ``runtime`` asks for, and every hook, was seen to change nothing.
 
@@ -108,7 +110,7 @@ def verified(
         mean, std: per channel, of pixels in [0, 1].
         role: "teacher" or "student", for messages.
         trains: the network is used in train mode, too.
-        head, stages, norms: paths, as for :class:`~dfkd.engine.probe.Probe`.
+        head, stages, norms, outputs: as for :class:`~dfkd.engine.probe.Probe`.
 
     Raises:
         UserError: the untouched network fails in a mode in which it will be used.
@@ -116,13 +118,15 @@ def verified(
     check_normalisation(mean, std)
     net = net.to(runtime.device)
     notes = _to_float32(net, role)
-    trial = _Trial(net, runtime, image_shape, tuple(mean), tuple(std), role, trains, head, stages, norms)
+    trial = _Trial(net, runtime, image_shape, tuple(mean), tuple(std), role, trains, head, stages, norms, outputs)
     choice = Choice(runtime.channels_last, runtime.precision == "bf16", runtime.compiled)
     gradients = True
     if not type(net).__module__.startswith("dfkd.nets."):
         with preserved(net):
             gradients = trial.run_untouched()
             choice = _working(choice, trial, notes)
+    if not gradients:
+        notes.append(f"{role}: passes no gradient to its images (a quantized network, or one that detaches them)")
     probe = trial.probe(choice, joint=runtime.joint)
     if runtime.joint:
         join(net)
@@ -189,6 +193,7 @@ class _Trial:
     head: str | None
     stages: Sequence[str]
     norms: Sequence[str] | None
+    outputs: Output
 
     def __post_init__(self) -> None:
         self.modes = (False, True) if self.trains else (False,)
@@ -210,6 +215,7 @@ class _Trial:
             precision="bf16" if choice.bf16 else "fp32",
             channels_last=choice.channels_last,
             joint=joint,
+            outputs=self.outputs,
         )
         return probe.to(self.runtime.device)
 
@@ -260,8 +266,7 @@ class _Trial:
 
     def _untouched(self, images: Images) -> tuple[Logits, Tensor | None]:
         mean, std = (images.new_tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
-        logits: Logits = self.net((images - mean) * (1 / std))
-        return logits, None
+        return as_logits(self.net((images - mean) * (1 / std)), self.outputs), None
 
     def _pass(
         self, read: Callable[[Images], tuple[Logits, Tensor | None]], images: Images, training: bool, seed: int = 0

@@ -296,10 +296,10 @@ def _with_graph(images: Images, S: Probe) -> Images:
 def _regions(method: SpaceshipNet, out: Readout, net: Probe, y: Labels) -> Regions:
     stages = out.maps if method.gradcam_last else out.maps[:-1]
     cams = grad_cams(out.logits, stages, y) if stages else ()
-    return Regions(class_activation_maps(out.maps[-1], _head(net).weight), cams)
+    return Regions(class_activation_maps(out.maps[-1], _weights(net)), cams)
 
 
-def _head(net: Probe) -> nn.Linear:
-    if net.head is None:
+def _weights(net: Probe) -> Tensor:
+    if net.class_weights is None:
         raise RuntimeError("this constraint needs linear heads; the driver checks that before setup")
-    return net.head
+    return net.class_weights

@@ -215,6 +215,7 @@ def _eye(method: STTS, task: Task) -> Probe:
         stages=() if place is None else (place,),
         precision=T.precision,
         channels_last=T.channels_last,
+        outputs=T.outputs,
     )
     return eye.to(task.runtime.device).freeze()
 
@@ -254,12 +255,12 @@ def _draw(method: STTS, task: Task, rest: Tail) -> Logits:
     n, rng = method.synthesis_batch, task.runtime.generator
     if method.targets == "normal":
         return rest(draw_normal(rest.weight, n, method.sigma, rng))
-    head = task.teacher.head
-    if head is None:
+    weights = task.teacher.class_weights
+    if weights is None:
         raise RuntimeError("Dirichlet targets need a linear classifier; the driver checks that before setup")
     labels = balanced_labels(n, task.classes, rng, task.runtime.device)
     labels = labels[torch.randperm(n, generator=rng, device=labels.device)]  # any β for any class
-    rows = [dirichlet_concentration(head.weight.detach(), beta, method.dirichlet) for beta in method.betas]
+    rows = [dirichlet_concentration(weights.detach(), beta, method.dirichlet) for beta in method.betas]
     share = torch.arange(n, device=labels.device) * len(rows) // n
     # The targets are probabilities at τ already: undo the division that is to come.
     return draw_dirichlet(torch.cat(rows), labels + share * task.classes, rng) * method.temperature

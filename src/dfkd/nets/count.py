@@ -12,16 +12,18 @@ def count_parameters(net: nn.Module) -> int:
     return sum(parameter.numel() for parameter in net.parameters())
 
 
-@torch.no_grad()
-def count_macs(net: nn.Module, image_shape: tuple[int, int, int]) -> int:
+def count_macs(net: nn.Module, image_shape: tuple[int, int, int]) -> int | None:
     """Count the multiply-adds of convolutions and matrix products for one image.
 
-    Runs ``net`` once in eval mode, without gradients, on a black image of its own device and floating type,
-    and puts the train/eval mode of every submodule back.
+    Runs ``net`` once in eval mode on a black image of its own device and floating type, and puts the train/eval mode of
+    every submodule back.
 
     Args:
         net: maps (1, c, h, w) to anything.
         image_shape: (c, h, w).
+
+    Returns:
+        The number, or None where the network fails while its operations are counted.
 
     Raises:
         UserError: ``image_shape`` is not three positive numbers.
@@ -33,8 +35,11 @@ def count_macs(net: nn.Module, image_shape: tuple[int, int, int]) -> int:
     modes = [(module, module.training) for module in net.modules()]
     net.eval()
     try:
-        with FlopCounterMode(display=False) as counter:
+        # With gradients: torch's counter fails without them where a module is called with a parameter.
+        with torch.enable_grad(), FlopCounterMode(display=False) as counter:
             net(image)
+    except Exception:  # the network is the user's, and no run depends on this number
+        return None
     finally:
         for module, training in modes:
             module.training = training

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from dfkd.nets.outputs import class_rows
 from dfkd.nets.tail import find_tail
 from dfkd.ops.labels import balanced_labels
 from dfkd.ops.targets import dirichlet_concentration, draw_dirichlet, draw_normal
@@ -78,10 +79,11 @@ def soft_labels(
     """
     rest, last = find_tail(teacher, image_shape, layer, space), find_tail(teacher, image_shape, "logits")
     normal = torch.softmax(rest(draw_normal(rest.weight, draws, sigma, generator)) / temperature, dim=1)
-    classes, device = len(last.weight), last.weight.device
+    weights = class_rows(last.weight)
+    classes, device = len(weights), weights.device
     labels = balanced_labels(draws, classes, generator, device)
     labels = labels[torch.randperm(draws, generator=generator, device=device)]  # any β for any class
-    rows = torch.cat([dirichlet_concentration(last.weight, beta, dirichlet) for beta in betas])
+    rows = torch.cat([dirichlet_concentration(weights, beta, dirichlet) for beta in betas])
     share = torch.arange(draws, device=device) * len(betas) // draws
     zskd = draw_dirichlet(rows, labels + share * classes, generator).exp()
     return {"Dirichlet": zskd, "normal": normal}

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dfkd.errors import UserError
+from dfkd.nets.outputs import Output, activation_of, as_logits, noise_images, output_kind, tensor_of
 from dfkd.types import Logits
 
 __all__ = ["Tail", "find_tail", "last_map"]
@@ -29,9 +30,15 @@ class Tail:
     """
 
     def __init__(
-        self, net: nn.Module, image_shape: tuple[int, int, int], layer: str, place: str | None, weight: Tensor
+        self,
+        net: nn.Module,
+        image_shape: tuple[int, int, int],
+        layer: str,
+        place: str | None,
+        weight: Tensor,
+        outputs: Output = "logits",
     ) -> None:
-        self._net, self._shape, self._place = net, image_shape, place
+        self._net, self._shape, self._place, self._outputs = net, image_shape, place, outputs
         self.layer, self.weight = layer, weight.detach()
 
     @property
@@ -48,11 +55,11 @@ class Tail:
         follows may work in place.
         """
         if self._place is None:
-            return units
+            return as_logits(units, self._outputs)
         images = units.new_full((len(units), *self._shape), background)
         handle = self._net.get_submodule(self._place).register_forward_hook(lambda module, given, made: units.clone())
         try:
-            return self._net(images)
+            return as_logits(self._net(images), self._outputs)
         finally:
             handle.remove()
 
@@ -101,31 +108,46 @@ def find_tail(
         UserError: no linear classifier, no such linear layer, or a network that goes around the layer.
     """
     steps, logits = _trace(net, image_shape)
+    with torch.no_grad():
+        noise = noise_images(net, image_shape)
+        outputs = output_kind(net, noise, tensor_of(net(noise)))
     linears = [step for step in steps if isinstance(step.module, nn.Linear) and step.made.dim() == 2]
     if layer == "logits" or space == "logits":
-        return _classifier(net, image_shape, linears, logits)
+        return _classifier(net, image_shape, linears, logits, outputs)
     if layer != "auto":
-        return _named(net, image_shape, steps, layer, space)
-    before = [step for step in linears if step.made is not logits]
+        return _named(net, image_shape, steps, layer, space, outputs)
+    before = [step for step in linears if not _makes(step, logits, outputs)]
     if before:
         try:
-            return _named(net, image_shape, steps, before[-1].name, space)
+            return _named(net, image_shape, steps, before[-1].name, space, outputs)
         except UserError:  # a layer beside the main path, as in squeeze-and-excitation
             pass
-    return _classifier(net, image_shape, linears, logits)
+    return _classifier(net, image_shape, linears, logits, outputs)
 
 
-def _classifier(net: nn.Module, image_shape: tuple[int, int, int], linears: list[_Step], logits: Tensor) -> Tail:
+def _makes(step: _Step, logits: Tensor, outputs: Output) -> bool:
+    """Is this layer's output that of the network, up to what the kind of its outputs implies?"""
+    if step.made.shape != logits.shape:
+        return False
+    return torch.allclose(activation_of(outputs, step.made), logits, rtol=1e-4, atol=1e-6)
+
+
+def _classifier(
+    net: nn.Module, image_shape: tuple[int, int, int], linears: list[_Step], logits: Tensor, outputs: Output
+) -> Tail:
     for step in reversed(linears):
-        if step.made is logits:
-            return Tail(net, image_shape, step.name, None, step.module.weight)  # type: ignore[arg-type]
+        if _makes(step, logits, outputs):
+            place = None if outputs in ("logits", "one logit") else step.name
+            return Tail(net, image_shape, step.name, place, step.module.weight, outputs)  # type: ignore[arg-type]
     raise UserError(
         f"soft targets need a teacher whose classifier is one linear layer, got {type(net).__name__} without; "
         "name a linear layer of it by layer="
     )
 
 
-def _named(net: nn.Module, image_shape: tuple[int, int, int], steps: list[_Step], layer: str, space: str) -> Tail:
+def _named(
+    net: nn.Module, image_shape: tuple[int, int, int], steps: list[_Step], layer: str, space: str, outputs: Output
+) -> Tail:
     turns = [step for step in steps if step.name == layer]
     if len(turns) != 1 or not isinstance(turns[0].module, nn.Linear) or turns[0].made.dim() != 2:
         known = [step.name for step in steps if isinstance(step.module, nn.Linear)]
@@ -134,7 +156,7 @@ def _named(net: nn.Module, image_shape: tuple[int, int, int], steps: list[_Step]
             f"the linear layers of {type(net).__name__} are: {', '.join(known) or 'none'}"
         )
     place = layer if space == "pre_act" else _activation(steps, turns[0])
-    tail = Tail(net, image_shape, layer, place, turns[0].module.weight)
+    tail = Tail(net, image_shape, layer, place, turns[0].module.weight, outputs)
     units = torch.linspace(-1, 1, turns[0].made.shape[1], device=turns[0].made.device)[None]
     if not torch.equal(tail(units), tail(units, background=1.0)):
         raise UserError(
@@ -173,7 +195,7 @@ def _trace(net: nn.Module, image_shape: tuple[int, int, int]) -> tuple[list[_Ste
     handles = [module.register_forward_hook(note) for module in names]
     try:
         device = next((p.device for p in net.parameters()), torch.device("cpu"))
-        logits = net(torch.zeros(1, *image_shape, device=device))
+        logits = tensor_of(net(torch.zeros(1, *image_shape, device=device)))
     finally:
         for handle in handles:
             handle.remove()

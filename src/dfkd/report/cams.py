@@ -28,18 +28,18 @@ def activation_regions(probe: Probe, images: Tensor, classes: Labels) -> Regions
     Raises:
         UserError: no linear head, no stages, or a last map that is not what the head pools.
     """
-    head, mode = probe.head, probe.training
+    weights, mode = probe.class_weights, probe.training
     probe.eval()
     with torch.enable_grad():
         out = probe(images.detach().clone().requires_grad_(True), maps=True)
-        if head is None or not pools_last_map(out):
+        if weights is None or not pools_last_map(out):
             raise UserError(
                 f"{type(probe.net).__name__} needs stages and a linear head behind global pooling for activation maps, "
                 "got a network without; name them when the task is built"
             )
         stages = tuple(cam.detach() for cam in grad_cams(out.logits, out.maps, classes))
     probe.train(mode)
-    every = class_activation_maps(out.maps[-1].detach(), head.weight)
+    every = class_activation_maps(out.maps[-1].detach(), weights)
     return Regions(every[torch.arange(len(classes), device=every.device), classes], stages)
 
 
