@@ -22,6 +22,7 @@ from dfkd.engine.core import Method, Need, Task, unmet
 from dfkd.engine.driver import Watch, check, run
 from dfkd.engine.evaluate import evaluate, predictions
 from dfkd.engine.fingerprint import inputs_of
+from dfkd.engine.heldout import Gauge, make_gauge
 from dfkd.engine.plan import Plan
 from dfkd.engine.records import Evaluation, Keep, Observer, RoundRecord, RunInfo, RunResult
 from dfkd.engine.runtime import Runtime
@@ -193,6 +194,7 @@ def _distill(
             test=exam,
             samples_every=settings.samples_every if folder or observers else 0,
             checkpoint=saves,
+            gauge=_gauge(task, method, plan, exam is None if settings.estimate is None else settings.estimate),
             ready=partial(tell, watchers, info, runtime),
         )
         with recorded(watchers, keep, again):
@@ -203,6 +205,10 @@ def _distill(
             result = _result(info, keep.records, first, watch, files)
             _close(task, result, folder, watchers)
     return Distilled(student.net.eval(), result, _export(folder, runtime, settings.onnx))
+
+
+def _gauge(task: Task, method: Method[Any], plan: Plan, wanted: bool) -> Gauge | None:
+    return make_gauge(task, method, plan) if wanted else None
 
 
 def _fitting(task: Task) -> list[str]:

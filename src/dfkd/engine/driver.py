@@ -16,7 +16,7 @@ from dfkd.engine.core import Clock, Method, Metrics, State, Task, unmet
 from dfkd.engine.declared import Parts, check_declared, check_grown, parts_of
 from dfkd.engine.evaluate import evaluate, predictions
 from dfkd.engine.plan import Plan
-from dfkd.engine.records import Evaluation, Observer, RoundRecord
+from dfkd.engine.records import Estimate, Evaluation, Observer, RoundRecord
 from dfkd.engine.states import pack, pools_of, unpack
 from dfkd.errors import UserError
 from dfkd.ops.pixels import as_bytes, as_images
@@ -38,6 +38,7 @@ class Watch:
         samples: images per grid.
         checkpoint: where to save, or None.
         save_every: least seconds between saves (the last round always saves).
+        gauge: measures the student without test images, when it would be evaluated; None: not.
         ready: called once everything is set up and a checkpoint, if any, has been read, before the first round.
         teacher_guess: the classes the teacher chooses for the test images, once they were asked for.
         stopped: why the run ended before its last round: an observer asked for it, or the student was lost.
@@ -52,6 +53,7 @@ class Watch:
     checkpoint: Checkpoint | None = None
     save_every: float = 30.0
     metrics_every: int = 1
+    gauge: Callable[[Task, tuple[Tensor, Tensor] | None], Estimate] | None = None
     ready: Callable[[], None] = lambda: None
     teacher_guess: Tensor | None = field(default=None, init=False)
     stopped: str | None = field(default=None, init=False)
@@ -282,12 +284,14 @@ def _look(
         metrics["pool"], metrics["images"] = float(len(pool)), float(pool.added)
     if shown is not None and read:
         metrics["pairwise_distance"] = _pairwise_distance(shown[0])
-    evaluation = None
-    if watch.test is not None and plan.steps_in(round) and ((round + 1) % watch.evaluate_every == 0 or last):
+    judged = plan.steps_in(round) > 0 and ((round + 1) % watch.evaluate_every == 0 or last)
+    evaluation, estimate = None, None
+    if watch.test is not None and judged:
         evaluation = watch.final = _evaluate(task, watch)
-    return RoundRecord(
-        round, plan.total, round < plan.warmup, ended - began, metrics, evaluation, shown if due else None
-    )
+    if watch.gauge is not None and judged:
+        estimate = watch.gauge(task, shown)
+    warmup, samples = round < plan.warmup, shown if due else None
+    return RoundRecord(round, plan.total, warmup, ended - began, metrics, evaluation, samples, estimate)
 
 
 def _evaluate(task: Task, watch: Watch) -> Evaluation:

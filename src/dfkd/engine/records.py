@@ -7,7 +7,7 @@ from torch import Tensor
 from dfkd.data.overlap import NearDuplicates
 from dfkd.engine.measures import Measure
 
-__all__ = ["Evaluation", "Keep", "Observer", "RoundRecord", "RunInfo", "RunResult"]
+__all__ = ["Agreement", "Estimate", "Evaluation", "Keep", "Observer", "RoundRecord", "RunInfo", "RunResult"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,41 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Agreement:
+    """A student beside its teacher on images without true labels; fractions in [0, 1].
+
+    Attributes:
+        agreement: share of images on which both choose the same class.
+        low, high: its 95 % interval (Wilson), as far as these images stand for others of their kind.
+        images: how many there are.
+        calibration: expected calibration error of the student, with the teacher's class taken for the truth.
+        class_agreement: agreement where the teacher chooses each class; NaN where it never does.
+    """
+
+    agreement: float
+    low: float
+    high: float
+    images: int
+    calibration: float
+    class_agreement: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """How good the student seems without test images.
+
+    Attributes:
+        sets: agreement by kind of held-out images (``own``, ``inverted``, ``shifted``, ``mixed``, ``noise``).
+        signals: what the teacher says of the run's newest images (:func:`~dfkd.engine.heldout.signals_of`).
+        seconds: this took.
+    """
+
+    sets: dict[str, Agreement]
+    signals: dict[str, float]
+    seconds: float
+
+
+@dataclass(frozen=True)
 class RoundRecord:
     """One round: how long it took, the losses, what a test set (if any) says, and some of the newest images.
 
@@ -60,6 +95,7 @@ class RoundRecord:
     metrics: dict[str, float]
     evaluation: Evaluation | None = None
     samples: tuple[Tensor, Tensor] | None = None
+    estimate: Estimate | None = None
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from typing import Any, Literal, get_args
 from dfkd.data.overlap import NearDuplicates, Pair
 from dfkd.engine.checkpoint import write_aside
 from dfkd.engine.measures import Alarm, Measure
-from dfkd.engine.records import Evaluation, RoundRecord, RunInfo, RunResult
+from dfkd.engine.records import Agreement, Estimate, Evaluation, RoundRecord, RunInfo, RunResult
 from dfkd.errors import UserError
 
 Status = Literal["running", "finished", "stopped", "interrupted", "failed"]
@@ -92,6 +92,7 @@ def record_from(row: Mapping[str, Any]) -> RoundRecord:
         metrics={str(name): _float(value) for name, value in row["metrics"].items()},
         evaluation=_evaluation(row["evaluation"]),
         samples=None,
+        estimate=_estimate(row.get("estimate")),
     )
 
 
@@ -199,6 +200,25 @@ def _evaluation(row: Mapping[str, Any] | None) -> Evaluation | None:
         loss=_float(row["loss"]),
         images=int(row["images"]),
         class_accuracy=tuple(_float(value) for value in row["class_accuracy"]),
+        class_agreement=tuple(_float(value) for value in row["class_agreement"]),
+    )
+
+
+def _estimate(row: Mapping[str, Any] | None) -> Estimate | None:
+    if row is None:
+        return None
+    sets = {str(name): _agreement(held) for name, held in row["sets"].items()}
+    signals = {str(name): _float(value) for name, value in row["signals"].items()}
+    return Estimate(sets, signals, _float(row["seconds"]))
+
+
+def _agreement(row: Mapping[str, Any]) -> Agreement:
+    return Agreement(
+        agreement=_float(row["agreement"]),
+        low=_float(row["low"]),
+        high=_float(row["high"]),
+        images=int(row["images"]),
+        calibration=_float(row["calibration"]),
         class_agreement=tuple(_float(value) for value in row["class_agreement"]),
     )
 
