@@ -109,8 +109,10 @@ def sets(data: Path) -> Mapping[str, Callable[[], Set]]:
         return Set(parts[0], parts[1], _web(data / "web32.npy", (3, 16, 16)), 10)
 
     def cifar20() -> Set:
-        held = read_cifar(data / "cifar-100-python" / "test")  # its 20 coarse classes; 8,000 images teach, 2,000 test
-        pixels = torch.from_numpy(resize(held["data"].reshape(-1, 3, 32, 32), 16, 16))  # type: ignore[union-attr]
+        held: Any = read_cifar(
+            data / "cifar-100-python" / "test"
+        )  # its 20 coarse classes; 8,000 images teach, 2,000 test
+        pixels = torch.from_numpy(resize(held["data"].reshape(-1, 3, 32, 32), 16, 16))
         labels = torch.tensor(held["coarse_labels"])
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
         teach, test = order[:8000], order[8000:]
@@ -157,7 +159,8 @@ def taught(held: Set, width: int = 24) -> tuple[Classifier, list[float], list[fl
 
 def method_for(name: str, kind: str, shape: tuple[int, int, int]) -> Method[Any]:
     """Sizes for seconds; wild: steps so large that images do not follow what they are made for."""
-    sizes = {"steps": 8, "synthesis_batch": 64, "batches": 1, "warmup_batches": 1, "channels": 8, "memory": 2048}
+    sizes: dict[str, Any] = {"steps": 8, "synthesis_batch": 64, "batches": 1, "warmup_batches": 1, "memory": 2048}
+    sizes |= {"channels": 8}
     sizes |= {"width": 32, "widths": (8, 32), "flip": shape[0] == 3, "bank": 512, "negatives": 256, "head_width": 32}
     sizes |= {"pad": shape[1] // 8, "block": 256, "v_th": 0.5}
     kind_of: Any = METHODS[name]

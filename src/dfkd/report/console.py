@@ -34,6 +34,7 @@ from dfkd.report.summary import (
     percent,
     stop_sentence,
 )
+from dfkd.report.without_test import estimate_sentence, last_estimate, short_estimate
 
 RECENT = 5  # rounds whose median says how long the next one will take
 
@@ -133,6 +134,9 @@ class Progress(Observer):
         self.close()
         if not self.quiet and result.stopped is not None:
             self._print(stop_sentence(result.rounds, result.stopped))
+        estimate = last_estimate(result.rounds)
+        if estimate is not None:
+            self.note(estimate_sentence(estimate))
         if not self.quiet:
             self._print(f"done in {duration(result.seconds)}")
 
@@ -208,7 +212,9 @@ def _state(records: Sequence[RoundRecord]) -> str:
         parts.append(f"{rate:,.0f} images/s")
     if record.warmup:
         parts.insert(0, "warm-up")
-    return "  ".join(parts + _scores(last_evaluation(records)))
+    estimate = last_estimate(records)
+    known = [] if estimate is None else [short_estimate(estimate)]
+    return "  ".join(parts + _scores(last_evaluation(records)) + [text for text in known if text])
 
 
 def _scores(evaluation: Evaluation | None) -> list[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dfkd.engine.measures import Measure
 from dfkd.engine.records import Evaluation, RoundRecord, RunInfo, RunResult
 from dfkd.errors import UserError
-from dfkd.report.charts import NARROW, WIDE, loss_names, metric_chart, quality_chart
+from dfkd.report.charts import NARROW, TONES, WIDE, Line, line_chart, loss_names, metric_chart, quality_chart
 from dfkd.report.collapse import Concern, warnings_of
 from dfkd.report.console import cells
 from dfkd.report.files import StoredRun, plain, read_run, status_of, write_whole
@@ -36,6 +36,7 @@ from dfkd.report.summary import (
     stop_sentence,
     verdict_of,
 )
+from dfkd.report.without_test import agreement_curves, agreement_rows, estimate_sentence, last_estimate, signal_notes
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -115,6 +116,7 @@ def _context(
         "table": [(row.name, cells(row)) for row in rows],
         "quality": _quality(rounds, result.teacher_evaluation if result else None),
         "teacher_accuracy": percent(rows[0].accuracy),
+        **_without_test(rounds),
         "losses": _loss_charts(rounds),
         "health": _health_charts(rounds, info),
         "sheets": [named(info, *sheet) for sheet in fitting(sheets)],
@@ -132,6 +134,26 @@ def _context(
         "overlap": _overlap(info),
         "notes": info.notes,
         "files": {} if result is None else result.files,
+    }
+
+
+def _without_test(rounds: Sequence[RoundRecord]) -> dict[str, Any]:
+    """What held-out synthetic images say of the student, where that was measured."""
+    estimate = last_estimate(rounds)
+    if estimate is None:
+        return {"estimate": "", "estimate_rows": [], "estimate_chart": [], "signals": []}
+    lines = [
+        Line(kind, agreement_curves(rounds, kind), tone)
+        for kind, tone in (("own", TONES[0]), ("inverted", TONES[1]))
+        if kind in estimate.sets
+    ]
+    title = "Agreement on held-out synthetic images over rounds"
+    charts = [_chart("", line_chart(title, lines, size=size, as_percent=True)) for size in (WIDE, NARROW)]
+    return {
+        "estimate": estimate_sentence(estimate),
+        "estimate_rows": agreement_rows(estimate),
+        "estimate_chart": [(name, chart) for name, chart in zip(("wide", "narrow"), charts, strict=True) if chart],
+        "signals": signal_notes(estimate),
     }
 
 

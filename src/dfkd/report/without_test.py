@@ -1,0 +1,107 @@
+"""How good a student seems without test images, in sentences, table rows and curves."""
+
+import math
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+from dfkd.engine.records import Agreement, Estimate, RoundRecord
+from dfkd.report.summary import finished_rounds, number, percent
+
+__all__ = [
+    "agreement_curves",
+    "agreement_rows",
+    "estimate_sentence",
+    "last_estimate",
+    "set_name",
+    "short_estimate",
+    "signal_notes",
+]
+
+_SETS: Mapping[str, str] = MappingProxyType(
+    {
+        "own": "made by the run's method from other seeds",
+        "inverted": "made from the teacher alone, by optimising pixels",
+        "shifted": "both, shifted",
+        "mixed": "means of two of them",
+        "noise": "noise",
+    }
+)
+_SIGNALS: Mapping[str, str] = MappingProxyType(
+    {
+        "confidence": "the teacher's mean largest probability",
+        "retention": "share in the class they were made for",
+        "classes": "share of the classes among them",
+        "within": "distance within a class over that between any two",
+        "roughness": "roughness (normal noise: 1.13)",
+        "statistics": "distance of BatchNorm statistics, per layer",
+    }
+)
+
+
+def last_estimate(records: Sequence[RoundRecord]) -> Estimate | None:
+    """The newest estimate."""
+    return next((record.estimate for record in reversed(records) if record.estimate is not None), None)
+
+
+def set_name(kind: str) -> str:
+    """What the images of a kind are."""
+    return _SETS.get(kind, kind)
+
+
+def estimate_sentence(estimate: Estimate) -> str:
+    """One sentence: agreement with its interval on images of the run's own method and on those of another."""
+    main = [(kind, estimate.sets[kind]) for kind in ("own", "inverted") if kind in estimate.sets]
+    said = [f"on {_told(held)} of {held.images:,} synthetic images {_SETS[kind]}" for kind, held in main]
+    if not said:
+        return ""
+    return f"Without test images: the student chooses the teacher's class {', and '.join(said)}."
+
+
+def short_estimate(estimate: Estimate) -> str:
+    """For one line of the terminal."""
+    held = estimate.sets.get("own") or estimate.sets.get("inverted")
+    return "" if held is None else f"agreement without test images {percent(held.agreement)}"
+
+
+def _told(held: Agreement) -> str:
+    return f"{percent(held.agreement)} (95 % interval {percent(held.low)} to {percent(held.high)})"
+
+
+def agreement_rows(estimate: Estimate) -> list[tuple[str, tuple[str, ...]]]:
+    """(kind of images, cells): agreement, interval, images, lowest class, calibration error."""
+    return [
+        (
+            f"{kind}: {set_name(kind)}",
+            (
+                percent(held.agreement),
+                f"{percent(held.low)} to {percent(held.high)}",
+                f"{held.images:,}",
+                percent(_lowest(held)),
+                percent(held.calibration),
+            ),
+        )
+        for kind, held in estimate.sets.items()
+    ]
+
+
+def _lowest(held: Agreement) -> float | None:
+    known = [value for value in held.class_agreement if math.isfinite(value)]
+    return min(known) if known else None
+
+
+def agreement_curves(records: Sequence[RoundRecord], kind: str) -> list[tuple[float, float]]:
+    """(rounds done, agreement) on one kind of held-out images."""
+    return [
+        (float(finished_rounds(record)), record.estimate.sets[kind].agreement)
+        for record in records
+        if record.estimate is not None and kind in record.estimate.sets
+    ]
+
+
+def signal_notes(estimate: Estimate) -> list[tuple[str, str]]:
+    """(what, value) of the signals about the newest images."""
+    return [
+        (_SIGNALS.get(name, name), f"{value:.3g}")
+        for name, value in estimate.signals.items()
+        if number(value) is not None
+    ]
