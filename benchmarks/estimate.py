@@ -109,9 +109,7 @@ def sets(data: Path) -> Mapping[str, Callable[[], Set]]:
         return Set(parts[0], parts[1], _web(data / "web32.npy", (3, 16, 16)), 10)
 
     def cifar20() -> Set:
-        held: Any = read_cifar(
-            data / "cifar-100-python" / "test"
-        )  # its 20 coarse classes; 8,000 images teach, 2,000 test
+        held: Any = read_cifar(data / "cifar-100-python" / "test")  # its 20 coarse classes
         pixels = torch.from_numpy(resize(held["data"].reshape(-1, 3, 32, 32), 16, 16))
         labels = torch.tensor(held["coarse_labels"])
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
