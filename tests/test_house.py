@@ -17,7 +17,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 # A room may import from its own floor and from those above it in this list.
 FLOORS: list[set[str]] = [
-    {"types", "errors", "extras", "imports", "allocator", "datasets", "defaults"},
+    {"types", "errors", "visible", "extras", "imports", "allocator", "datasets", "defaults"},
     {"losses", "ops"},
     {"nets", "data"},
     {"engine"},

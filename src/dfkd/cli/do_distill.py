@@ -14,6 +14,7 @@ from dfkd.cli.job import RECIPE_FILE, Job, prepare_job, resolved
 from dfkd.cli.parse import Tree, merge, read_yaml
 from dfkd.cli.setup import resolve, with_recipe
 from dfkd.cli.stop import Stopped
+from dfkd.cli.streams import decoded
 from dfkd.cli.trust import refuse_code, to_repeat
 from dfkd.engine.lock import held
 from dfkd.engine.records import Observer, RunInfo
@@ -150,4 +151,4 @@ def _tell(done: Distilled, job: Job, out: Path) -> None:
 
 
 def _command() -> str:
-    return " ".join(["dfkd", *sys.argv[1:]])
+    return " ".join(["dfkd", *map(decoded, sys.argv[1:])])

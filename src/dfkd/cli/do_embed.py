@@ -12,6 +12,7 @@ from dfkd.errors import UserError
 from dfkd.inputs import facts_of
 from dfkd.prepare import embedding_of
 from dfkd.settings import Images
+from dfkd.visible import visible
 
 __all__ = ["nearest", "run"]
 
@@ -29,7 +30,7 @@ def run(settings: Embed) -> int:
     print(f"{len(made.vectors)} classes x {made.vectors.shape[1]}, {told}")
     names = facts.names or tuple(str(k) for k in range(facts.classes))
     for a, b, cosine in nearest(made.vectors, settings.nearest):
-        print(f"  {cosine:.3f}  {names[a]} - {names[b]}")
+        print(f"  {cosine:.3f}  {visible(names[a])} - {visible(names[b])}")
     if settings.out is not None:
         print(f"written {_write(Path(settings.out), made)}")
     return 0

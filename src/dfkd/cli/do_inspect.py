@@ -60,13 +60,21 @@ def _list(plain: bool) -> int:
         about = [{"name": name, "parameters": sizes[name], "summary": ZOO[name].summary} for name in ZOO]
         print(json.dumps(about, indent=1))
         return 0
-    print(f"{'network':<19}{'parameters':>12}  for {CLASSES} classes and 3 channels")
+    from rich.table import Table
+
+    console = wide_console()
+    sheet = Table(box=None, pad_edge=False, header_style="", padding=(0, 2, 0, 0))
+    sheet.add_column("network", no_wrap=True, min_width=17)
+    sheet.add_column("parameters", justify="right", no_wrap=True)
+    sheet.add_column(f"for {CLASSES} classes and 3 channels", overflow="fold")
     for name, entry in ZOO.items():
         side = "" if entry.fixed_side is None else f"; {entry.fixed_side} pixels only"
-        print(f"{name:<19}{count(sizes[name]):>12}  {entry.summary}{side}")
-    print(
+        sheet.add_row(name, count(sizes[name]), f"{entry.summary}{side}")
+    console.print(sheet)
+    console.print(
         "\nOther wide ResNets likewise, such as wrn28-10. From elsewhere: timm:NAME, torchvision:NAME, hf:REPO, "
-        "package.module:callable.\n`dfkd inspect NAME --data cifar10` says more of one."
+        "package.module:callable.\n`dfkd inspect NAME --data cifar10` says more of one.",
+        markup=False,
     )
     return 0
 

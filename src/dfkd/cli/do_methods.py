@@ -49,7 +49,7 @@ def _show(console: Any, name: str, kind: type[Method[Any]]) -> None:
         console.print(Text(citation))
     sheet = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for heading in ("option", "default"):
-        sheet.add_column(heading, no_wrap=True)
+        sheet.add_column(heading, overflow="fold", no_wrap=console.width >= 90)
     sheet.add_column("meaning; symbol of the paper", overflow="fold")
     inner = [f"--method.{part}" for part in made_of(kind)]
     group = ""

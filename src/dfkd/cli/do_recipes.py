@@ -21,14 +21,14 @@ def run(settings: Recipes) -> int:
         print(yaml_of({**recipe(row.name), "expected": expected(row)}, head(row)), end="")
         return 0
     console = wide_console()
-    table = rows()
+    table, narrow = rows(), console.width < 110
     notes = {note: str(number) for number, note in enumerate(dict.fromkeys(row.note for row in table if row.note), 1)}
     console.print(_table([row for row in table if not row.variant], notes))
     console.print("\nAblations: the recipe before the plus sign with something changed\n", style="bold")
     console.print(_table([row for row in table if row.variant], notes))
     console.print()
     for note, number in notes.items():
-        console.print(f"{number:>4}  {note}", soft_wrap=True, markup=False)
+        console.print(f"{number:>4}  {note}", soft_wrap=not narrow, markup=False)
     machines = "; ".join(dict.fromkeys(machine for row in table for machine in _hardware(row))) or "no machine yet"
     console.print(
         "\nThe paper's numbers are from its own teachers and hardware. Here: last round, mean over seeds, on "
@@ -41,9 +41,9 @@ def _table(shown: Sequence[Row], notes: Mapping[str, str]) -> "Table":
     from rich.table import Table
 
     sheet = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    sheet.add_column("recipe", no_wrap=True)
+    sheet.add_column("recipe", overflow="fold")
     sheet.add_column("the paper's", justify="right", no_wrap=True)
-    sheet.add_column("here", no_wrap=True)
+    sheet.add_column("here", overflow="fold")
     sheet.add_column("note", justify="right", style="dim")
     for row in shown:
         paper = "–" if row.paper is None else f"{row.paper:.2f} %"

@@ -11,14 +11,17 @@ from dfkd import __version__
 from dfkd.allocator import keep_freed_memory
 from dfkd.cli.commands import COMMANDS, Command
 from dfkd.cli.stop import Stopped, stoppable
+from dfkd.cli.streams import decoded, print_anywhere
 from dfkd.errors import UserError
+from dfkd.visible import visible
 
 __all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 a bug, 2 bad input, 130 or 143 stopped by a signal."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    print_anywhere()
+    words = [decoded(word) for word in (sys.argv[1:] if argv is None else argv)]
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
@@ -28,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {visible(str(error))}", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, Stopped) as stop:
         print("stopped", file=sys.stderr)
@@ -95,14 +98,15 @@ def _failed(error: Exception) -> int:
         )
         return 2
     reason = (str(error).strip() or "no message").splitlines()[0]
-    print(f"error: dfkd failed with {type(error).__name__}: {reason}; --debug shows where", file=sys.stderr)
+    told = f"error: dfkd failed with {type(error).__name__}: {reason}; --debug shows where"
+    print(visible(told), file=sys.stderr)
     return 1
 
 
 def _warn(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
     """Warnings of ours as one line; those of libraries are not for the user of a command."""
     if issubclass(category, UserWarning) and f"{os.sep}dfkd{os.sep}" in filename:
-        print(f"warning: {message}", file=sys.stderr)
+        print(f"warning: {visible(str(message))}", file=sys.stderr)
 
 
 if __name__ == "__main__":

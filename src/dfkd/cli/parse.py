@@ -17,6 +17,9 @@ from dfkd.errors import UserError
 
 __all__ = ["fill", "flags", "merge", "nearest", "read_yaml", "unknown"]
 
+MOST_BYTES = 2**20  # of a recipe: twenty thousand names of classes are 300 kB
+MOST_DEPTH = 50
+
 T = TypeVar("T")
 Tree = dict[str, Any]
 
@@ -117,24 +120,52 @@ def fill(cls: type[T], tree: Mapping[str, Any], at: str = "", ready: Mapping[str
 
 
 def read_yaml(path: Path) -> Tree:
-    """A recipe file.
+    """A recipe file: at most 1 MiB, nested at most 50 deep, every value written out (no aliases).
 
     Raises:
-        UserError: not there, not YAML, or no mapping.
+        UserError: not there, not YAML, no mapping, or beyond these limits.
     """
     import yaml
 
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        held = yaml.safe_load(path.read_text("utf-8"))
+        text = _text_of(path)
+        _check_events(yaml.parse(text, Loader=loader), path)
+        held = yaml.load(text, Loader=loader)
     except OSError as error:
         raise UserError(f"recipe needs a readable file, got {path} ({error.strerror}); check the path") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # dates, numbers and tags that are none raise several kinds
         mark = getattr(error, "problem_mark", None)
         where = f" (line {mark.line + 1})" if mark is not None else ""
         raise UserError(f"recipe needs YAML, got something else in {path}{where}; correct it") from error
     if not isinstance(held, dict) or not all(isinstance(key, str) for key in held):
         raise UserError(f"recipe needs sections such as teacher: and student:, got {path} without; see `dfkd recipes`")
     return held
+
+
+def _text_of(path: Path) -> str:
+    if (size := path.stat().st_size) > MOST_BYTES:
+        raise UserError(f"recipe needs at most {MOST_BYTES} bytes, got {size} in {path}; give a recipe file")
+    return path.read_text("utf-8")
+
+
+def _check_events(events: Iterable[Any], path: Path) -> None:
+    """Aliases can double a document at each line, and deep nesting overflows the stack."""
+    import yaml
+
+    depth = 0
+    for event in events:
+        line = event.start_mark.line + 1
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MOST_DEPTH:
+            raise UserError(f"recipe needs at most {MOST_DEPTH} levels, got more in {path} (line {line}); flatten it")
+        if isinstance(event, yaml.AliasEvent):
+            raise UserError(
+                f"recipe needs every value written out, got the alias *{event.anchor} in {path} (line {line}); "
+                "write the value"
+            )
 
 
 def unknown(name: str, known: Iterable[str], who: str, what: str) -> UserError:

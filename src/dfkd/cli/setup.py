@@ -1,5 +1,6 @@
 """From settings to what runs: which method and plan, what the data are, the networks with their weights."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -242,11 +243,11 @@ def seed_everything(seed: int, threads: int | None) -> None:
 
 
 def wide_console() -> "Console":
-    """Standard output; at least 110 columns where that is not a terminal."""
+    """Standard output; 110 columns where that is no terminal and COLUMNS does not say how wide it is."""
     from rich.console import Console
 
     console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=110)
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(highlight=False, width=110)
 
 
 def _long(tree: Tree) -> Tree:

@@ -6,24 +6,28 @@ import pickle
 import struct
 import zlib
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 import numpy.typing as npt
 
+from dfkd.data._limits import most_bytes
+from dfkd.data._pickles import names_in_pickle
 from dfkd.errors import UserError
-
-_LARGEST = 2**31  # bytes; no idx file of images comes near
 
 
 def read_idx(file: Path, axes: int) -> npt.NDArray[np.uint8]:
     """An idx file of bytes with ``axes`` axes; packed by gzip where the name ends in .gz.
 
     Raises:
-        UserError: wrong magic number, or more or fewer bytes than the header says.
+        UserError: wrong magic number, more or fewer bytes than the header says, or more than a file of this size
+            may hold.
     """
     try:
+        size = file.stat().st_size
+        most = most_bytes(size) if file.suffix == ".gz" else size
         with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
             header = stream.read(4 + 4 * axes)
             magic, *shape = struct.unpack(f">{1 + axes}I", header)
@@ -32,8 +36,11 @@ def read_idx(file: Path, axes: int) -> npt.NDArray[np.uint8]:
                     f"an idx reader needs magic number {0x0800 + axes}, got {magic} in {file}; fetch it again"
                 )
             count = math.prod(shape)
-            if count > _LARGEST:
-                raise UserError(f"an idx reader needs at most {_LARGEST} bytes, got {count} in {file}; fetch it again")
+            if count > most:
+                raise UserError(
+                    f"an idx reader needs at most {most} bytes in a file of this size, got {count} in the header of "
+                    f"{file}; fetch it again"
+                )
             body = stream.read(count + 1)
     except (OSError, EOFError, struct.error, zlib.error) as error:
         raise UserError(
@@ -54,8 +61,9 @@ def read_cifar(file: Path) -> dict[str, object]:
         UserError: anything else, or a damaged file.
     """
     try:
-        with file.open("rb") as stream:
-            held = _unpickle(stream)
+        data = file.read_bytes()
+        names_in_pickle(BytesIO(data))  # refuses what takes forever to build
+        held = _unpickle(BytesIO(data))
     except Exception as error:  # hostile bytes make the unpickler raise almost any kind of error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"the CIFAR reader needs a published file, got {file} ({reason}); unpack it again") from error

@@ -11,7 +11,7 @@ from typing import IO, Any, NamedTuple
 
 __all__ = ["names_in_pickle"]
 
-MOST_OPCODES = 2_000_000  # a checkpoint of 1,000 tensors has about 50,000, a batch of CIFAR 50,000
+MOST_OPCODES = 500_000  # a checkpoint of 1,000 tensors has about 50,000, a batch of CIFAR 50,000
 MOST_DEPTH = 100  # of tuples within tuples; checkpoints have 4
 MOST_LEAVES = 10_000_000  # that all tuples hold, counted each time they are used; 20 for a tensor
 

@@ -1,5 +1,6 @@
 """Bytes to bytes: layout, channels and size of images, shared by the readers and the web rows."""
 
+import math
 from pathlib import Path
 from typing import IO
 
@@ -13,6 +14,9 @@ ByteArray = npt.NDArray[np.uint8]
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 GRAY = (0.299, 0.587, 0.114)  # luma of ITU-R BT.601
+# A photograph has 4 pixels to the byte, a blank JPEG 64, a blank PNG 1,000; up to 16 megapixels any will do.
+MOST_PIXELS = 2**24
+PIXELS_PER_BYTE = 64
 _GRAY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "F"})
 
 
@@ -47,8 +51,12 @@ def recolour(images: ByteArray, channels: int, who: str) -> ByteArray:
     if channels_now == 1:
         return np.repeat(images, channels, axis=1)
     if channels_now == 3 and channels == 1:
-        luma = np.tensordot(np.asarray(GRAY, dtype=np.float64), images, axes=(0, 1))
-        return np.rint(luma).astype(np.uint8)[:, None]
+        out = np.empty((len(images), 1, *images.shape[2:]), dtype=np.uint8)
+        step = max(1, 2**22 // max(1, images[:1].size))  # images at a time: as numbers they are eight times as large
+        for start in range(0, len(images), step):
+            luma = np.tensordot(np.asarray(GRAY, dtype=np.float64), images[start : start + step], axes=(0, 1))
+            out[start : start + step, 0] = np.rint(luma).astype(np.uint8)
+        return out
     raise UserError(f"{who} needs images with 1, 3 or {channels} channels, got {channels_now}; convert them first")
 
 
@@ -68,11 +76,13 @@ def decode(file: Path | IO[bytes], channels: int | None, size: tuple[int, int] |
     ``channels`` None keeps gray gray and makes everything else RGB. Transparency is dropped.
 
     Raises:
-        UserError: the file is no image, damaged, or too large to be safe. Pillow's decoders raise many kinds
-            of errors on hostile bytes; all of them end here.
+        UserError: the file is no image, damaged, or has more pixels than a file of its size should. Pillow's
+            decoders raise many kinds of errors on hostile bytes; all of them end here.
     """
     try:
         with Image.open(file) as opened:
+            if math.prod(opened.size) > MOST_PIXELS + PIXELS_PER_BYTE * _bytes_of(file):
+                raise ValueError("more pixels than a file of its size should have")
             return pixels_of(opened, channels, size)
     except Exception as error:
         name = file if isinstance(file, Path) else "an archive member"
@@ -89,6 +99,15 @@ def pixels_of(image: Image.Image, channels: int | None, size: tuple[int, int] | 
     image = _eight_bits(image).convert("L" if gray else "RGB")
     pixels = np.asarray(image if size is None else _fit(image, *size))
     return pixels[None] if gray else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _bytes_of(file: Path | IO[bytes]) -> int:
+    if isinstance(file, Path):
+        return file.stat().st_size
+    at = file.tell()
+    size = file.seek(0, 2)
+    file.seek(at)
+    return size
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -1,19 +1,25 @@
 """Where images come from: files below a folder, members of tar shards. Decoded in bounded blocks."""
 
+import bz2
 import glob
+import gzip
 import hashlib
 import itertools
+import lzma
 import os
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Self
 
 import numpy as np
 
+from dfkd.data._limits import Bounded, most_bytes
 from dfkd.data._pixels import SUFFIXES, ByteArray, decode
 from dfkd.errors import UserError
 
@@ -24,6 +30,7 @@ Encoded = Iterator[Path | BytesIO | None]  # images as they are stored; None: on
 _BLOCK = 256
 _BLOCK_BYTES = 2**28  # of archive members that wait to be decoded
 _LARGEST_MEMBER = 2**28  # bytes; a larger "image" in an archive counts as damaged
+_LARGEST_NAME = 2**20  # bytes of what stands in an archive about the next member
 _THREADS = 16  # that decode, at most; Pillow lets go of the interpreter's lock
 
 
@@ -86,19 +93,51 @@ def decoded_archives(shards: list[Path], image_shape: tuple[int, int, int]) -> B
 
 def _members(shard: Path) -> Encoded:
     try:
-        with tarfile.open(shard, mode="r|*") as archive:
-            for body in _bodies(archive):
-                yield None if body is None else BytesIO(body)
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        size = shard.stat().st_size
+        with shard.open("rb") as file:
+            opener = next((opener for magic, opener in _PACKED.items() if file.peek().startswith(magic)), None)
+        most = size if opener is None else most_bytes(size)
+        with (opener or open)(shard, "rb") as stream:
+            bounded: Any = Bounded(stream, most)
+            with tarfile.open(fileobj=bounded, mode="r|", tarinfo=_Header) as archive:
+                for body in _bodies(archive, most):
+                    yield None if body is None else BytesIO(body)
+    except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, zlib.error, lzma.LZMAError) as error:
         kind = type(error).__name__
         raise UserError(f"open_rows needs sound tar shards, got {shard} ({kind}); fetch it again") from error
 
 
-def _bodies(archive: tarfile.TarFile) -> Iterator[bytes | None]:
-    """The bytes of each image member; None for one that is too large to be an image."""
+class _Header(tarfile.TarInfo):
+    """A header that cannot make the reader keep a name of gigabytes."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        header = super().frombuf(buf, encoding, errors)
+        if header.size < 0 or (header.type in _ABOUT_THE_NEXT and header.size > _LARGEST_NAME):
+            raise tarfile.ReadError("no header of a member")
+        return header
+
+
+_ABOUT_THE_NEXT = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+_PACKED: Mapping[bytes, Callable[..., Any]] = MappingProxyType(
+    {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+)
+
+
+def _bodies(archive: tarfile.TarFile, most: int) -> Iterator[bytes | None]:
+    """The bytes of each image member; None for one that is too large to be an image, or has holes."""
     for member in archive:
+        if member.isfile() and not 0 <= member.offset_data + member.size <= most and not member.issparse():
+            raise tarfile.ReadError("a member that is larger than its archive")
         if member.isfile() and Path(member.name).suffix.lower() in SUFFIXES:
-            stream = archive.extractfile(member) if member.size <= _LARGEST_MEMBER else None
+            small = member.size <= _LARGEST_MEMBER and not member.issparse()
+            stream = archive.extractfile(member) if small else None
             yield None if stream is None else stream.read()
 
 
@@ -151,7 +190,11 @@ def labelled_folder(
         if image.shape != first.shape:
             raise UserError(f"read_images needs images of one size, got {image.shape[1:]} in {path}; give a side")
         images[row] = image
-    return images, [label for _, label in files], tuple(classes)
+    return (
+        images,
+        [label for _, label in files],
+        tuple(os.fsencode(name).decode("utf-8", "replace") for name in classes),
+    )
 
 
 def _sorted(names: list[str]) -> list[str]:

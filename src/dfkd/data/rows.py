@@ -140,7 +140,7 @@ def open_rows(
 def _open_array(file: Path, image_shape: tuple[int, int, int], cache: Path | None, watch: Converted | None) -> Rows:
     try:
         stored = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # a damaged header makes NumPy raise almost any kind of error
         raise UserError(f"open_rows needs a sound .npy, got {file} ({type(error).__name__}); make it again") from error
     images = as_nchw(stored, str(file))
     if len(images) == 0:

@@ -27,6 +27,9 @@ from dfkd.errors import UserError
 
 Status = Literal["running", "finished", "stopped", "interrupted", "failed"]
 
+# What reading values from damaged JSON raises; 1e400 is infinite, and that is no number of anything.
+DAMAGE = (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError)
+
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FOLDER = "samples"
@@ -60,11 +63,21 @@ def write_whole(path: Path, data: bytes) -> None:
     write_aside(path, lambda aside: aside.write_bytes(data))
 
 
+def inside(path: Path, folder: Path) -> bool:
+    """Whether a file really lies in ``folder``: a link in a stranger's run folder may lead anywhere."""
+    return path.resolve().is_relative_to(folder.resolve())
+
+
 def plain(value: object) -> Any:
-    """``value`` as strict JSON allows it: NaN and infinities become None, anything unknown its text."""
+    """``value`` as strict JSON allows it: NaN and infinities become None, anything unknown its text.
+
+    Halves of characters, as in the names of files that are no UTF-8, become question marks.
+    """
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if value is None or isinstance(value, bool | int | str):
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode() if not value.isascii() else value
+    if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
@@ -137,7 +150,7 @@ def read_run(folder: Path, mend: bool = False) -> StoredRun:
         raise UserError(
             f"the report needs the file {path}, got '{error.strerror}'; give the folder of a distillation run"
         ) from error
-    except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+    except DAMAGE as error:
         if isinstance(error, UserError):
             raise
         raise UserError(
@@ -182,7 +195,7 @@ def _lines(path: Path) -> list[tuple[str, RoundRecord | None]]:
     for line in path.read_text("utf-8", errors="replace").splitlines() if path.exists() else ():
         try:
             found.append((line, record_from(json.loads(line))))
-        except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError):
+        except DAMAGE:
             found.append((line, None))
     return found
 

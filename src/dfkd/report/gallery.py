@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dfkd.errors import UserError
-from dfkd.report.files import plain, write_whole
+from dfkd.report.files import DAMAGE, inside, plain, write_whole
 
 __all__ = ["CURVES", "FIGURES_FOLDER", "Figure", "Gallery", "read_gallery", "write_gallery"]
 
@@ -113,7 +113,7 @@ def read_gallery(folder: Path) -> Gallery:
         told = json.loads(index.read_text("utf-8"))
         figures = [_figure(folder, row) for row in told["figures"]]
         return Gallery(figures, {str(name): str(why) for name, why in told["skipped"].items()})
-    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+    except (OSError, *DAMAGE) as error:
         reason = error.strerror if isinstance(error, OSError) else "something else"
         raise UserError(
             f"the report needs a list of figures in {index}, got {reason!r}; draw them again with `dfkd plot` "
@@ -127,6 +127,8 @@ def _figure(folder: Path, row: Mapping[str, object]) -> Figure:
         raise TypeError("numbers")
     held = {str(name): math.nan if value is None else float(value) for name, value in numbers.items()}
     file = _bare(row["file"])
+    if not inside(folder / file, folder.parent):
+        raise ValueError("a link that leads out of the folder")
     return Figure(str(row["name"]), str(row["caption"]), (folder / file).read_bytes(), str(row["alt"]), held)
 
 
@@ -141,5 +143,5 @@ def _listed(index: Path) -> set[str]:
     """The files that an index names; none where it is missing or damaged."""
     try:
         return {_bare(row["file"]) for row in json.loads(index.read_text("utf-8"))["figures"]}
-    except (OSError, AttributeError, KeyError, TypeError, ValueError):
+    except (OSError, *DAMAGE):
         return set()

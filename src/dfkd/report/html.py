@@ -5,11 +5,16 @@ from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
+from dfkd.visible import visible
+
 __all__ = ["rendered"]
 
 
 def rendered(template: str, values: Mapping[str, Any]) -> str:
-    """The page that a template of this room makes of ``values``. All text is escaped; ``style`` is ``page.css``."""
+    """The page that a template of this room makes of ``values``. All text is escaped, and steers nothing.
+
+    ``style`` is ``page.css``.
+    """
     from jinja2 import Environment, FunctionLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -23,4 +28,4 @@ def rendered(template: str, values: Mapping[str, Any]) -> str:
     )
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode("ascii")
     style = Markup(room.joinpath("page.css").read_text("utf-8"))
-    return environment.get_template(template).render(style=style, **values)
+    return visible(environment.get_template(template).render(style=style, **values))

@@ -10,7 +10,7 @@ from PIL import Image
 
 from dfkd.engine.records import RoundRecord, RunInfo, RunResult
 from dfkd.errors import UserError
-from dfkd.report.files import SAMPLES_FOLDER
+from dfkd.report.files import SAMPLES_FOLDER, inside
 from dfkd.report.grid import Layout, image_grid, layout, row_height
 from dfkd.report.summary import class_names, finished_rounds
 
@@ -56,7 +56,7 @@ def sheets_in(folder: Path) -> list[tuple[int, bytes]]:
     found = []
     for path in (folder / SAMPLES_FOLDER).glob("round_*.png"):
         digits = path.stem.removeprefix("round_")
-        if digits.isdecimal() and path.is_file():
+        if digits.isdecimal() and path.is_file() and inside(path, folder):
             found.append((int(digits), path))
     return [(rounds, path.read_bytes()) for rounds, path in spread(sorted(found), SHEETS)]
 

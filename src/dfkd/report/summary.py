@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from dfkd.data.overlap import ALIKE, BITS, NearDuplicates
 from dfkd.engine.measures import RUN_MEASURES, Measure, is_loss
 from dfkd.engine.records import Evaluation, RoundRecord, RunInfo, RunResult
+from dfkd.visible import visible
 
 Number = int | float | None
 
@@ -142,8 +143,9 @@ def images_per_second(records: Sequence[RoundRecord]) -> float | None:
 
 
 def class_names(info: RunInfo) -> tuple[str, ...]:
-    """The names of the classes, or their numbers."""
-    return info.names if len(info.names) == info.classes else tuple(str(k) for k in range(info.classes))
+    """The names of the classes as they can be shown, or their numbers."""
+    names = info.names if len(info.names) == info.classes else tuple(str(k) for k in range(info.classes))
+    return tuple(map(visible, names))
 
 
 def last_evaluation(records: Sequence[RoundRecord]) -> Evaluation | None:
