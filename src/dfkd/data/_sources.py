@@ -12,6 +12,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from io import BytesIO
 from pathlib import Path
 from types import MappingProxyType
@@ -93,18 +94,23 @@ def decoded_archives(shards: list[Path], image_shape: tuple[int, int, int]) -> B
 
 def _members(shard: Path) -> Encoded:
     try:
-        size = shard.stat().st_size
-        with shard.open("rb") as file:
-            opener = next((opener for magic, opener in _PACKED.items() if file.peek().startswith(magic)), None)
-        most = size if opener is None else most_bytes(size)
-        with (opener or open)(shard, "rb") as stream:
-            bounded: Any = Bounded(stream, most)
-            with tarfile.open(fileobj=bounded, mode="r|", tarinfo=_Header) as archive:
-                for body in _bodies(archive, most):
-                    yield None if body is None else BytesIO(body)
+        with ExitStack() as stack:
+            bounded, most = _opened(shard, stack)
+            archive = stack.enter_context(tarfile.open(fileobj=bounded, mode="r|", tarinfo=_Header))
+            for body in _bodies(archive, most):
+                yield None if body is None else BytesIO(body)
     except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, zlib.error, lzma.LZMAError) as error:
         kind = type(error).__name__
         raise UserError(f"open_rows needs sound tar shards, got {shard} ({kind}); fetch it again") from error
+
+
+def _opened(shard: Path, stack: ExitStack) -> tuple[Any, int]:
+    """The archive unpacked, and how many bytes it may have."""
+    size = shard.stat().st_size
+    with shard.open("rb") as file:
+        opener = next((opener for magic, opener in _PACKED.items() if file.peek().startswith(magic)), None)
+    most = size if opener is None else most_bytes(size)
+    return Bounded(stack.enter_context((opener or open)(shard, "rb")), most), most
 
 
 class _Header(tarfile.TarInfo):
