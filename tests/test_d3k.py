@@ -167,7 +167,12 @@ def test_the_bank_holds_the_codes_of_the_batch_before() -> None:
     made = state.pool.newest(10)["images"].float() / 255
     assert state.bank.shape == (10, 15)
     assert float((state.bank != dhash_codes(made, 2)).float().mean()) < 0.05  # stored images are rounded to bytes
-    assert float(method.synthesize(task, state, Clock(ROW.plan, 1))["loss/hash"]) < 0
+    assert "bank_distance" not in first
+    before = state.bank.clone()
+    second = method.synthesize(task, state, Clock(ROW.plan, 1))
+    assert float(second["loss/hash"]) < 0
+    apart = [float((a != b).double().mean()) for a in state.bank for b in before]
+    assert float(second["bank_distance"]) == pytest.approx(sum(apart) / len(apart), abs=1e-6)
     assert set(vars(state)) == {"pool", "bank", "joint", "held", "optimizers"}
 
 
@@ -177,6 +182,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"bn": "l2"},
     {"bn_cap": 3.0},
     {"ste": "difference"},
+    {"hash_form": "xor"},
     {"pairing": "index"},
     {"pairing": "random"},
     {"labels": "uniform", "keep": "last"},

@@ -71,6 +71,7 @@ def web_patches(n: int, side: int = 8, seed: int = 0) -> Tensor:
 
 def make(teacher: nn.Module, web: Tensor | None = None, student: str = "resnet8", **runtime: Any) -> Task:
     mean, std = STATISTICS["digits"]
+    torch.manual_seed(0)  # the same student every time: it has a word in what is selected
     net = build(student, 10, 1).net
     return build_task(
         teacher,
@@ -223,6 +224,33 @@ def test_the_reference_batch_keeps_the_balance(digits_teacher: nn.Module) -> Non
     assert default == pytest.approx(literal / 12, rel=1e-3)
 
 
+def test_the_alignment_is_a_mean_or_a_sum_over_features(digits_teacher: nn.Module) -> None:
+    task = make(digits_teacher)
+    state, _ = selected(KD3(mdcl="none"), task)
+    batch = Batch(torch.rand(12, 1, 8, 8, generator=stream()))
+    with torch.no_grad():
+        mean, total = (float(KD3(mdcl="none", alignment=how).loss(task, state, batch)) for how in ("mean", "sum"))
+        width = task.teacher(batch.images).features.shape[1]
+    assert width > 1
+    assert total == pytest.approx(width * mean, rel=1e-5)
+
+
+def test_the_second_view_may_be_a_mixture_of_images(digits_teacher: nn.Module) -> None:
+    task = make(digits_teacher)
+    method = KD3(perturb="mixup", delta=0.5, pad=1)
+    state, _ = selected(method, task)
+    batch = method.batch(task, state, Clock(PLAN, 0))
+    assert batch.extra is not None
+    for got in batch.extra["perturbed"]:  # a point between two images of the batch
+        fits = []
+        for a in batch.images:
+            for b in batch.images:
+                span = (b - a).flatten()
+                share = float(((got - a).flatten() @ span) / span.square().sum().clamp(min=1e-9))
+                fits.append(-1e-3 <= share <= 1 + 1e-3 and torch.allclose(got, a + share * (b - a), atol=1e-4))
+        assert any(fits)
+
+
 def test_the_teachers_contrast_gives_the_student_nothing(digits_teacher: nn.Module) -> None:
     task = make(digits_teacher)
     state, _ = selected(KD3(), task)
@@ -240,6 +268,8 @@ VARIANTS: list[dict[str, Any]] = [
     {"mdcl": "cross"},
     {"mdcl": "none"},
     {"perturb": "ordinary"},
+    {"perturb": "mixup"},
+    {"alignment": "sum"},
     {"share_head": False},
     {"share_head": False, "labels": "onehot"},
     {"select": "random"},

@@ -393,6 +393,7 @@ def test_agreement_weight_and_weighted_alignment() -> None:
         assert float(weight[i]) == pytest.approx(w)
         total += w * float(((fs[i] - ft[i]) ** 2).mean())
     assert float(contrast.weighted_feature_alignment(fs, ft, weight)) == pytest.approx(total / N)
+    assert float(contrast.weighted_feature_alignment(fs, ft, weight, "sum")) == pytest.approx(D * total / N)
     extremes = contrast.agreement_weight(
         torch.tensor([[99.0, -99.0], [1.0, 2.0]]), torch.tensor([[-99.0, 99.0], [1.0, 2.0]])
     )

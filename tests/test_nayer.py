@@ -11,7 +11,7 @@ from dfkd.engine.core import Clock, Need, Task
 from dfkd.engine.driver import run
 from dfkd.errors import UserError
 from dfkd.methods.nayer import NAYER, NayerState, objective
-from dfkd.nets.generators import ConvGenerator, DeepGenerator
+from dfkd.nets.generators import ConvGenerator, DeepGenerator, NoisyLayer
 from dfkd.ops.pixels import as_bytes
 from dfkd.types import Moments
 from settings import SETTINGS, Setting, tiny_plan, tiny_task
@@ -48,6 +48,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no re-initialisation": {"redraw": False},
     "no norm": {"norm": False},
     "1-to-1": {"group": "one"},
+    "one layer": {"group": "batch", "redraw": False},
+    "ImageNet": {"augmentation": "imagenet", "labels": "permuted"},
     "paper": {"momentum": 0.0, "mask": False, "keep": "last", "labels": "uniform"},
     "deep": {"generator": "deep"},
     "slip": {"student_trains": True},
@@ -192,3 +194,87 @@ def test_a_side_that_is_no_multiple_of_four_is_refused() -> None:
     row = replace(a_row(), image_shape=(1, 10, 10))
     with pytest.raises(UserError, match="NAYER needs an image side that is a multiple of 4"):
         run(tiny_task(row), row.method, row.plan)
+
+
+def test_one_layer_never_drawn_anew_makes_one_image_for_every_class() -> None:
+    """Table 4's row without re-initialisation: the paper's diversity there is that of the label text alone."""
+    found = {}
+    for name, changes in {
+        "one layer": {"redraw": False, "group": "batch"},
+        "text": {"code": "lte"},
+        "several layers": {"redraw": False},
+        "full": {},
+    }.items():
+        task, state = a_state(row := a_row(**changes))
+        made = row.method.synthesize(task, state, Clock(row.plan, 0))
+        images, labels = (state.pool.newest(10)[key] for key in ("images", "labels"))
+        flat = images.double().flatten(1) / 255
+        pairs = [(i, j) for i in range(10) for j in range(10) if i != j and labels[i] == labels[j]]
+        loop = sum(float((flat[i] - flat[j]).square().mean().sqrt()) for i, j in pairs) / len(pairs)
+        found[name] = float(made["within_class_distance"])
+        assert found[name] == pytest.approx(loop, abs=3e-3)  # stored as bytes
+    assert found["one layer"] == found["text"] == 0
+    assert found["several layers"] > 0
+    assert found["full"] > 0
+
+
+def test_one_noisy_layer_serves_the_whole_batch() -> None:
+    _, state = a_state(a_row(group="batch"))
+    assert isinstance(state.Z, NoisyLayer)
+    assert state.Z.weight.shape[0] == 1
+
+
+def test_a_noisy_layer_of_more_classes_than_rows_is_not_filled_up() -> None:
+    torch.manual_seed(0)
+    layer = NoisyLayer(7, 5, rows=6, group=40, norm=False)
+    e = torch.randn(6, 7)
+    torch.testing.assert_close(layer(e), e @ layer.weight[0] + layer.bias[0])
+    assert layer.group == 6
+
+
+def test_steps_until_the_class_is_met(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first step of a batch whose cross-entropy is below 0.1, averaged over batches; all steps where none is."""
+    losses = iter([0.5, 0.09, 0.3, 0.02, 0.5, 0.4, 0.3, 0.2])
+    original = module.objective
+
+    def told(*arguments: Any) -> Any:
+        out = original(*arguments)
+        return out._replace(cls=torch.tensor(next(losses)))
+
+    monkeypatch.setattr(module, "objective", told)
+    task, state = a_state(row := a_row(steps=4, warmup_batches=2))
+    made = row.method.synthesize(task, state, Clock(row.plan, 0))
+    assert float(made["steps_to_class"]) == (1 + 4) / 2
+
+
+def test_embeddings_are_scaled_before_noise_meets_them() -> None:
+    task, _ = a_state(a_row())
+    assert task.text is not None
+    y = torch.tensor([0, 3, 1])
+    before = task.runtime.generator.get_state()
+    got = module._embed(a_method(code="sum", beta=0.5, text_scale=3.0), task, y)
+    stream = torch.Generator()
+    stream.set_state(before)
+    torch.testing.assert_close(got, 3 * task.text[y] + 0.5 * torch.randn(3, 7, generator=stream))
+
+
+def test_permuted_labels_take_every_class_in_turn() -> None:
+    task, state = a_state(row := a_row(labels="permuted", synthesis_batch=6, warmup_batches=2))
+    row.method.synthesize(task, state, Clock(row.plan, 0))
+    labels = state.pool.newest(12)["labels"].tolist()
+    assert sorted(labels[:4]) == [0, 1, 2, 3]
+    assert labels == (labels[:4] * 3)
+
+
+def test_views_of_imagenet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The batch is rolled and mirrored as one; the student sees parts of images, enlarged."""
+    task, state = a_state(row := a_row(augmentation="imagenet", pad=0))
+    x = torch.rand(5, 1, 8, 8)
+    y = module._view(a_method(augmentation="imagenet", pad=0), x, task.runtime.generator)
+    turns = [torch.roll(base, (i, j), (2, 3)) for base in (x, x.flip(3)) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+    assert any(torch.equal(y, turn) for turn in turns)
+    row.method.synthesize(task, state, Clock(row.plan, 0))
+    monkeypatch.setattr(module, "resize_boxes", lambda images, boxes: images * 0 + 1)
+    batch = row.method.batch(task, state, Clock(row.plan, 1))
+    assert bool((batch.images == 1).all())
+    assert batch.images.shape == (12, 1, 8, 8)

@@ -16,7 +16,7 @@ from scipy import stats
 from torch import Tensor
 
 from dfkd.errors import UserError
-from dfkd.ops import augment, exchange, hashing, keep_best, labels, mixing, pixels, selection
+from dfkd.ops import augment, distances, exchange, hashing, keep_best, labels, mixing, pixels, selection
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -108,6 +108,23 @@ def test_bytes_are_rounded_clipped_and_come_back() -> None:
     assert torch.equal(images, before)
 
 
+def test_a_batch_is_rolled_and_mirrored_as_one() -> None:
+    images = draw(3, 2, 6, 9)
+    turns = [
+        torch.roll(base, (i, j), (2, 3))
+        for base in (images, images.flip(3))
+        for i in range(-2, 3)
+        for j in range(-2, 3)
+    ]
+    found = set()
+    for seed in range(60):
+        got = augment.roll_flip(images, seeded(seed), 2)
+        (which,) = [index for index, turn in enumerate(turns) if torch.equal(got, turn)]
+        found.add(which)
+    assert len(found) > 25  # of 50
+    assert torch.equal(augment.roll_flip(images, seeded(), 0, flip=False), images)
+
+
 # --- exchange -----------------------------------------------------------------------------------------------
 
 
@@ -185,6 +202,21 @@ def test_drawn_mixtures_repeat_with_the_generator(mix: Callable[..., Tensor]) ->
     assert first.dtype == images.dtype
     assert torch.equal(first, mix(images, 1.0, seeded(4)))
     assert not torch.equal(first, mix(images, 1.0, seeded(5)))
+
+
+def test_a_batch_is_mixed_together_as_in_spaceship_nets_code() -> None:
+    """One share or window for all, the partners are the batch in reverse order."""
+    images = draw(5, 2, 6, 8)
+    mixed = exchange.draw_mixup(images, 1.0, seeded(3), together=True)
+    lam = float(mixing.draw_beta(1.0, 1.0, 1, seeded(3)))
+    for i in range(5):
+        torch.testing.assert_close(mixed[i], lam * images[i] + (1 - lam) * images[4 - i], rtol=1e-6, atol=1e-7)
+    cut = exchange.draw_cutmix(images, 1.0, seeded(3), together=True)
+    pasted = [(cut[i] != images[i]).any(dim=0) for i in (0, 1, 3, 4)]
+    assert all(torch.equal(window, pasted[0]) for window in pasted)
+    assert bool(pasted[0].any())
+    for i in range(5):
+        torch.testing.assert_close(cut[i], torch.where(pasted[0], images[4 - i], images[i]))
 
 
 # --- mixing -------------------------------------------------------------------------------------------------
@@ -321,6 +353,18 @@ def test_all_pairs_loss_has_value_and_gradient_of_all_pairs() -> None:
     assert bank.grad is None
 
 
+@pytest.mark.parametrize("pairing", ["all", "index"])
+def test_the_exclusive_or_has_the_value_of_the_square_and_pushes_away_from_the_majority(pairing: Any) -> None:
+    new, bank = bits(4, 9).requires_grad_(), bits(6, 9, seed=1)
+    loss = hashing.dhash_loss(new, bank, pairing, form="xor")
+    assert loss.item() == pytest.approx(hashing.dhash_loss(new, bank, pairing).item())
+    (slope,) = torch.autograd.grad(loss, new)
+    others = bank if pairing == "all" else bank[:4]
+    for i in range(4):
+        share = others.mean(dim=0) if pairing == "all" else others[i]
+        torch.testing.assert_close(slope[i], -(1 - 2 * share) / (4 * 9))
+
+
 def test_paired_losses() -> None:
     new, bank = bits(5, 9).requires_grad_(), bits(3, 9, seed=1)
     loss = hashing.dhash_loss(new, bank, "index")
@@ -412,6 +456,26 @@ def test_selection_is_strict_and_survives_empty_classes() -> None:
     assert selection.class_thresholds(torch.tensor([0, 2, 4])).tolist() == pytest.approx([0, 0.475, 0.95])
 
 
+# --- distances ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [5, 30])
+def test_distances_within_a_class_are_those_of_a_loop(n: int) -> None:
+    images, classes = draw(n, 2, 3, 4), 4
+    y = torch.randint(classes, (n,), generator=seeded())
+    got = distances.within_class_distance(images, y, classes)["within_class_distance"]
+    pairs = [(i, j) for i in range(n) for j in range(n) if i != j and y[i] == y[j]]
+    loop = sum(math.sqrt(float(((images[i] - images[j]) ** 2).mean())) for i, j in pairs) / len(pairs)
+    assert float(got) == pytest.approx(loop, rel=1e-5)
+
+
+def test_one_image_a_class_has_no_distance_within_it() -> None:
+    y = torch.arange(40) % 4
+    images = draw(4, 1, 8, 8).float()[y]
+    assert float(distances.within_class_distance(images, y, 4)["within_class_distance"]) == 0
+    assert distances.within_class_distance(images[:4], y[:4], 4) == {}
+
+
 # --- all of them --------------------------------------------------------------------------------------------
 
 IMAGES = draw(4, 3, 8, 8).float()
@@ -449,6 +513,7 @@ def test_image_ops_keep_the_precision_they_get(dtype: torch.dtype) -> None:
         mixing.draw_mix_distribution(images, 0.1, seeded()),
         hashing.dhash_codes(images),
         augment.crop_flip(images, seeded()),
+        augment.roll_flip(images, seeded(), 2),
     ):
         assert out.dtype == dtype
         assert out.isfinite().all()

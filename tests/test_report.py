@@ -291,6 +291,9 @@ def test_selected_images_of_few_classes_get_advice_on_selecting() -> None:
 
 def test_equal_images_warn() -> None:
     assert kinds([a_record(pairwise_distance=0.0199)], 10) == ["distance"]
+    assert kinds([a_record(pairwise_distance=0.3, within_class_distance=0.001)], 10) == ["class"]
+    assert kinds([a_record(pairwise_distance=0.001, within_class_distance=0.001)], 10) == ["distance", "class"]
+    assert kinds([a_record(pairwise_distance=0.3, within_class_distance=0.05)], 10) == []
     assert kinds([a_record(pairwise_distance=0.0201)], 10) == []
 
 

@@ -231,6 +231,7 @@ def test_fitnets_regressors_train_with_the_student() -> None:
 OPTIONS: list[dict[str, Any]] = [
     {"diversity": "mixup"},
     {"diversity": "cutmix"},
+    {"diversity": "mixup", "mixing": "batch"},
     {"diversity": "none"},
     {"constraint": "at"},
     {"constraint": "fitnets"},

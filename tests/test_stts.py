@@ -18,9 +18,12 @@ from dfkd.engine.runtime import Runtime
 from dfkd.errors import UserError
 from dfkd.methods.stts import STTS, STTSState, _tools, objective
 from dfkd.nets.lenet import LeNet5
+from dfkd.nets.modes import batch_statistics
 from dfkd.nets.soft_targets import maximum_over_sigma, soft_labels
 from dfkd.nets.tail import find_tail, last_map
 from dfkd.nets.zoo import ZOO, build
+from dfkd.ops.affine import affine, draw_affine
+from dfkd.ops.augment import crop_flip
 from dfkd.ops.pixels import as_bytes
 from dfkd.ops.targets import dirichlet_concentration
 from dfkd.prepare import build_task
@@ -197,6 +200,10 @@ VARIANTS: list[dict[str, Any]] = [
     {"memory": 4},
     {"flip": True},
     {"bound": "end"},
+    {"alpha_bn": 3.0},
+    {"alpha_bn": 3.0, "lambda_d": 0.0},
+    {"teacher_bn": "batch", "student_target": "stored"},
+    {"augment_synthesis": True},
 ]
 
 
@@ -267,6 +274,7 @@ def test_nothing_stays_hooked_to_the_teacher(
         ({"sigma": -1.0}, "sigma of at least 0"),
         ({"temperature": 0.0}, "temperature above 0"),
         ({"scale": 1.0}, "scale below 1"),
+        ({"alpha_bn": -1.0}, "alpha_bn of at least 0"),
         ({"betas": ()}, "betas above 0"),
         ({"betas": (1.0, 0.0)}, "betas above 0"),
     ],
@@ -368,3 +376,154 @@ def test_dirichlet_soft_labels_have_the_scales_of_the_run(digits_teacher: nn.Mod
             rng = np.random.default_rng(0)
             drawn = np.concatenate([rng.dirichlet(row, 400) for row in concentration])
             assert part.max(axis=1).mean() == pytest.approx(drawn.max(axis=1).mean(), abs=0.03)
+
+
+def _moments(layers: list[nn.BatchNorm2d], net: nn.Module, x: Tensor) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Mean and variance of every layer's input, by NumPy."""
+    found: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def read(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        values = inputs[0].detach().double().numpy().transpose(1, 0, 2, 3).reshape(inputs[0].shape[1], -1)
+        found.append((values.mean(axis=1), values.var(axis=1)))
+
+    hooks = [layer.register_forward_pre_hook(read) for layer in layers]
+    net(x)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def test_the_batchnorm_term_is_deepinversions(digits_teacher: nn.Module) -> None:
+    task = make(digits_teacher)
+    method = replace(SMALL, alpha_bn=3.0, lambda_a=0.5)
+    task.teacher.freeze()
+    with _tools(method, task, method.setup(task, PLAN)) as (_, eye):
+        pass
+    x, y = torch.randn(5, 1, 8, 8, generator=stream()), torch.randn(5, 10, generator=stream(1))
+    with torch.no_grad():
+        out, plain = objective(method, eye, x, y), objective(replace(method, alpha_bn=0.0), eye, x, y)
+    layers = [layer for layer in task.teacher.net.modules() if isinstance(layer, nn.BatchNorm2d)]
+    with torch.no_grad():
+        seen = _moments(layers, task.teacher.net, x)
+    wanted = 0.0
+    for (mean, var), layer in zip(seen, layers, strict=True):
+        assert layer.running_mean is not None
+        assert layer.running_var is not None
+        wanted += float(np.linalg.norm(mean - layer.running_mean.double().numpy()))
+        wanted += float(np.linalg.norm(var - layer.running_var.double().numpy()))
+    assert float(out.bn) == pytest.approx(wanted, rel=1e-4)
+    assert float(out.loss - plain.loss) == pytest.approx(3 * wanted, rel=1e-4)
+    assert float(plain.bn) == 0
+
+
+def test_the_statistics_approach_the_stored_ones(digits_teacher: nn.Module) -> None:
+    few = synthesized(replace(SMALL, steps=1, alpha_bn=3.0), make(digits_teacher))[1]
+    many = synthesized(replace(SMALL, steps=40, alpha_bn=3.0), make(digits_teacher))[1]
+    assert many["loss/statistics"] < few["loss/statistics"] / 2
+
+
+def test_a_teacher_on_batch_statistics_stores_nothing(digits_teacher: nn.Module) -> None:
+    net, x = digits_teacher.eval(), torch.randn(7, 1, 8, 8, generator=stream())
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    stored = net(x)
+    with batch_statistics(net):
+        got = net(x)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert torch.equal(net(x), stored)
+    for layer in net.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.train()
+    wanted = net(x)  # the same batch in train mode, which does store
+    net.load_state_dict(before)
+    net.eval()
+    assert torch.equal(got, wanted)
+    assert not torch.allclose(got, stored)
+
+
+@pytest.mark.parametrize("mode", ["stored", "batch"])
+def test_stored_targets_are_the_teachers_answers_to_the_stored_images(digits_teacher: nn.Module, mode: Any) -> None:
+    task = make(digits_teacher)
+    method = replace(SMALL, student_target="stored", teacher_bn=mode)
+    state, _ = synthesized(method, task)
+    rows = state.pool.newest(6)
+    with torch.no_grad(), batch_statistics(task.teacher.net, mode == "batch"):
+        wanted = task.teacher.net(task.teacher.normalise(rows["images"].float() / 255))
+    torch.testing.assert_close(rows["targets"], wanted, rtol=1e-4, atol=1e-4)
+    task.student.eval()
+    with torch.no_grad():
+        batch = method.batch(task, state, Clock(PLAN, 1))
+        loss = float(method.loss(task, state, batch))
+        s = task.student(batch.images).logits
+    assert batch.extra is not None
+    p, q = (batch.extra["target"] / 20).softmax(1).double().numpy(), (s / 20).softmax(1).double().numpy()
+    assert loss == pytest.approx(float(-(p * np.log(q)).sum(axis=1).mean()), rel=1e-5)
+
+
+def test_a_teacher_on_batch_statistics_answers_the_students_batch(digits_teacher: nn.Module) -> None:
+    task = make(digits_teacher)
+    method = replace(SMALL, teacher_bn="batch")
+    state, _ = synthesized(method, task)
+    with torch.no_grad():
+        batch = method.batch(task, state, Clock(PLAN, 1))
+    with torch.no_grad(), batch_statistics(task.teacher.net):
+        wanted = task.teacher.net(task.teacher.normalise(batch.images))
+    assert batch.extra is not None
+    torch.testing.assert_close(batch.extra["target"], wanted, rtol=1e-4, atol=1e-4)
+    assert replace(SMALL).batch(task, state, Clock(PLAN, 1)).extra is None
+
+
+def test_what_augmentation_leaves_is_counted(digits_teacher: nn.Module) -> None:
+    task = make(digits_teacher)
+    still = replace(SMALL, degrees=0, scale=0, shift=0, pad=0, noise=0)
+    _, made = synthesized(still, task)
+    assert made["augmented/same_class"] == 1
+    state, made = synthesized(SMALL, make(digits_teacher))
+    images = state.pool.newest(6)["images"].float() / 255
+    own = stream()  # of its own: seed 0 at every look
+    turned = affine(images, draw_affine(6, own, 15.0, 0.1, 0.1))
+    moved = crop_flip(turned, own, 4, False)
+    noisy = (moved + 0.05 * torch.randn(moved.shape, generator=own)).clamp(0, 1)
+    with torch.no_grad():
+        before = task.teacher.net(task.teacher.normalise(images)).argmax(1).numpy()
+        after = task.teacher.net(task.teacher.normalise(noisy)).softmax(1).double().numpy()
+    assert made["augmented/same_class"] == pytest.approx((after.argmax(1) == before).mean())
+    p = after.mean(axis=0)
+    assert made["augmented/class_entropy"] == pytest.approx(float(-(p * np.log(p)).sum()), rel=1e-3)
+
+
+def test_images_may_be_optimised_as_the_student_will_see_them(
+    digits_teacher: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The objective is then given augmented images: drawn anew in every step, with gradients to the pixels."""
+    import dfkd.methods.stts as module
+
+    given: list[Tensor] = []
+
+    def watch(method: STTS, T: Any, x: Tensor, y: Tensor) -> Any:
+        given.append(T.denormalise(x))
+        return objective(method, T, x, y)
+
+    monkeypatch.setattr(module, "objective", watch)
+    viewed = replace(SMALL, steps=2, lr=1e-9, augment_synthesis=True, degrees=0, scale=0, shift=0, noise=0, pad=3)
+    state, _ = synthesized(viewed, make(digits_teacher))
+    images = state.pool.newest(6)["images"].float() / 255  # hardly moved, at this rate
+    shifts = []
+    for x in given:
+        padded = torch.nn.functional.pad(images, (3, 3, 3, 3))
+        for image, wide in zip(x, padded, strict=True):
+            found = [
+                (i, j)
+                for i in range(7)
+                for j in range(7)
+                if torch.allclose(image, wide[:, i : i + 8, j : j + 8], atol=3e-3)
+            ]
+            assert found
+            shifts.append(found[0])
+    assert shifts[:6] != shifts[6:]
+
+
+@pytest.mark.parametrize("change", [{"alpha_bn": 1.0}, {"teacher_bn": "batch"}], ids=str)
+def test_readings_of_batchnorm_need_some(change: dict[str, Any]) -> None:
+    task, _ = lenet_task()
+    with pytest.raises(UserError, match="BatchNorm"):
+        run(task, STTS(steps=1, synthesis_batch=5, **change), PLAN)

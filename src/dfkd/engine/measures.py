@@ -98,6 +98,18 @@ RUN_MEASURES: Mapping[str, Measure] = MappingProxyType(
                 "scale of 0 to 1; lower the generator's learning rate, or renew its noise more often.",
             ),
         ),
+        "within_class_distance": Measure(
+            "distance between two images of a class",
+            meaning="root mean square of pixels",
+            level=0.0,
+            level_name="one image a class",
+            alarm=Alarm(
+                "class",
+                0.02,
+                "Every class has one image: the mean distance between two images of a class is {value:.4f} on a scale "
+                "of 0 to 1; give the generator more noise, or draw it anew more often.",
+            ),
+        ),
         "pool": Measure("images stored"),
         "images": Measure("images made", minor=True),
         "images_per_second": Measure("images made per second", minor=True),
@@ -105,4 +117,4 @@ RUN_MEASURES: Mapping[str, Measure] = MappingProxyType(
         "lr": Measure("learning rate of the student"),
     }
 )
-"""Of every run, and of ``dfkd.engine.core.class_entropy``, which many methods return."""
+"""Of every run, and of what many methods return (``class_entropy``, ``within_class_distance``)."""

@@ -23,14 +23,18 @@ def agreement_weight(student_logits: Logits, teacher_logits: Logits) -> PerImage
 
 
 def weighted_feature_alignment(
-    student_features: Float[Tensor, "n d"], teacher_features: Float[Tensor, "n d"], weight: PerImage
+    student_features: Float[Tensor, "n d"],
+    teacher_features: Float[Tensor, "n d"],
+    weight: PerImage,
+    reduction: Reduction = "mean",
 ) -> Scalar:
-    """Mean over images of ``weight`` times the mean squared difference of features (KD3, equation 10).
+    """Mean over images of ``weight`` times the squared difference of features (KD3, equation 10).
 
-    The features are the inputs of the shared classifier; the teacher's are constants.
+    ``reduction`` is over the features of an image: their mean, or their sum, d times as large. The features are the
+    inputs of the shared classifier; the teacher's are constants.
     """
-    difference = student_features - teacher_features.detach()
-    return (weight * difference.square().mean(dim=1)).mean()
+    squares = (student_features - teacher_features.detach()).square()
+    return (weight * (squares.mean(dim=1) if reduction == "mean" else squares.sum(dim=1))).mean()
 
 
 def distribution_contrast(

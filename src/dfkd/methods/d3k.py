@@ -22,7 +22,9 @@ The authors published no code. The box makes all images before it trains the stu
 contradicts (it needs a trained one): here, as in CMI, whose skeleton and weights the paper uses, both alternate.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar, Literal, NamedTuple, final
 
 import torch
@@ -32,6 +34,7 @@ from torch.optim import Adam
 from dfkd.data.pool import Pool
 from dfkd.engine.core import Clock, Method, Metrics, Need, State, Task, class_entropy
 from dfkd.engine.limits import Betas, Count, NotNegative, Positive, Whole
+from dfkd.engine.measures import Measure
 from dfkd.engine.plan import Plan
 from dfkd.engine.probe import Probe
 from dfkd.errors import UserError
@@ -39,6 +42,7 @@ from dfkd.losses.divergence import agreeing_divergence, cross_entropy, knowledge
 from dfkd.losses.statistics import gaussian_divergence, moment_distance
 from dfkd.nets.supernet import SubnetShape, SuperNet, check_ranges, draw_subnet
 from dfkd.ops.augment import crop_flip
+from dfkd.ops.distances import within_class_distance
 from dfkd.ops.hashing import dhash_codes, dhash_loss
 from dfkd.ops.keep_best import keep_best, no_best
 from dfkd.ops.labels import balanced_labels, uniform_labels
@@ -86,6 +90,7 @@ class D3K(Method[D3KState]):
     hash_lambda: float = 1.0  # λ, the constant that replaces the derivative of a bit
     ste: Literal["literal", "difference"] = "literal"  # eq. 13, or both neighbours
     pairing: Literal["all", "index", "random"] = "all"  # which bank codes a new code is compared with
+    hash_form: Literal["square", "xor"] = "square"  # −(b − m)² as printed, or −(b + m − 2bm): the same value on bits
     labels: Literal["balanced", "uniform"] = "balanced"  # c
     keep: Literal["best", "last"] = "best"  # which step's images are stored
     memory: Count | None = None  # the newest images kept; None: all
@@ -98,6 +103,14 @@ class D3K(Method[D3KState]):
     def check_values(self) -> None:
         """The ranges of the subnet make sense."""
         check_ranges(self.widths, self.kernels)
+
+    measures: ClassVar[Mapping[str, Measure]] = MappingProxyType(
+        {
+            "bank_distance": Measure(
+                "distance to the hash bank", meaning="share of bits", level=0.5, level_name="unrelated codes"
+            )
+        }
+    )
 
     def needs(self) -> frozenset[Need]:
         """Three doublings, and BN statistics unless their weight is 0."""
@@ -140,7 +153,7 @@ class D3K(Method[D3KState]):
                 task.runtime.step(out.loss, optimizer, private=codes)  # line 6
             made = best.images if self.keep == "best" else x.detach()
             state.pool.add(images=as_bytes(made), labels=c)  # line 7
-            state.bank = dhash_codes(made, self.hash_pool)
+            codes_before, state.bank = state.bank, dhash_codes(made, self.hash_pool)
         return {
             "loss/generator": out.loss.detach(),
             "loss/class": out.cls.detach(),
@@ -148,6 +161,8 @@ class D3K(Method[D3KState]):
             "loss/adversarial": out.adv.detach(),
             "loss/hash": out.hash.detach(),
             "class_entropy": class_entropy(out.logits),
+            **within_class_distance(made, c, task.classes),
+            **({"bank_distance": -dhash_loss(state.bank, codes_before)} if len(codes_before) else {}),
         }
 
     def batch(self, task: Task, state: D3KState, clock: Clock) -> Batch:
@@ -196,7 +211,7 @@ def objective(
     adv = agreeing_divergence(t, S(seen).logits, method.mask) if adversarial else zero
     pairing = "index" if method.pairing == "random" else method.pairing  # the bank's rows were drawn outside
     new = dhash_codes(x, method.hash_pool, method.ste, method.hash_lambda)
-    hashes = dhash_loss(new, bank, pairing)
+    hashes = dhash_loss(new, bank, pairing, form=method.hash_form)
     loss = method.alpha * bn + method.beta * cls - method.gamma * adv + method.theta * hashes
     return Parts(loss, cls, bn, adv, hashes, t)
 

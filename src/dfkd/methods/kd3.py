@@ -37,10 +37,11 @@ from dfkd.losses.contrast import agreement_weight, distribution_contrast, weight
 from dfkd.losses.divergence import cross_entropy, knowledge_distillation
 from dfkd.nets.heads import contrast_head
 from dfkd.ops.augment import crop_flip
+from dfkd.ops.exchange import draw_mixup
 from dfkd.ops.mixing import draw_mix_distribution
 from dfkd.ops.pixels import as_images
 from dfkd.ops.selection import class_counts, class_thresholds, combine, mixing_rate, select
-from dfkd.types import Batch, Bytes, Labels, Readout, Scalar
+from dfkd.types import Batch, Bytes, Images, Labels, Readout, Scalar
 
 __all__ = ["KD3", "KD3State"]
 
@@ -62,6 +63,7 @@ class KD3(Method[KD3State]):
 
     alpha: float = 0.01  # α, weight of the contrast
     reference_batch: Count | None = 1  # the contrast is its mean per image times this; None: its sum (paper)
+    alignment: Literal["mean", "sum"] = "mean"  # H_mse over the features of an image: its mean, or its sum
     temperature: Positive = 0.30  # τ of the contrast
     v_th: Share = 0.95  # V_th, threshold of the most frequent class
     thresholds: Literal["class", "one"] = "class"  # T_k of each class (paper), or V_th for all, an experiment of ours
@@ -74,8 +76,8 @@ class KD3(Method[KD3State]):
     label_temperature: Positive = 4.0  # its τ, for soft labels
     mdcl: Literal["paper", "cross", "none"] = "paper"  # the contrast: per network, between the networks, or none
     skip_teacher_contrast: bool = False  # leave L^T out: it trains a head that nothing else uses
-    perturb: Literal["mix", "ordinary"] = "mix"  # MixDistribution, or another crop and mirror (Table 2)
-    delta: Positive = 0.1  # δ of Beta(δ, δ)
+    perturb: Literal["mix", "ordinary", "mixup"] = "mix"  # MixDistribution; Table 2: another crop and mirror, or mixup
+    delta: Positive = 0.1  # δ of Beta(δ, δ), of MixDistribution and of mixup
     head_width: Count = 128  # length of z
     pad: Whole = 4  # random crop of the web images (MNIST: 0)
     flip: bool = True  # random mirror, likewise
@@ -165,15 +167,7 @@ class KD3(Method[KD3State]):
         rows = state.chosen[pick]
         pixels = web_of(task).take(rows).to(device)
         x = as_images(crop_flip(pixels, rng, self.pad, self.flip))
-        extra = None
-        if self.mdcl != "none":
-            mixed = self.perturb == "mix"
-            perturbed = (
-                draw_mix_distribution(x, self.delta, rng)
-                if mixed
-                else as_images(crop_flip(pixels, rng, self.pad, self.flip))
-            )
-            extra = {"perturbed": perturbed}  # may leave [0, 1]
+        extra = None if self.mdcl == "none" else {"perturbed": _perturbed(self, x, pixels, rng)}  # may leave [0, 1]
         return Batch(x, state.predicted[pick], rows, extra)
 
     def loss(self, task: Task, state: KD3State, batch: Batch) -> Scalar:
@@ -183,7 +177,7 @@ class KD3(Method[KD3State]):
             t = T(x)
         s = S(x)
         w = agreement_weight(s.logits, t.logits)  # eq. 9
-        loss = weighted_feature_alignment(s.features, t.features, w)  # eq. 10
+        loss = weighted_feature_alignment(s.features, t.features, w, self.alignment)  # eq. 10
         if not self.share_head:
             loss = loss + self.label_weight * _label_loss(self, s, t)
         if self.mdcl == "none":
@@ -195,6 +189,15 @@ class KD3(Method[KD3State]):
             )
         B_ref = len(x) if self.reference_batch is None else self.reference_batch
         return loss + self.alpha * B_ref * contrast(self, task, state.joint, s, t, batch.extra["perturbed"])  # eq. 18
+
+
+def _perturbed(method: KD3, x: Images, pixels: Bytes, rng: torch.Generator) -> Images:
+    """The second view of ``x``, which is ``pixels`` cropped and mirrored."""
+    if method.perturb == "mix":
+        return draw_mix_distribution(x, method.delta, rng)
+    if method.perturb == "mixup":
+        return draw_mixup(x, method.delta, rng)
+    return as_images(crop_flip(pixels, rng, method.pad, method.flip))
 
 
 def contrast(method: KD3, task: Task, heads: nn.ModuleDict, s: Readout, t: Readout, perturbed: Tensor) -> Scalar:

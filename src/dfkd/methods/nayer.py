@@ -22,8 +22,9 @@ What only the authors' code has, each its own field: warm-up batches, renewal of
 the BN statistics, the decision mask, keeping the images of the best step, balanced labels, several noisy layers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import ClassVar, Literal, NamedTuple, final
 
 import torch
@@ -33,18 +34,22 @@ from torch.optim import Adam
 from dfkd.data.pool import Pool
 from dfkd.engine.core import Clock, Method, Metrics, Need, State, Task, class_entropy
 from dfkd.engine.limits import Betas, Count, Positive, Share, Whole
+from dfkd.engine.measures import Measure
 from dfkd.engine.plan import Plan
 from dfkd.engine.probe import Probe
 from dfkd.losses.divergence import agreeing_divergence, cross_entropy, knowledge_distillation
 from dfkd.losses.statistics import blend_moments, moment_distance, update_moments
 from dfkd.nets.generators import ConvGenerator, DeepGenerator, NoisyLayer, redraw
-from dfkd.ops.augment import crop_flip
+from dfkd.ops.augment import crop_flip, draw_boxes, resize_boxes, roll_flip
+from dfkd.ops.distances import within_class_distance
 from dfkd.ops.keep_best import keep_best, no_best
 from dfkd.ops.labels import balanced_labels, uniform_labels
 from dfkd.ops.pixels import as_bytes, as_images
 from dfkd.types import Batch, Images, Labels, Logits, Moments, Scalar
 
 __all__ = ["NAYER", "NayerState"]
+
+LEARNT = 0.1  # a batch counts as classified when its cross-entropy is below (Table 4)
 
 
 @dataclass
@@ -77,23 +82,29 @@ class NAYER(Method[NayerState]):
     mask: bool = True  # adversarial term only where T and S agree (code)
     keep: Literal["best", "last"] = "best"  # which step's images enter M (code: best; paper: last)
     renew: Count | None = 10  # rounds between re-creations of G (code); None: never, as in the paper
-    labels: Literal["balanced", "uniform"] = "balanced"  # ŷ (code: balanced; paper: uniform)
+    labels: Literal["balanced", "uniform", "permuted"] = "balanced"  # ŷ (paper: uniform; ImageNet: permuted)
     code: Literal["nl", "lte", "onehot", "z", "concat", "sum"] = "nl"  # what feeds G: Table 4's rows
     beta: float = 1.0  # β, weight of the noise for code="sum"
+    text_scale: float = 1.0  # factor of the embeddings (MiniLM's have norm 1, CLIP's about 10.7): "sum" and "concat"
     redraw: bool = True  # re-initialise Z for every batch
-    group: Literal["classes", "one"] = "classes"  # K-to-1 or 1-to-1 noisy layers
+    group: Literal["classes", "one", "batch"] = "classes"  # K-to-1, 1-to-1, or one noisy layer for a whole batch
     norm: bool = True  # BatchNorm in the noisy layer
     width: Count = 1000  # r, length of a code; noise of code="z" and "concat" has this length too
     channels: Count = 64  # ngf, channels of G's last block
     generator: Literal["auto", "conv", "deep"] = "auto"  # auto: the deep one from 128 pixels on
     temperature: Positive = 20.0  # τ of the student's KL
     memory: Count | None = None  # |M|, the newest images kept; None: all
+    augmentation: Literal["crop", "imagenet"] = "crop"  # how images are augmented (code: "imagenet" on ImageNet)
     pad: Whole = 4  # random crop, of G's images and of the student's
     flip: bool = True  # random mirror, likewise
     student_trains: bool = False  # the code's slip: S in train mode from a round's second batch on
 
     default_plan: ClassVar[Plan] = Plan(
         rounds=300, warmup=20, steps=400, batch_size=512, lr=0.2, weight_decay=1e-4, schedule="cosine", lr_min=2e-4
+    )
+
+    measures: ClassVar[Mapping[str, Measure]] = MappingProxyType(
+        {"steps_to_class": Measure("steps until the class is met", meaning="cross-entropy below 0.1")}
     )
 
     def needs(self) -> frozenset[Need]:
@@ -124,24 +135,28 @@ class NAYER(Method[NayerState]):
             state.born = clock.round
         G.train()
         Z.train()
+        reached = []
+        order = torch.randperm(task.classes, generator=rng, device=rng.device) if self.labels == "permuted" else None
         for i in range(self.warmup_batches if clock.warmup else self.batches):
             if self.redraw and isinstance(Z, NoisyLayer):
                 Z.redraw()  # line 5
             S.train(self.student_trains and i > 0 and not clock.warmup)
-            y = (balanced_labels if self.labels == "balanced" else uniform_labels)(
-                self.synthesis_batch, task.classes, rng, task.runtime.device
-            )
+            y = _labels(self, task, i, order)
             e = _embed(self, task, y)
             optimizer = Adam([*G.parameters(), *Z.parameters()], lr=self.lr, betas=self.betas, fused=True)
             best = no_best(e.new_zeros(len(y), *task.image_shape))
-            for _ in range(self.steps):  # line 6
+            first = e.new_tensor(float(self.steps))
+            for k in range(self.steps):  # line 6
                 with task.runtime.autocast():
                     x = make(G, Z, e).float()
-                out = step(self, T, S, crop_flip(x, rng, self.pad, self.flip), y, state.moments, not clock.warmup)
+                out = step(self, T, S, _view(self, x, rng), y, state.moments, not clock.warmup)
                 best = keep_best(best, out.loss, x)
+                first = torch.where(out.cls.detach() < LEARNT, first.clamp(max=k), first)
                 task.runtime.step(out.loss, optimizer)
             state.moments = update_moments(state.moments, out.stats, self.momentum)
-            M.add(images=as_bytes(best.images if self.keep == "best" else x), labels=y)  # line 7
+            kept = best.images if self.keep == "best" else x.detach()
+            M.add(images=as_bytes(kept), labels=y)  # line 7
+            reached.append(first)
         S.eval()
         with torch.no_grad():
             state.codes = Z(e)
@@ -151,13 +166,19 @@ class NAYER(Method[NayerState]):
             "loss/statistics": out.bn.detach(),
             "loss/adversarial": out.adv.detach(),
             "class_entropy": class_entropy(out.logits),
+            "steps_to_class": torch.stack(reached).mean(),
+            **within_class_distance(kept, y, task.classes),
         }
 
     def batch(self, task: Task, state: NayerState, clock: Clock) -> Batch:
         """Line 9."""
         rows = state.pool.draw(clock.plan.batch_size, task.runtime.generator)
-        images = crop_flip(rows["images"], task.runtime.generator, self.pad, self.flip)
-        return Batch(as_images(images), rows["labels"])
+        rng = task.runtime.generator
+        if self.augmentation == "imagenet":
+            x = as_images(rows["images"])
+            parts = resize_boxes(x, draw_boxes(len(x), task.image_shape[1:], rng, (0.08, 1.0)))
+            return Batch(crop_flip(parts, rng, 0, self.flip), rows["labels"])
+        return Batch(as_images(crop_flip(rows["images"], rng, self.pad, self.flip)), rows["labels"])
 
     def loss(self, task: Task, state: NayerState, batch: Batch) -> Scalar:
         """Line 10, eq. 6."""
@@ -201,10 +222,25 @@ def _code(method: NAYER, task: Task) -> tuple[nn.Module, int]:
     """The network between embeddings and G, and the length of its output."""
     d = task.classes if task.text is None else task.text.shape[1]
     if method.code == "nl":
-        group = task.classes if method.group == "classes" else 1
+        group = {"classes": task.classes, "one": 1, "batch": method.synthesis_batch}[method.group]
         return NoisyLayer(d, method.width, method.synthesis_batch, group, method.norm), method.width
     lengths = {"lte": d, "sum": d, "onehot": task.classes, "z": method.width, "concat": d + method.width}
     return nn.Identity(), lengths[method.code]
+
+
+def _labels(method: NAYER, task: Task, i: int, order: Tensor | None) -> Labels:
+    """ŷ of this round's i-th batch; ``order`` are the classes as they are taken one after another, all round long."""
+    n, rng, device = method.synthesis_batch, task.runtime.generator, task.runtime.device
+    if order is not None:
+        return order[torch.arange(i * n, (i + 1) * n, device=device) % task.classes]
+    return (balanced_labels if method.labels == "balanced" else uniform_labels)(n, task.classes, rng, device)
+
+
+def _view(method: NAYER, x: Images, rng: torch.Generator) -> Images:
+    """What T and S see of G's images: cropped and mirrored one by one; for ImageNet rolled and mirrored as a batch."""
+    if method.augmentation == "crop":
+        return crop_flip(x, rng, method.pad, method.flip)
+    return crop_flip(roll_flip(x, rng, max(x.shape[2:]) // 8, method.flip), rng, method.pad, flip=False)
 
 
 def _embed(method: NAYER, task: Task, y: Labels) -> Tensor:
@@ -216,7 +252,7 @@ def _embed(method: NAYER, task: Task, y: Labels) -> Tensor:
         return torch.randn(len(y), method.width, generator=rng, device=device)
     if task.text is None:
         raise RuntimeError("this code needs text embeddings; the driver checks that before setup")
-    e = task.text[y]
+    e = task.text[y] * method.text_scale
     if method.code == "concat":
         return torch.cat([e, torch.randn(len(y), method.width, generator=rng, device=device)], dim=1)
     if method.code == "sum":

@@ -43,6 +43,7 @@ from dfkd.losses.statistics import moment_distance
 from dfkd.nets.generators import ConvGenerator
 from dfkd.nets.initialise import initialise
 from dfkd.ops.augment import crop_flip
+from dfkd.ops.distances import within_class_distance
 from dfkd.ops.exchange import draw_cutmix, draw_mixup, exchange_channels
 from dfkd.ops.labels import balanced_labels, uniform_labels
 from dfkd.types import Batch, Images, Labels, Logits, Readout, Scalar
@@ -80,6 +81,7 @@ class SpaceshipNet(Method[SpaceshipState]):
     memory: Count | None = None  # samples kept, the newest; None: all
     limit_bytes: int | None = None  # above it the pool is memory-mapped; None: 60 % of the device's free memory
     diversity: Literal["cfe", "mixup", "cutmix", "none"] = "cfe"  # Table 3's rows
+    mixing: Literal["image", "batch"] = "image"  # mixup, CutMix: each image its share, or one for all, no crop (code)
     p: Share = 0.7  # p, probability per batch of exchanging or mixing (code)
     fraction: Share = 0.5  # share of the channels that are exchanged
     pairs: Literal["complementary", "independent"] = "complementary"  # independent: each row its own channels (code)
@@ -152,6 +154,7 @@ class SpaceshipNet(Method[SpaceshipState]):
             "loss/class": out.cls.detach(),
             "loss/statistics": out.bn.detach(),
             "class_entropy": class_entropy(out.logits),
+            **within_class_distance(x.float(), y, task.classes),
         }
 
     def batch(self, task: Task, state: SpaceshipState, clock: Clock) -> Batch:
@@ -165,7 +168,10 @@ class SpaceshipNet(Method[SpaceshipState]):
         with task.runtime.autocast():
             x = task.runtime.compile(decode)(state.G, features, tap).float()  # line 9
         if mixed and self.diversity in ("mixup", "cutmix"):
-            x = (draw_mixup if self.diversity == "mixup" else draw_cutmix)(x, self.mix_alpha, rng)
+            mix = draw_mixup if self.diversity == "mixup" else draw_cutmix
+            x = mix(x, self.mix_alpha, rng, together=self.mixing == "batch")
+            if self.mixing == "batch":
+                return Batch(x, rows["labels"])
         return Batch(crop_flip(x, rng, self.pad, self.flip), rows["labels"])
 
     def loss(self, task: Task, state: SpaceshipState, batch: Batch) -> Scalar:

@@ -4,7 +4,8 @@ Zi Wang. AAAI 2021.
 
 Noise images are optimised, one batch at a time, until the teacher answers them with soft targets. These come from a
 multivariate normal over the outputs of one fully connected layer, whose correlations are the cosines between the
-layer's weight rows; what follows that layer in the teacher turns a draw into a target. BatchNorm is never used.
+layer's weight rows; what follows that layer in the teacher turns a draw into a target. BatchNorm is never used by the
+paper; ``alpha_bn`` adds DeepInversion's term on its statistics, an extension of ours.
 
 The paper's algorithm box and this file:
 
@@ -41,6 +42,8 @@ from dfkd.engine.views import Cloud, Curves, View, affordable
 from dfkd.errors import UserError
 from dfkd.losses.divergence import kl_per_image, soft_cross_entropy
 from dfkd.losses.priors import activation_loss
+from dfkd.losses.statistics import moment_distance
+from dfkd.nets.modes import batch_statistics
 from dfkd.nets.soft_targets import maximum_over_sigma, modelled, soft_labels
 from dfkd.nets.tail import Tail, find_tail, last_map
 from dfkd.ops.affine import affine, draw_affine
@@ -71,7 +74,8 @@ class STTS(Method[STTSState]):
 
     sigma: NotNegative = 2.0  # σ, the common variance of the units (LeNet-5: 1.5)
     lambda_a: float = 0.05  # λ_a, weight of the activation loss (ResNet-34: 0.1)
-    lambda_d: float = 1.0  # weight of L_d; 0: activation only (Tables 4 and 5)
+    lambda_d: float = 1.0  # weight of L_d; 0: no targets, a control of ours
+    alpha_bn: NotNegative = 0.0  # weight of DeepInversion's BatchNorm term beside L_d and L_a (ours; 0 is the paper)
     temperature: Positive = 20.0  # τ, of the targets and of the student
     synthesis_batch: Count = 100  # n, images per batch and process; images do not influence each other
     batches: Count = 1  # batches per warm-up round
@@ -88,6 +92,8 @@ class STTS(Method[STTSState]):
     init_std: NotNegative = 1.0  # standard deviation of the normal noise (the paper gives none): less leaves less of it
     bound: Literal["end", "step", "rescale"] = "step"  # clip when stored or every step; rescale by min and max (ZSKD)
     keep: Literal["last", "best"] = "last"  # which step's image enters the set
+    teacher_bn: Literal["stored", "batch"] = "stored"  # T's BatchNorm in synthesis and in targets (ZSKD's code: batch)
+    student_target: Literal["augmented", "stored"] = "augmented"  # T of what S sees, or of the image as it was made
     memory: Count | None = None  # the newest images kept; None: all
     degrees: NotNegative = 15.0  # augmentation: largest rotation
     scale: float = 0.1  # augmentation: size between 1 - scale and 1 + scale
@@ -95,6 +101,7 @@ class STTS(Method[STTSState]):
     pad: Whole = 4  # augmentation: random crop
     flip: bool = False  # augmentation: random mirror (not in the paper)
     noise: NotNegative = 0.05  # augmentation: standard deviation of additive noise
+    augment_synthesis: bool = False  # optimise images as S will see them, augmented anew in every step (ours)
 
     default_plan: ClassVar[Plan] = Plan(
         rounds=2000,
@@ -115,7 +122,18 @@ class STTS(Method[STTSState]):
             raise UserError(f"STTS needs betas above 0, at least one, got {self.betas}; for example (1.0, 0.1)")
 
     measures: ClassVar[Mapping[str, Measure]] = MappingProxyType(
-        {"target_maximum": Measure("largest probability of a target", meaning="mean over targets")}
+        {
+            "target_maximum": Measure("largest probability of a target", meaning="mean over targets"),
+            "augmented/class_entropy": Measure(
+                "class entropy after augmentation",
+                "nats",
+                level="log classes",
+                level_name="balanced classes, {level:.2f}",
+            ),
+            "augmented/same_class": Measure(
+                "images that keep their class under augmentation", level=1.0, level_name="all"
+            ),
+        }
     )
 
     def least_warmup(self) -> int:
@@ -127,9 +145,10 @@ class STTS(Method[STTSState]):
         return {"target-maximum": lambda: _maximum_view(self, task), "soft-labels": lambda: _labels_view(self, task)}
 
     def needs(self) -> frozenset[Need]:
-        """A linear classifier, unless another layer is named."""
+        """A linear classifier, unless another layer is named; BatchNorm where the extension or the reading uses it."""
         classifier = self.layer in ("auto", "logits") or self.space == "logits" or self.targets == "dirichlet"
-        return frozenset({Need.HEAD} if classifier else ())
+        norms = self.alpha_bn != 0 or self.teacher_bn == "batch"
+        return frozenset(({Need.HEAD} if classifier else set()) | ({Need.BN} if norms else set()))
 
     def setup(self, task: Task, plan: Plan) -> STTSState:
         """Line 1, and room for the transfer set."""
@@ -141,6 +160,8 @@ class STTS(Method[STTSState]):
         _map_place(self, task)
         made = plan.warmup * self.batches * self.synthesis_batch
         columns = {"images": (task.image_shape, torch.uint8), "labels": ((), torch.int64)}
+        if self.student_target == "stored":
+            columns["targets"] = ((task.classes,), torch.float32)
         return STTSState(Pool(min(made, self.memory or made), columns, task.runtime.device))
 
     def synthesize(self, task: Task, state: STTSState, clock: Clock) -> Metrics:
@@ -148,7 +169,7 @@ class STTS(Method[STTSState]):
         if not clock.warmup:  # the set is complete
             _put_away(state)
             return {}
-        with _tools(self, task, state) as (rest, T):
+        with _tools(self, task, state) as (rest, T), batch_statistics(T.net, self.teacher_bn == "batch"):
             step = task.runtime.compile(objective)
             for _ in range(self.batches):
                 y = _draw(self, task, rest)  # lines 3 and 4
@@ -156,35 +177,43 @@ class STTS(Method[STTSState]):
                 optimizer = Adam([x], lr=self.lr, fused=True)
                 best = no_best(x)
                 for _ in range(self.steps):  # line 6
-                    out = step(self, T, x, y)
+                    out = step(self, T, _view(self, task, T, x), y)
                     best = keep_best(best, out.loss, x) if self.keep == "best" else best
                     task.runtime.step(out.loss, private=[optimizer])
                     _bound(self, T, x)
-                images = T.denormalise(best.images if self.keep == "best" else x)
-                state.pool.add(images=as_bytes(images), labels=out.logits.argmax(dim=1))  # line 7
+                images = as_bytes(T.denormalise(best.images if self.keep == "best" else x))
+                answers = _answer(T, images) if self.student_target == "stored" else None
+                targets = {} if answers is None else {"targets": answers}
+                state.pool.add(images=images, labels=out.logits.argmax(dim=1), **targets)  # line 7
+            seen = _seen_by_student(self, T, images)
         softened = torch.softmax(y / self.temperature, dim=1)
         return {
             "loss/synthesis": out.loss.detach(),
             "loss/target": out.target.detach(),
             "loss/activation": out.activation.detach(),
+            "loss/statistics": out.bn.detach(),
             "target_maximum": softened.amax(dim=1).mean(),
             "class_entropy": class_entropy(out.logits),
+            **seen,
         }
 
     def batch(self, task: Task, state: STTSState, clock: Clock) -> Batch:
-        """Images of the set, drawn uniformly with replacement, turned, scaled, shifted, cropped and made noisy."""
-        rng = task.runtime.generator
-        rows = state.pool.draw(clock.plan.batch_size, rng)
-        x = as_images(rows["images"])
-        x = affine(x, draw_affine(len(x), rng, self.degrees, self.scale, self.shift))
-        x = crop_flip(x, rng, self.pad, self.flip)
-        x = x + self.noise * torch.randn(x.shape, generator=rng, device=x.device)
-        return Batch(x.clamp(0, 1), rows["labels"])
+        """Images of the set, drawn uniformly with replacement and augmented; and T's answers, where they are stored."""
+        rows = state.pool.draw(clock.plan.batch_size, task.runtime.generator)
+        x = _augment(self, as_images(rows["images"]), task.runtime.generator)
+        target = rows.get("targets")
+        if target is None and self.teacher_bn == "batch":
+            with batch_statistics(task.teacher.net):
+                target = task.teacher(x).logits
+        return Batch(x, rows["labels"], extra=None if target is None else {"target": target})
 
     def loss(self, task: Task, state: STTSState, batch: Batch) -> Scalar:
         """Line 8: the cross-entropy between softened predictions, without τ²."""
-        with torch.no_grad():
-            t = task.teacher(batch.images).logits
+        if batch.extra is not None and "target" in batch.extra:
+            t = batch.extra["target"]
+        else:
+            with torch.no_grad():
+                t = task.teacher(batch.images).logits
         return soft_cross_entropy(t, task.student(batch.images).logits, self.temperature)
 
 
@@ -194,15 +223,58 @@ class Parts(NamedTuple):
     loss: Scalar
     target: Scalar
     activation: Scalar
+    bn: Scalar
     logits: Logits
 
 
 def objective(method: STTS, T: Probe, x: Images, y: Logits) -> Parts:
-    """``λ_d KL(y ‖ σ_τ(T(x))) + λ_a L_a``, with ``x`` in normalised space and ``y`` the target's logits."""
-    t, _, maps, *_ = T.read_normalised(x, maps=True)
+    """``λ_d KL(y ‖ σ_τ(T(x))) + λ_a L_a``, with ``x`` in normalised space and ``y`` the target's logits.
+
+    With ``alpha_bn``, plus that times DeepInversion's distance from the stored BatchNorm statistics.
+    """
+    t, _, maps, stats, stored, *_ = T.read_normalised(x, stats=method.alpha_bn != 0, maps=True)
     target = kl_per_image(y, t, method.temperature).mean() * (method.temperature**2 if method.kl_tau2 else 1.0)
     activation = activation_loss(maps[-1], method.act_reduction) if maps else t.new_zeros(())
-    return Parts(method.lambda_d * target + method.lambda_a * activation, target, activation, t)
+    loss = method.lambda_d * target + method.lambda_a * activation
+    bn = moment_distance(stats, stored) if stats else t.new_zeros(())
+    if stats:
+        loss = loss + method.alpha_bn * bn
+    return Parts(loss, target, activation, bn, t)
+
+
+def _augment(method: STTS, x: Images, rng: torch.Generator) -> Images:
+    """Turned, scaled, shifted, cropped and made noisy, every image by its own draw."""
+    x = affine(x, draw_affine(len(x), rng, method.degrees, method.scale, method.shift))
+    x = crop_flip(x, rng, method.pad, method.flip)
+    x = x + method.noise * torch.randn(x.shape, generator=rng, device=x.device)
+    return x.clamp(0, 1)
+
+
+def _view(method: STTS, task: Task, T: Probe, x: Tensor) -> Tensor:
+    """What the objective looks at, in normalised space: the images, or, augmented anew, what S will see of them."""
+    if not method.augment_synthesis:
+        return x
+    return T.normalise(_augment(method, T.denormalise(x), task.runtime.generator))
+
+
+@torch.no_grad()
+def _answer(T: Probe, images: Bytes) -> Logits:
+    """T's logits of the images as they are stored."""
+    return T(as_images(images)).logits
+
+
+@torch.no_grad()
+def _seen_by_student(method: STTS, T: Probe, images: Bytes) -> Metrics:
+    """What augmentation leaves of a batch: entropy of T's classes, and the share of images that keep theirs.
+
+    From a random stream of its own, so that looking changes nothing. Both are low, before the student's first step,
+    where the teacher's answers hang on pixel patterns that augmentation destroys.
+    """
+    x = as_images(images)
+    before = T(x).logits.argmax(dim=1)
+    after = T(_augment(method, x, torch.Generator(x.device).manual_seed(0))).logits
+    kept = (after.argmax(dim=1) == before).float().mean()
+    return {"augmented/class_entropy": class_entropy(after), "augmented/same_class": kept}
 
 
 def _eye(method: STTS, task: Task) -> Probe:
@@ -216,6 +288,7 @@ def _eye(method: STTS, task: Task) -> Probe:
         precision=T.precision,
         channels_last=T.channels_last,
         outputs=T.outputs,
+        joint=task.runtime.joint,
     )
     return eye.to(task.runtime.device).freeze()
 

@@ -113,6 +113,7 @@ class NoisyLayer(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, rows: int, group: int, norm: bool = True) -> None:
         super().__init__()
+        group = min(group, rows)  # a batch of fewer rows than a group has one layer and needs no filling up
         self.rows, self.group = rows, group
         layers = -(-rows // group)
         self.norm = nn.BatchNorm1d(inputs) if norm else nn.Identity()

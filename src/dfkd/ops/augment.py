@@ -1,4 +1,4 @@
-"""Random crops and flips of a whole batch at once, with its own draw per image. Differentiable in the images."""
+"""Random crops, flips and rolls of a whole batch at once. Differentiable in the images."""
 
 import math
 from typing import TypeVar
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from dfkd.types import Images
 
-__all__ = ["crop_flip", "draw_boxes", "resize_boxes"]
+__all__ = ["crop_flip", "draw_boxes", "resize_boxes", "roll_flip"]
 
 TRIES = 10  # boxes drawn for an image before it is taken whole
 
@@ -96,3 +96,20 @@ def resize_boxes(images: Images, boxes: Tensor) -> Images:
     y = (top + down * (height - 1)) / max(h - 1, 1) * 2 - 1
     grid = torch.stack([x[:, None, :].expand(-1, h, -1), y[:, :, None].expand(-1, -1, w)], dim=3)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=True)
+
+
+def roll_flip(images: Images, generator: torch.Generator, most: int, flip: bool = True) -> Images:
+    """Roll the whole batch by one draw of up to ``most`` pixels in both directions, and mirror all of it or none.
+
+    DeepInversion's jitter: what leaves at one edge comes in at the other.
+    """
+    device = images.device
+    rows, columns = torch.randint(-most, most + 1, (2, 1), device=device, generator=generator)
+    h, w = images.shape[2:]
+    # Indexing by drawn numbers, not torch.roll: that would ask the device for them.
+    across = (torch.arange(w, device=device) - columns) % w
+    if flip:
+        mirrored = torch.rand(1, device=device, generator=generator) < 0.5
+        across = torch.where(mirrored, across.flip(0), across)
+    down = (torch.arange(h, device=device) - rows) % h
+    return images[:, :, down][:, :, :, across]

@@ -77,8 +77,13 @@ def cutmix(images: Images, lam: PerImage, centres: Float[Tensor, "n 2"], permuta
     return torch.where(inside, images[permutation], images)
 
 
-def draw_mixup(images: Images, alpha: float, generator: torch.Generator) -> Images:
-    """:func:`mixup` with Beta(alpha, alpha) shares and random partners."""
+def draw_mixup(images: Images, alpha: float, generator: torch.Generator, together: bool = False) -> Images:
+    """:func:`mixup` with Beta(alpha, alpha) shares and random partners.
+
+    ``together``: one share for the whole batch, whose partners are the batch in reverse order (Spaceship-Net's code).
+    """
+    if together:
+        return mixup(images, *_together(draw_mix(1, alpha, generator).lam, len(images)))
     return mixup(images, *draw_mix(images.shape[0], alpha, generator))
 
 
@@ -91,9 +96,21 @@ def draw_cut(n: int, alpha: float, generator: torch.Generator) -> CutDraw:
     )
 
 
-def draw_cutmix(images: Images, alpha: float, generator: torch.Generator) -> Images:
-    """:func:`cutmix` with the windows and partners of :func:`draw_cut`."""
+def draw_cutmix(images: Images, alpha: float, generator: torch.Generator, together: bool = False) -> Images:
+    """:func:`cutmix` with the windows and partners of :func:`draw_cut`.
+
+    ``together``: one window for the whole batch, whose partners are the batch in reverse order (Spaceship-Net's code).
+    """
+    if together:
+        one = draw_cut(1, alpha, generator)
+        lam, partners = _together(one.lam, len(images))
+        return cutmix(images, lam, one.centres.expand(len(images), 2), partners)
     return cutmix(images, *draw_cut(images.shape[0], alpha, generator))
+
+
+def _together(lam: PerImage, n: int) -> tuple[PerImage, Labels]:
+    """One share for ``n`` images, and their partners in reverse order."""
+    return lam.expand(n), torch.arange(n - 1, -1, -1, device=lam.device)
 
 
 def _window(side: int, scale: PerImage, centre: PerImage) -> Bool[Tensor, "n side"]:

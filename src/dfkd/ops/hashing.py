@@ -12,6 +12,7 @@ from dfkd.types import Features, Images, Scalar
 
 StraightThrough = Literal["literal", "difference"]
 Pairing = Literal["all", "index", "random"]
+HashForm = Literal["square", "xor"]
 Bits = Bool[Tensor, "n b"]
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, what Pillow's "L" uses
@@ -46,8 +47,13 @@ def dhash_loss(
     bank_codes: Float[Tensor, "m b"],
     pairing: Pairing = "all",
     generator: torch.Generator | None = None,
+    form: HashForm = "square",
 ) -> Scalar:
     """Minus the mean squared difference of new codes and bank codes, over pairs and bits; in [-1, 0].
+
+    ``form="square"`` is ``-(b - m)^2``, as printed: concave in b, so descent strengthens whichever bit is there.
+    ``"xor"`` is ``-(b + m - 2 b m)``, the same value on bits, whose slope ``-(1 - 2 m)`` depends on the bank alone:
+    away from the bit that most of the bank has.
 
     ``"all"``: every new code against every bank code. ``"index"``: code i against bank row i (modulo the
     bank's length). ``"random"``: against a random bank row, drawn with ``generator``. The bank is a constant;
@@ -60,6 +66,8 @@ def dhash_loss(
     if pairing == "all":
         # Mean over j of (a - b_j)^2 is (a - mean b)^2 + var b: no n * m * bits tensor.
         centre = bank.mean(dim=0)
+        if form == "xor":  # linear in the bank: its mean says all
+            return -_xor(new_codes, centre).mean()
         spread = (bank - centre).square().mean(dim=0)
         return -((new_codes - centre).square() + spread).mean()
     if pairing == "index":
@@ -68,7 +76,14 @@ def dhash_loss(
         raise UserError("dhash_loss with random pairing needs a generator, got None; pass generator=")
     else:
         rows = torch.randint(m, (n,), generator=generator, device=generator.device)
+    if form == "xor":
+        return -_xor(new_codes, bank[rows]).mean()
     return -(new_codes - bank[rows]).square().mean()
+
+
+def _xor(a: Tensor, b: Tensor) -> Tensor:
+    """Exclusive or of bits, linear in either."""
+    return a + b - 2 * a * b
 
 
 def difference_hash(images: Images, size: int = 8) -> Bits:
