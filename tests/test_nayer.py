@@ -199,12 +199,13 @@ def test_a_side_that_is_no_multiple_of_four_is_refused() -> None:
 def test_one_layer_never_drawn_anew_makes_one_image_for_every_class() -> None:
     """Table 4's row without re-initialisation: the paper's diversity there is that of the label text alone."""
     found = {}
-    for name, changes in {
+    rows: dict[str, dict[str, Any]] = {
         "one layer": {"redraw": False, "group": "batch"},
         "text": {"code": "lte"},
         "several layers": {"redraw": False},
         "full": {},
-    }.items():
+    }
+    for name, changes in rows.items():
         task, state = a_state(row := a_row(**changes))
         made = row.method.synthesize(task, state, Clock(row.plan, 0))
         images, labels = (state.pool.newest(10)[key] for key in ("images", "labels"))
