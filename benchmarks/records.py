@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+import dfkd
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -32,6 +34,7 @@ def provenance() -> dict[str, Any]:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _git("rev-parse", "--short=12", "HEAD"),
         "changed": bool(_git("status", "--porcelain", "--untracked-files=no", "--", ":/src")),
+        "dfkd": dfkd.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "hardware": f"{models[0] if models else platform.machine()}, {os.cpu_count()} cores",

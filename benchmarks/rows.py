@@ -35,6 +35,7 @@ class Row:
     paper: str = ""  # the paper's figure, on its own data, teacher and budget
     inputs: Mapping[str, Any] = field(default_factory=dict)  # more arguments of dfkd.distill
     precision: Literal["fp32", "bf16"] = "fp32"  # of the networks
+    stages: tuple[str, ...] = ()  # of teacher and student, where not those of the zoo
 
 
 DIGITS = Data("digits", "digits", (1, 8, 8), epochs=60, pad=1)

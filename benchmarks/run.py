@@ -2,12 +2,14 @@
 
 Teaches the teacher if it is not there yet (kept under ``runs/teachers``), runs every row with every seed, and writes
 one record each to ``benchmarks/results/EXPERIMENT/``. A row whose record exists is passed over, so a night's run that
-was cut off goes on where it stopped; ``--again`` repeats it. The last round is the result.
+was cut off goes on where it stopped; a run goes on from its last checkpoint under ``runs/bench``. ``--again`` repeats
+what has a record. The last round is the result.
 """
 
 import argparse
 import dataclasses
 import json
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,15 +25,16 @@ from benchmarks.records import RESULTS, write_record
 from benchmarks.rows import STROKES, WEB, Data, Row, statistics
 from benchmarks.strokes import convert
 from dfkd.allocator import keep_freed_memory
-from dfkd.engine.records import Observer, RoundRecord
+from dfkd.engine.records import Observer, RoundRecord, RunInfo
 from dfkd.ops.hashing import dhash_codes
 from dfkd.ops.pixels import as_images
 from dfkd.report.files import plain
-from dfkd.runs import settings_of, weights_hash
+from dfkd.runs import CHECKPOINT_FOLDER, settings_of, weights_hash
 from dfkd.teacher import teach
 from dfkd.teacher_plan import TeachPlan
 
 TEACHERS = Path("runs/teachers")
+RUNS = Path("runs/bench")  # of rows that are being run
 SHOWN = 20  # images of each round among which the diversity is measured
 
 
@@ -45,6 +48,37 @@ class Shown(Observer):
         """Keep a few."""
         if record.samples is not None:
             self.images.append(record.samples[0][:SHOWN])
+
+
+class Queries(Observer):
+    """An observer that counts the images the teacher was asked about, round by round, evaluation left out.
+
+    Counts are kept in ``file``, so that a run which is continued does not forget those before.
+    """
+
+    def __init__(self, teacher: nn.Module, file: Path) -> None:
+        self.file, self.asked, self.evaluated = file, 0, False
+        self.rounds: dict[str, int] = json.loads(file.read_text()) if file.exists() else {}
+        teacher.register_forward_pre_hook(self._count)
+
+    def _count(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        self.asked += len(inputs[0])
+
+    def started(self, info: RunInfo) -> None:
+        """What was asked before the first round, to survey and to evaluate, does not count."""
+        self.asked = 0
+
+    def rounded(self, record: RoundRecord) -> None:
+        """Keep the count of this round, without what the first evaluation asked (later ones remember the answers)."""
+        if record.evaluation is not None and not self.evaluated:
+            self.asked, self.evaluated = self.asked - record.evaluation.images, True
+        self.rounds[str(record.round)], self.asked = self.asked, 0
+        self.file.write_text(json.dumps(self.rounds))
+
+    @property
+    def total(self) -> int:
+        """Of all rounds."""
+        return sum(self.rounds.values())
 
 
 def diversity(images: torch.Tensor, hash_pool: int) -> dict[str, float]:
@@ -106,17 +140,28 @@ def teacher_of(data: Data, name: str) -> tuple[torch.nn.Module, dict[str, Any]]:
 
 
 def distil(
-    data: Data, row: Row, seed: int, machine: Mapping[str, Any], observers: Sequence[Observer] = ()
+    data: Data,
+    row: Row,
+    seed: int,
+    machine: Mapping[str, Any],
+    observers: Sequence[Observer] = (),
+    out: Path | None = None,
+    teacher: nn.Module | None = None,
 ) -> tuple[nn.Module, dfkd.Distilled, dict[str, Any]]:
     """One run, on a runtime with the settings ``machine``: the teacher, what came of it, facts about the teacher."""
     mean, std = statistics(data)
-    teacher, facts = teacher_of(data, row.teacher)
+    net, facts = teacher_of(data, row.teacher)
+    teacher = teacher or net
     torch.manual_seed(seed)
     names = dfkd.class_list(data.name)
-    student = dfkd.build(row.student, classes=len(names), channels=data.shape[0]).net
+    built = [dfkd.build(name, classes=len(names), channels=data.shape[0]) for name in (row.teacher, row.student)]
+    again = out is not None and (out / CHECKPOINT_FOLDER).exists()
+    if out is not None and not again:
+        shutil.rmtree(out, ignore_errors=True)  # stopped before its first checkpoint
+    stages = [row.stages or one.stages for one in built]
     done = dfkd.distill(
-        dfkd.Classifier(teacher, name=row.teacher),
-        dfkd.Classifier(student, name=row.student),
+        dfkd.Classifier(teacher, built[0].head, stages[0], name=row.teacher),
+        dfkd.Classifier(built[1].net, built[1].head, stages[1], name=row.student),
         row.method,
         image_size=data.shape,
         mean=mean,
@@ -128,6 +173,10 @@ def distil(
         evaluate_every=10,
         samples_every=1,
         observers=observers,
+        out=out,
+        resume=again,
+        export=False,
+        figures=False,
         **row.inputs,
     )
     return teacher, done, facts
@@ -136,13 +185,15 @@ def distil(
 def run_row(
     experiment: str, data: Data, row: Row, seed: int, machine: Mapping[str, Any] = MappingProxyType({})
 ) -> dict[str, Any]:
-    """One run; returns the content of its record."""
-    teacher_of(data, row.teacher)  # its own time does not count
-    began, shown = time.monotonic(), Shown()
-    _, done, facts = distil(data, row, seed, machine, [shown])
-    final = done.record.final
+    """One run, or the rest of one; returns the content of its record."""
+    out = RUNS / f"{experiment}-{slug(row.label)}-seed{seed}"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    teacher, _ = teacher_of(data, row.teacher)  # its own time does not count
+    shown, queries = Shown(), Queries(teacher, out.with_suffix(".queries.json"))
+    _, done, facts = distil(data, row, seed, machine, [shown, queries], out, teacher)
+    final, info = done.record.final, done.record.info
     last = {name: value for past in done.record.rounds for name, value in past.metrics.items()}  # each metric's newest
-    return {
+    content = {
         "experiment": experiment,
         "row": row.label,
         "seed": seed,
@@ -152,16 +203,23 @@ def run_row(
         "image_size": list(data.shape),
         "teacher": facts,
         "student": row.student,
+        "stages": {"teacher": info.teacher["stages"], "student": info.student["stages"]},
+        "text": info.text,
         "method": type(row.method).__name__,
         "settings": plain(settings_of(row.method)),
         "plan": plain(settings_of(row.plan)),
         "accuracy": None if final is None else final.accuracy,
         "agreement": None if final is None else final.agreement,
-        "seconds": time.monotonic() - began,
+        "seconds": done.record.seconds,
+        "images": last.get("images"),
+        "teacher_queries": queries.total,
         "last_metrics": plain(last),
         "diversity": diversity(torch.cat(shown.images), max(1, data.shape[1] // 8)) if shown.images else None,
         "paper": row.paper,
     }
+    shutil.rmtree(out, ignore_errors=True)
+    queries.file.unlink(missing_ok=True)
+    return content
 
 
 def main() -> None:
