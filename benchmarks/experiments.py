@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
-from benchmarks import long
+from benchmarks import long, mechanisms
 from benchmarks.rows import (
     CIFAR10,
+    CIFAR10_16,
     DIGITS,
     KD3_STUDENT,
     MNIST,
@@ -369,6 +370,13 @@ def _parts(full: SpaceshipNet, teacher: str, student: str, plan: Plan) -> list[R
 
 EXPERIMENTS: Mapping[str, tuple[Data, Callable[[], list[Row]]]] = {
     "cifar10": (CIFAR10, _cifar10),
+    "cifar10-16px-d3k-mechanism": (CIFAR10_16, mechanisms.d3k),
+    "cifar10-16px-kd3-alpha": (CIFAR10_16, mechanisms.kd3_alpha),
+    "cifar10-16px-kd3-junk": (CIFAR10_16, mechanisms.kd3_junk),
+    "cifar10-16px-nayer-mechanism": (CIFAR10_16, mechanisms.nayer),
+    "cifar10-16px-spaceship-28-views": (CIFAR10_16, mechanisms.spaceship(28)),
+    "cifar10-16px-spaceship-200-views": (CIFAR10_16, mechanisms.spaceship(200)),
+    "cifar10-16px-spaceship-1000-views": (CIFAR10_16, mechanisms.spaceship(1000)),
     "cifar10-kd3": (CIFAR10, _cifar10_kd3),
     "cifar10-kd3-long": (CIFAR10, _cifar10_kd3_long),
     "cifar10-kd3-strict": (CIFAR10, _cifar10_kd3_strict),

@@ -3,10 +3,10 @@
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.rows import Row, half
+from benchmarks.rows import KD3_STUDENT, STTS_STUDENT, WEB, Row, half
 from dfkd.engine.core import Method
 from dfkd.engine.plan import Plan
-from dfkd.methods import D3K, NAYER, NoiseInput, SpaceshipNet, VanillaKD
+from dfkd.methods import D3K, KD3, NAYER, STTS, NoiseInput, SpaceshipNet, VanillaKD
 
 PLAN = Plan(rounds=50, steps=200, batch_size=128, lr=0.1, weight_decay=5e-4)
 
@@ -14,18 +14,34 @@ PLAN = Plan(rounds=50, steps=200, batch_size=128, lr=0.1, weight_decay=5e-4)
 def cifar10() -> list[Row]:
     """WRN-16-1 to ResNet-8 on CIFAR-10: 10,000 steps of 128 images for every method, last round, in bfloat16.
 
-    NAYER, Spaceship-Net and D3K make 12,800 images each, with 1,920, 2,560 and 10,240 generator steps; noise is fresh
-    in every step; vanilla KD draws from the 50,000 training images.
+    NAYER, Spaceship-Net, D3K and STTS (with our extension to BatchNorm) make 12,800 images each, with 1,920, 2,560,
+    10,240 and 6,400 steps of synthesis; noise is fresh in every step. Vanilla KD draws from the 50,000 training images
+    and KD3 from as many photographs, of which it selects in every fifth round. STTS and KD3 learn with Adam.
     """
     pair = ("wrn16-1", "resnet8")
     nayer = NAYER(steps=30, synthesis_batch=200, batches=1, warmup_batches=7, width=256, channels=32, alpha_bn=1.0)
     spaceship = SpaceshipNet(steps=40, synthesis_batch=200, lr=4e-3, lambda_cls=2.0, width=64, channels=32)
     d3k = D3K(steps=80, synthesis_batch=100, batches=2, widths=(16, 64), width=64, lr=0.01, alpha=0.1, init="torch")
+    stts = STTS(
+        alpha_bn=3.0,
+        sigma=20.0,
+        lambda_a=1.0,
+        init_std=0.5,
+        steps=100,
+        lr=0.1,
+        batches=4,
+        synthesis_batch=200,
+        flip=True,
+    )
+    kd3 = KD3(select_every=5, skip_teacher_contrast=True)
     rows: list[tuple[str, Method[Any], Plan, dict[str, Any]]] = [
         ("vanilla KD (real data)", VanillaKD(), PLAN, {"real": "cifar10"}),
         ("noise input", NoiseInput(), PLAN, {}),
         ("NAYER", nayer, replace(PLAN, warmup=2), {}),
         ("Spaceship-Net", spaceship, replace(PLAN, warmup=14), {}),
         ("D3K", d3k, replace(PLAN, warmup=14), {}),
+        ("STTS +bn", stts, replace(PLAN, warmup=16, **STTS_STUDENT), {}),
+        ("KD3", kd3, replace(PLAN, **KD3_STUDENT), WEB),
+        ("KD3 without contrast", replace(kd3, mdcl="none"), replace(PLAN, **KD3_STUDENT), WEB),
     ]
     return half(Row(label, *pair, method, plan, "", inputs) for label, method, plan, inputs in rows)

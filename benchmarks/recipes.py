@@ -8,8 +8,12 @@ from typing import Any
 
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.records import RESULTS
+from dfkd.data.text import class_list, embed
 from dfkd.datasets import DATASETS
+from dfkd.engine.core import Need
 from dfkd.methods import METHODS
+from dfkd.nets.zoo import build
+from dfkd.prepare import build_task
 from dfkd.recipes import Row, rows
 
 
@@ -37,15 +41,18 @@ def text(folder: Path = RESULTS) -> str:
 def is_of(record: Mapping[str, Any], row: Row) -> bool:
     """Is this a run of exactly this recipe? Unnamed settings are the method's defaults in both.
 
-    Recipes run in float32 and are not compiled. Records do not say which text embeddings they used: those of the
-    experiments are the shipped ones, so a recipe that names others has no record yet.
+    Recipes run in float32 and are not compiled. Settings, plan, image shape, text embeddings and stages have to be the
+    same. A setting that a record does not name is younger than the record and had today's default. Records before
+    stages and text were kept count where the method reads no stages and the recipe takes the shipped embeddings.
     """
     teacher = record.get("teacher")
     name = teacher.get("name") if isinstance(teacher, Mapping) else None
     who = (record.get("method"), record.get("data"), name, record.get("student"))
-    if who != (row.method, row.data, row.teacher, row.student) or record.get("accuracy") is None or row.text:
+    if who != (row.method, row.data, row.teacher, row.student) or record.get("accuracy") is None:
         return False
-    return _plainly_run(record) and _shape(record) == _wanted_shape(row) and _same_settings(record, row)
+    if not (_plainly_run(record) and _shape(record) == _wanted_shape(row) and _same_settings(record, row)):
+        return False
+    return _same_text(record, row) and _same_stages(record, row)
 
 
 def _plainly_run(record: Mapping[str, Any]) -> bool:
@@ -65,13 +72,59 @@ def _wanted_shape(row: Row) -> list[int]:
     return list(row.inputs.get("image_size") or DATASETS[row.data].image_size)
 
 
+def _same_text(record: Mapping[str, Any], row: Row) -> bool:
+    """Do both embed the class names alike? Methods that read no text agree."""
+    method = METHODS[row.method](**row.settings)
+    if Need.TEXT not in method.needs():
+        return True
+    had = record.get("text")
+    if had is None:
+        return not row.text
+    names, told = class_list(row.data), row.text
+    if told.get("encoder", "auto") not in ("auto", "shipped"):  # asks for a model: compared by its name
+        return told["encoder"] in str(had.get("encoder", "")).lower()
+    want = embed(names, len(names), "shipped", told.get("prompt", "P2")).source
+    return all(had.get(key) == want[key] for key in ("encoder", "prompt"))
+
+
+def _same_stages(record: Mapping[str, Any], row: Row) -> bool:
+    """Do both read the same stages? Methods that read none agree."""
+    method = METHODS[row.method](**row.settings)
+    if Need.STAGES not in method.needs():
+        return True
+    had = record.get("stages")
+    return had is not None and had == stages_of(row)
+
+
+def stages_of(row: Row) -> dict[str, list[str]]:
+    """The stages that a run of this recipe compares, in teacher and student."""
+    channels, h, w = _wanted_shape(row)
+    classes = len(class_list(row.data))
+    built = [build(name, classes, channels) for name in (row.teacher, row.student)]
+    layers = [{"head": one.head, "stages": row.stages or one.stages} for one in built]
+    task = build_task(
+        built[0].net,
+        built[1].net,
+        image_size=(channels, h, w),
+        mean=[0.5] * channels,
+        std=[0.5] * channels,
+        classes=classes,
+        teacher_layers=layers[0],
+        student_layers=layers[1],
+    )
+    return {"teacher": list(task.teacher.stage_names), "student": list(task.student.stage_names)}
+
+
 def _same_settings(record: Mapping[str, Any], row: Row) -> bool:
     method = METHODS[row.method]
     defaults = {item.name: item.default for item in fields(method)}  # type: ignore[arg-type]
     plan = vars(method.default_plan)
     pairs = ((record.get("settings"), {**defaults, **row.settings}), (record.get("plan"), {**plan, **row.plan}))
     # By way of JSON, as the record went: tuples become lists.
-    return all(had == json.loads(json.dumps(want)) for had, want in pairs)
+    plain = [(had or {}, json.loads(json.dumps(want))) for had, want in pairs]
+    methods, plans = plain
+    missing = {key: json.loads(json.dumps(value)) for key, value in defaults.items()}
+    return {**missing, **methods[0]} == methods[1] and plans[0] == plans[1]
 
 
 def _run(record: Mapping[str, Any]) -> dict[str, Any]:

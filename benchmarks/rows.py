@@ -45,6 +45,8 @@ MNIST32 = Data("mnist", "mnist", (1, 32, 32), epochs=15, lr=0.01, pad=2)
 MNIST32_BN = replace(MNIST32, epochs=4, lr=0.1)
 CIFAR10 = Data("cifar10", "cifar10", (3, 32, 32), epochs=14, flip=True)
 WEB = {"web": ".data/web32.npy"}  # 50,000 unlabelled natural images; grey where the task is
+CIFAR10_16 = Data("cifar10", "cifar10", (3, 16, 16), epochs=14, pad=2, flip=True)
+HALF_JUNK = {"web": ".data/halfjunk32.npy"}  # every second image shows nothing: drawn by `benchmarks.junk`
 STROKES = {"web": ".data/strokes32.npy"}  # their edges, by `python -m benchmarks.strokes`: closer to handwriting
 
 # Aligned features give small gradients: KD3's short runs learn with Adam.

@@ -20,10 +20,10 @@ import torch
 from torch import nn
 
 import dfkd
+from benchmarks import junk, strokes
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.records import RESULTS, write_record
-from benchmarks.rows import STROKES, WEB, Data, Row, statistics
-from benchmarks.strokes import convert
+from benchmarks.rows import HALF_JUNK, STROKES, WEB, Data, Row, statistics
 from dfkd.allocator import keep_freed_memory
 from dfkd.engine.records import Observer, RoundRecord, RunInfo
 from dfkd.ops.hashing import dhash_codes
@@ -257,11 +257,11 @@ def _run(experiment: str, options: argparse.Namespace) -> None:
 
 
 def web_images(row: Row) -> None:
-    """Draw the strokes a row wants, if nobody has."""
-    wanted = Path(row.inputs.get("web", "."))
-    source = Path(WEB["web"])
-    if wanted == Path(STROKES["web"]) and not wanted.exists() and source.exists():
-        convert(source, wanted)
+    """Make the strokes or the junk a row wants, if nobody has."""
+    wanted, source = Path(row.inputs.get("web", ".")), Path(WEB["web"])
+    for made, make in ((STROKES, strokes.convert), (HALF_JUNK, junk.convert)):
+        if wanted == Path(made["web"]) and not wanted.exists() and source.exists():
+            make(source, wanted)
 
 
 def slug(label: str) -> str:

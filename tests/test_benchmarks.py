@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from benchmarks.table import page, records
 
 from dfkd.cli.config import Distill
 from dfkd.cli.setup import resolve
+from dfkd.data.text import embed
 from dfkd.recipes import find, names, recipe
 from dfkd.recipes.figures import RESULTS as PACKAGED
 
@@ -36,13 +37,13 @@ def test_the_packaged_figures_are_those_of_the_records() -> None:
     assert [run["seed"] for run in held[NAME]] == [0, 1, 2]
 
 
-def _record(**changed: Any) -> dict[str, Any]:
-    """A run of ``NAME``."""
-    _, method, plan = resolve(Distill, recipe(NAME))
+def _record(of: str = NAME, **changed: Any) -> dict[str, Any]:
+    """A run of a recipe with digits."""
+    _, method, plan = resolve(Distill, recipe(of))
     where = {"date": "2026-01-01", "hardware": "a machine, 2 cores", "threads": 1, "commit": "abc"}
     record = {
         "seed": 0,
-        "method": "NAYER",
+        "method": type(method).__name__,
         "data": "digits",
         "image_size": [1, 8, 8],
         "teacher": {"name": "wrn16-2"},
@@ -80,6 +81,36 @@ def test_a_record_belongs_to_the_recipe_whose_settings_it_has() -> None:
     for changed in others:
         assert not recipes.is_of(_record(**changed), row), changed
     assert not recipes.is_of(plain, find("nayer/cifar10-wrn40-2-wrn16-2+clip"))
+
+
+def test_a_record_names_the_text_it_used() -> None:
+    row, digits = find(NAME), [str(digit) for digit in range(10)]
+    shipped = embed(digits, 10).source
+    assert recipes.is_of(_record(text=shipped), row)
+    assert not recipes.is_of(_record(text=embed(digits, 10, prompt="P3").source), row)
+    assert not recipes.is_of(_record(text={**shipped, "encoder": "CLIP ViT-B/32"}), row)
+    clip = replace(row, text={"encoder": "clip"})
+    assert recipes.is_of(_record(text={**shipped, "encoder": "CLIP ViT-B/32"}), clip)
+    assert not recipes.is_of(_record(), clip)  # records before text was kept used the shipped vectors
+
+
+def test_a_record_names_the_stages_it_compared() -> None:
+    name = "spaceshipnet/digits-wrn16-2-wrn16-1"
+    row, zoo = find(name), ["stages.0", "stages.1", "relu"]
+    assert recipes.stages_of(row) == {"teacher": zoo, "student": zoo}
+    assert recipes.is_of(_record(name, stages={"teacher": zoo, "student": zoo}), row)
+    assert not recipes.is_of(_record(name), row)
+    other = ["stages.1.0.before", "stages.2.0.before", "relu"]
+    assert not recipes.is_of(_record(name, stages={"teacher": other, "student": other}), row)
+    named = replace(row, stages=("stages.0", "stages.1", "stages.2", "relu"))
+    assert recipes.stages_of(named)["student"] == ["stages.0", "stages.1", "stages.2", "relu"]
+
+
+def test_a_setting_younger_than_a_record_had_its_default() -> None:
+    row, plain = find(NAME), _record()
+    older = {key: value for key, value in plain["settings"].items() if key != "text_scale"}
+    assert recipes.is_of(_record(settings=older), row)
+    assert not recipes.is_of(_record(settings=older), replace(row, settings={**row.settings, "text_scale": 2.0}))
 
 
 def test_one_run_a_seed_the_newer_one(tmp_path: Path) -> None:
