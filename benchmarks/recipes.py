@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,17 +101,9 @@ def stages_of(row: Row) -> dict[str, list[str]]:
     channels, h, w = _wanted_shape(row)
     classes = len(class_list(row.data))
     built = [build(name, classes, channels) for name in (row.teacher, row.student)]
-    layers = [{"head": one.head, "stages": row.stages or one.stages} for one in built]
-    task = build_task(
-        built[0].net,
-        built[1].net,
-        image_size=(channels, h, w),
-        mean=[0.5] * channels,
-        std=[0.5] * channels,
-        classes=classes,
-        teacher_layers=layers[0],
-        student_layers=layers[1],
-    )
+    pair = [replace(one, stages=row.stages or one.stages) for one in built]
+    half = [0.5] * channels
+    task = build_task(pair[0], pair[1], image_size=(channels, h, w), classes=classes, mean=half, std=half)
     return {"teacher": list(task.teacher.stage_names), "student": list(task.student.stage_names)}
 
 
