@@ -105,7 +105,7 @@ def finished(
     resume = (folder / "run.json").exists()
     process = context.Process(target=train, args=(name, str(folder), resume, kill_at, half, count))
     process.start()
-    process.join(60 if after is None else after)
+    process.join(300 if after is None else after)
     if after is None and process.is_alive():
         raise TimeoutError(f"a run of {name} hangs in {folder}")
     killed = process.is_alive()

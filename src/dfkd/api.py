@@ -46,7 +46,7 @@ from dfkd.runs import (
     weights_hash,
 )
 from dfkd.settings import Images, Machine, Text, Watching
-from dfkd.watchers import earlier_stop, look_for_duplicates, observers_of, recorded, tell
+from dfkd.watchers import complete, earlier_stop, look_for_duplicates, observers_of, recorded, tell
 
 __all__ = ["Distilled", "distill"]
 
@@ -116,19 +116,20 @@ def distill(
     sections: dict[str, Any] = {"data": data or Images(), "text": Text(text) if isinstance(text, str) else text}  # type: ignore[arg-type]
     sections |= {"runtime": runtime or Machine(), "watch": watch or Watching()}
     sections = with_fields("distill", sections, values)
-    with threads_of(sections["runtime"]):
+    machine, folder = runtime_of(sections["runtime"]), None if out is None else Path(out)
+    with threads_of(sections["runtime"]), complete(machine, folder):
         return _distill(
             as_classifier(teacher),
             as_classifier(student),
             instance(method, METHODS[DEFAULT_METHOD]()),
             plan,
-            Path(out) if out is not None else None,
+            folder,
             resume,
             observers,
             progress,
             data=sections["data"],
             text=sections["text"],
-            runtime=runtime_of(sections["runtime"]),
+            runtime=machine,
             settings=sections["watch"],
         )
 
@@ -197,7 +198,7 @@ def _distill(
             gauge=_gauge(task, method, plan, exam is None if settings.estimate is None else settings.estimate),
             ready=partial(tell, watchers, info, runtime),
         )
-        with recorded(watchers, keep, again):
+        with recorded(watchers, keep, again, runtime, folder):
             state = run(task, method, plan, watch, resume=again)
             if settings.figures and folder is not None and runtime.rank == 0:  # export takes the hooks off
                 _draw(folder, figures_of(task, method, plan, state, exam, overlap=info.overlap))

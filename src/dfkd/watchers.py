@@ -9,17 +9,18 @@ from torch import Tensor
 
 from dfkd.data.overlap import find_duplicates
 from dfkd.engine.core import Task
+from dfkd.engine.lock import held
 from dfkd.engine.records import Keep, Observer, RunInfo
 from dfkd.engine.runtime import Runtime
 from dfkd.errors import UserError
 from dfkd.report.console import Progress
-from dfkd.report.files import METRICS_FILE, SAMPLES_FOLDER, StoredRun
+from dfkd.report.files import METRICS_FILE, SAMPLES_FOLDER, StoredRun, read_run, write_run
 from dfkd.report.observers import JsonLines, RunFile, Samples, TensorBoard
 from dfkd.report.page import write_page
 from dfkd.report.summary import duration, stop_sentence
 from dfkd.runs import forget_run
 
-__all__ = ["earlier_stop", "look_for_duplicates", "observers_of", "recorded", "tell"]
+__all__ = ["complete", "earlier_stop", "look_for_duplicates", "observers_of", "recorded", "tell"]
 
 LONG = 10.0  # seconds of a look at the web images that are announced
 
@@ -92,7 +93,9 @@ def tell(watchers: Sequence[Observer], info: RunInfo, runtime: Runtime) -> None:
 
 
 @contextmanager
-def recorded(watchers: Sequence[Observer], keep: Keep, resumed: bool) -> Iterator[None]:
+def recorded(
+    watchers: Sequence[Observer], keep: Keep, resumed: bool, runtime: Runtime, folder: Path | None
+) -> Iterator[None]:
     """What ends a run early is written into its folder; one that had no round yet leaves a folder to start again in.
 
     An error makes it "failed", with its sentence in ``run.json`` and in the report; a signal makes it "interrupted".
@@ -100,6 +103,7 @@ def recorded(watchers: Sequence[Observer], keep: Keep, resumed: bool) -> Iterato
     try:
         yield
     except BaseException as error:
+        error = runtime.told(error, folder) if runtime.lost(error) else error
         for run_file in [watcher for watcher in watchers if isinstance(watcher, RunFile)]:
             with suppress(UserError, OSError):  # a full disk must not hide the error
                 _end(run_file, error, begun=resumed or bool(keep.records))
@@ -119,3 +123,23 @@ def _sentence(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     text = lines[0] if lines else "no message"
     return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+
+
+@contextmanager
+def complete(runtime: Runtime, folder: Path | None) -> Iterator[None]:
+    """A process of the run that is gone, or does not answer, ends the others in one sentence, with how to go on.
+
+    Where process 0 is gone, one that is left records that the run failed.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not runtime.lost(error):
+            raise
+        said = runtime.told(error, folder)
+        if folder is not None and runtime.rank > 0:
+            with suppress(UserError, OSError), held(folder):  # process 0, while it is there, has the lock
+                stored = read_run(folder, mend=True)
+                if stored.status == "running":
+                    write_run(folder, stored.info, None, "failed", str(said))
+        raise said from error

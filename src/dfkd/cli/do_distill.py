@@ -13,7 +13,7 @@ from dfkd.cli.exported import show_exported
 from dfkd.cli.job import RECIPE_FILE, Job, prepare_job, resolved
 from dfkd.cli.parse import Tree, merge, read_yaml
 from dfkd.cli.setup import resolve, with_recipe
-from dfkd.cli.stop import Stopped
+from dfkd.cli.stop import Stopped, ending_for_sure
 from dfkd.cli.streams import decoded
 from dfkd.cli.trust import refuse_code, to_repeat
 from dfkd.engine.lock import held
@@ -49,7 +49,8 @@ def run(tree: Tree, show: bool = False) -> int:
 
         return rehearse(job, out, machine)
     try:
-        result = _distill(job, out, machine, resume=folder is not None)
+        with ending_for_sure(lambda: _given_up(out, machine.rank)):
+            result = _distill(job, out, machine, resume=folder is not None)
     except (KeyboardInterrupt, Stopped) as stop:
         return _stopped(out, stop, job)
     if machine.rank == 0:
@@ -133,6 +134,15 @@ def _stopped(out: Path, stop: BaseException, job: Job) -> int:
             return code
     print("stopped before the first round; nothing is lost, start again", file=sys.stderr)
     return code
+
+
+def _given_up(out: Path, rank: int) -> None:
+    """The last words of a process that a signal does not reach: the run goes on from its last save."""
+    if rank == 0 and (out / "run.json").is_file():
+        stored = read_run(out, mend=True)
+        if stored.status == "running":
+            write_run(out, stored.info, None, "interrupted")
+    print(f"stopped; go on with: dfkd distill --resume {out}, or start again", file=sys.stderr, flush=True)
 
 
 def _tell(done: Distilled, job: Job, out: Path) -> None:

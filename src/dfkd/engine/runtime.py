@@ -3,6 +3,8 @@
 import copy
 import os
 from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -19,6 +21,8 @@ __all__ = ["Runtime"]
 P = ParamSpec("P")
 R = TypeVar("R")
 
+MEETING = 300.0  # seconds, at most, until all processes are there
+PEERS = ("gloo", "peer", "NCCL", "ProcessGroup", "Timed out", "timed out")  # of errors that come of another process
 MODES = ("default", "reduce-overhead", "max-autotune")
 
 
@@ -40,6 +44,8 @@ class Runtime:
         compile_mode: of ``torch.compile``; ``"reduce-overhead"`` replays CUDA graphs.
         sync_bn: BatchNorm layers in train mode, and the losses on BatchNorm statistics, see the joint batch of all
             processes instead of each its own.
+        timeout: seconds, with several processes, that one waits for the others before the run ends; None: what
+            ``DFKD_TIMEOUT`` says, or 1,800. All have to be there within 300 seconds, or ``timeout`` if that is less.
 
     Raises:
         UserError: a value that cannot be, a device that is not there, several processes without Lightning Fabric.
@@ -56,6 +62,7 @@ class Runtime:
         backend: str = "inductor",
         compile_mode: str = "default",
         sync_bn: bool = False,
+        timeout: float | None = None,
     ) -> None:
         if precision not in ("fp32", "bf16"):
             raise UserError(f"runtime needs precision fp32 or bf16, got {precision!r}; choose one of them")
@@ -78,7 +85,8 @@ class Runtime:
                 "compiled objective cannot wait for other processes)"
             )
         accelerator = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        self.fabric = _fabric(accelerator, devices) if _many(devices) else None
+        self.timeout = _timeout(timeout)
+        self.fabric = _fabric(accelerator, devices, min(self.timeout, MEETING)) if _many(devices) else None
         self.device = torch.device("cuda", 0) if accelerator == "cuda" else torch.device("cpu")
         if self.fabric is not None:
             self.device = self.fabric.device
@@ -91,13 +99,41 @@ class Runtime:
     def launch(self) -> "Runtime":
         """Start or join the other processes, if any, and seed both streams. Call once, before anything is drawn."""
         if self.fabric is not None and not self._joined:
-            self.fabric.launch()
+            self._meet()
             self._joined, self.device = True, self.fabric.device
         self.generator = torch.Generator(self.device).manual_seed(
             (self.seed * 1_000_003 + 7919 * self.rank + 1) % 2**63
         )
         torch.manual_seed(self.seed)
         return self
+
+    def _meet(self) -> None:
+        """Start or find the other processes; from then on they may take ``timeout`` seconds between two answers."""
+        fabric: Any = self.fabric
+        try:
+            fabric.launch()
+        except RuntimeError as error:
+            if not self.lost(error):
+                raise
+            raise UserError(
+                f"runtime needs {self.world} processes to meet within {min(self.timeout, MEETING):g} seconds, got "
+                f"{_first_line(error)!r}; start all of them, and check MASTER_ADDR and MASTER_PORT"
+            ) from error
+        torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=self.timeout))
+
+    def lost(self, error: BaseException) -> bool:
+        """Does ``error`` come of another process, which is gone or did not answer in time?"""
+        if self.world == 1 or not isinstance(error, RuntimeError):
+            return False
+        return isinstance(error, torch.distributed.DistError) or any(word in str(error) for word in PEERS)
+
+    def told(self, error: BaseException, folder: Path | None) -> UserError:
+        """The sentence for an error that :meth:`lost` knows."""
+        again = "start all of them again" if folder is None else f"go on with `dfkd distill --resume {folder}`"
+        return UserError(
+            f"the run needs all of its {self.world} processes, got no answer from another one "
+            f"({_first_line(error)}); {again} in as many processes"
+        )
 
     @property
     def rank(self) -> int:
@@ -241,10 +277,27 @@ def _many(devices: int) -> bool:
     return devices > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def _fabric(accelerator: str, devices: int) -> Any:
+def _timeout(given: float | None) -> float:
+    asked = os.environ.get("DFKD_TIMEOUT", "1800") if given is None else given
+    try:
+        seconds = float(asked)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 10**8:
+        raise UserError(f"runtime needs a timeout of more than 0 seconds, got {asked!r}; set DFKD_TIMEOUT, or unset it")
+    return seconds
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
+
+
+def _fabric(accelerator: str, devices: int, timeout: float) -> Any:
     """Lightning Fabric, which only several processes need. A launcher knows best how many there are, and where."""
     try:
         from lightning_fabric import Fabric
+        from lightning_fabric.strategies.ddp import DDPStrategy
     except ImportError as error:
         raise UserError(
             "runtime needs Lightning Fabric for several processes, got a Python without it; run `pip install "
@@ -257,7 +310,8 @@ def _fabric(accelerator: str, devices: int) -> Any:
             f"runtime needs as many processes as the launcher started on this machine ({here}), got devices={devices}; "
             "give both the same number"
         )
-    return Fabric(accelerator=accelerator, devices=here, num_nodes=max(1, world // here), strategy="ddp")
+    strategy = DDPStrategy(timeout=timedelta(seconds=timeout))
+    return Fabric(accelerator=accelerator, devices=here, num_nodes=max(1, world // here), strategy=strategy)
 
 
 def _graphs() -> int:
