@@ -527,8 +527,8 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_installs_a_missing_package_leaves_torch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """The packages are named, since no index has dfkd, and the torch that is there, which pip may replace otherwise."""
     held = [
-        "kornia-rs>=0.1",
-        "kornia>=0.8.2",
+        "rich-rst>=1.0",
+        "rich>=13.9",
         'timm>=1.0.20; extra == "timm"',
         "b==2; extra == 'text'",
         "c; extra == 'text'",
@@ -538,7 +538,7 @@ def test_what_installs_a_missing_package_leaves_torch_alone(monkeypatch: pytest.
         patch.setattr(extras, "requires", lambda name: held)
         assert extras.install_extra("timm") == f"pip install 'timm>=1.0.20' {torches}"
         assert extras.install_extra("text") == f"pip install 'b==2' 'c' {torches}"
-        assert extras.install_core("kornia") == f"pip install 'kornia>=0.8.2' {torches}"
+        assert extras.install_core("rich") == f"pip install 'rich>=13.9' {torches}"
         patch.setattr(extras, "requires", lambda name: None)  # run from a folder, not installed
         assert extras.install_extra("text") == f"pip install '.[text]' {torches}"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 import dfkd.methods
-from dfkd.engine.checkpoint import Checkpoint, pack, pools_of
+from dfkd.engine.checkpoint import Checkpoint, pack, pools_of, unpack
 from dfkd.engine.core import Clock, Method, Need, State, Task, unmet
+from dfkd.engine.declared import check_declared, check_grown, parts_of
 from dfkd.engine.driver import Watch, run
 from dfkd.engine.measures import RUN_MEASURES, is_loss
 from dfkd.engine.plan import Plan
@@ -121,6 +122,38 @@ def test_a_run_cut_off_and_resumed_is_the_uninterrupted_run(name: str, after: in
     watch = Watch(checkpoint=Checkpoint(tmp_path), save_every=0)
     state = run(again, row.method, row.plan, watch, resume=True)
     assert same(everything(again, state), whole) == []
+
+
+def kinds(value: Any, path: str = "") -> dict[str, type]:
+    """The type of every part of a state, by its path."""
+    found = {path: type(value)}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        parts = {item.name: getattr(value, item.name) for item in dataclasses.fields(value)}
+    elif isinstance(value, dict):
+        parts = {str(key): part for key, part in value.items()}
+    elif isinstance(value, list | tuple):
+        parts = {str(i): part for i, part in enumerate(value)}
+    else:
+        parts = {}
+    for key, part in parts.items():
+        found |= kinds(part, f"{path}.{key}")
+    return found
+
+
+@each
+def test_a_state_comes_back_with_its_types(name: str, tmp_path: Path) -> None:
+    row = SETTINGS[name]
+    task, state = distilled(name)
+    torch.save(pack(state), tmp_path / "state.pt")
+    other = tiny_task(row)
+    restored = row.method.setup(other, row.plan)
+    other.runtime.place(restored.joint)
+    check_declared(restored)
+    check_grown(parts_of(restored), state)  # nothing came that setup had not made
+    unpack(torch.load(tmp_path / "state.pt", weights_only=True), restored, other.runtime.device)
+    assert kinds(restored) == kinds(state)
+    assert same(pack(restored), pack(state)) == []
+    assert task.runtime.device == other.runtime.device
 
 
 @each

@@ -23,7 +23,7 @@ from dfkd.nets.zoo import build
 
 ROOT = Path(__file__).parents[1]
 PACKED = Path(os.environ.get("DFKD_PACKED", "/nowhere"))
-MISSING = ("lightning_fabric", "lightning", "jsonargparse", "kornia", "matplotlib", "sklearn", "yaml", "torchvision")
+MISSING = ("lightning_fabric", "lightning", "jsonargparse", "matplotlib", "sklearn", "yaml", "torchvision")
 
 
 def words(out: Path, *more: str) -> list[str]:

@@ -36,8 +36,10 @@ PACKAGES = (
     "rich",
     "jinja2",
     "matplotlib",
-    "kornia",
     "scikit-learn",
+    "PyYAML",
+    "MarkupSafe",
+    "filelock",
 )
 
 
