@@ -138,8 +138,14 @@ def complete(runtime: Runtime, folder: Path | None) -> Iterator[None]:
             raise
         said = runtime.told(error, folder)
         if folder is not None and runtime.rank > 0:
-            with suppress(UserError, OSError), held(folder):  # process 0, while it is there, has the lock
-                stored = read_run(folder, mend=True)
-                if stored.status == "running":
-                    write_run(folder, stored.info, None, "failed", str(said))
+            with suppress(UserError, OSError):
+                _record_loss(folder, str(said))
         raise said from error
+
+
+def _record_loss(folder: Path, sentence: str) -> None:
+    """For a process 0 that is gone. Raises UserError while it is there: it has the lock."""
+    with held(folder):
+        stored = read_run(folder, mend=True)
+        if stored.status == "running":
+            write_run(folder, stored.info, None, "failed", sentence)

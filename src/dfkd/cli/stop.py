@@ -70,13 +70,10 @@ def ending_for_sure(last: Callable[[], None], grace: float = GRACE) -> Iterator[
 
 
 def _listen(reader: int, left: threading.Event, last: Callable[[], None], grace: float) -> None:
-    codes = {signal.SIGINT: 130, signal.SIGTERM: Stopped.code}
-    try:
-        while data := os.read(reader, 1):
-            code = codes.get(signal.Signals(data[0]))
-            if code is not None and not left.wait(grace):
-                with suppress(Exception):  # whatever it is, the process has to end
-                    last()
-                os._exit(code)
-    finally:
-        os.close(reader)
+    codes = {int(signal.SIGINT): 130, int(signal.SIGTERM): Stopped.code}
+    while data := os.read(reader, 1):
+        if data[0] in codes and not left.wait(grace):
+            with suppress(Exception):  # whatever it is, the process has to end
+                last()
+            os._exit(codes[data[0]])
+    os.close(reader)
