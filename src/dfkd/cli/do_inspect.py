@@ -70,7 +70,9 @@ def _list(plain: bool) -> int:
     for name, entry in ZOO.items():
         side = "" if entry.fixed_side is None else f"; {entry.fixed_side} pixels only"
         sheet.add_row(name, count(sizes[name]), f"{entry.summary}{side}")
-    console.print(sheet)
+    with console.capture() as table:
+        console.print(sheet)
+    print("\n".join(line.rstrip() for line in table.get().splitlines()))  # in a pipe no spaces at the ends
     console.print(
         "\nOther wide ResNets likewise, such as wrn28-10. From elsewhere: timm:NAME, torchvision:NAME, hf:REPO, "
         "package.module:callable.\n`dfkd inspect NAME --data cifar10` says more of one.",
