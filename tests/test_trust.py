@@ -14,9 +14,7 @@ import dfkd
 from dfkd.cli.main import main
 from dfkd.cli.trust import refuse_code, to_repeat
 from dfkd.nets.zoo import build
-from test_cli import TINY as FULL
-
-TINY = [*FULL, "--watch.figures", "false", "--watch.export", "false"]
+from test_cli import TINY
 
 CODE = """
 from pathlib import Path
