@@ -371,3 +371,20 @@ def test_a_teacher_that_passes_no_gradient_is_told() -> None:
 def test_settings_are_finite(value: float) -> None:
     with pytest.raises(UserError, match=r"^NAYER needs finite settings, got alpha_bn="):
         dfkd.NAYER(alpha_bn=value)
+
+
+@pytest.mark.parametrize("method", [dfkd.NAYER, dfkd.D3K, dfkd.CMI, dfkd.SpaceshipNet])
+def test_generators_with_batchnorm_want_two_images(method: Callable[..., Any]) -> None:
+    with pytest.raises(UserError, match=r"needs synthesis_batch of at least 2 .*, got 1; change"):
+        method(synthesis_batch=1)
+
+
+def test_a_dynamically_quantized_teacher_is_told() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        net = torch.ao.quantization.quantize_dynamic(trained_like(Net()).eval(), {nn.Linear}, dtype=torch.qint8)
+    notes = str(distil(net, Net(), dfkd.NoiseInput()).record.info.teacher["notes"])
+    assert "teacher: passes no gradient to its images" in notes
+    assert "teacher: BatchNorm is not read; with it, gradients reach its images which its logits do not pass" in notes
+    with pytest.raises(UserError):
+        distil(net, Net(), NAYER)

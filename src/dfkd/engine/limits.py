@@ -17,6 +17,7 @@ __all__ = [
     "NotNegative",
     "Positive",
     "PositiveShare",
+    "Several",
     "Share",
     "Whole",
     "check",
@@ -33,6 +34,7 @@ class Limit:
 
 
 Count = Annotated[int, Limit("of at least 1", lambda value: value >= 1)]
+Several = Annotated[int, Limit("of at least 2 (BatchNorm in train mode needs several)", lambda value: value >= 2)]
 Whole = Annotated[int, Limit("of at least 0", lambda value: value >= 0)]
 Positive = Annotated[float, Limit("above 0 and finite", lambda value: 0 < value < math.inf)]
 NotNegative = Annotated[float, Limit("of at least 0", lambda value: value >= 0)]

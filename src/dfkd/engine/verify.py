@@ -5,6 +5,7 @@ Channels-last, autocast, compilation and hooks speed a network up, or read it. A
 the untouched network, before the first round, and what raises or differs is left away.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -271,7 +272,8 @@ class _Trial:
     def _pass(
         self, read: Callable[[Images], tuple[Logits, Tensor | None]], images: Images, training: bool, seed: int = 0
     ) -> _Pass:
-        with preserved(self.net), torch.enable_grad():
+        with preserved(self.net), torch.enable_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the run itself gives them, once
             torch.manual_seed(seed)
             self.net.train(training)
             images = images.clone().requires_grad_()
@@ -298,6 +300,8 @@ def _read(probe: Probe, images: Images) -> tuple[Logits, Tensor | None]:
 
 def _difference(reference: _Pass, found: _Pass, floor: _Pass, tolerance: Tolerance) -> str | None:
     for what, own, other, near in zip(("logits", "gradients", "gradients"), reference, found, floor, strict=True):
+        if own is None and other is not None:
+            return f"{what} reach its images which its logits do not pass"
         if (own is None) != (other is None) or (own is not None and own.shape != other.shape):  # type: ignore[union-attr]
             return f"its {what} have another shape"
         if own is None or other is None or not bool(torch.isfinite(own).all()):

@@ -30,7 +30,7 @@ from torch.optim import Adam
 
 from dfkd.data.pool import Pool
 from dfkd.engine.core import Clock, Method, Metrics, Need, State, Task, class_entropy
-from dfkd.engine.limits import Betas, Count, Positive, Whole
+from dfkd.engine.limits import Betas, Count, Positive, Several, Whole
 from dfkd.engine.plan import Plan
 from dfkd.engine.probe import Probe
 from dfkd.errors import UserError
@@ -66,7 +66,7 @@ class CMI(Method[CMIState]):
     """Hyper-parameters of CMI; the code's name follows each. Defaults: WRN-40-2 to WRN-16-1, CIFAR-10, from scratch."""
 
     steps: Count = 200  # g_steps, generator steps per batch
-    synthesis_batch: Count = 256  # images per batch and process
+    synthesis_batch: Several = 256  # images per batch and process
     batches: Whole = 1  # batches per round; 0: only warm-up rounds make images
     lr: Positive = 1e-3  # lr_g, Adam's rate for G, z and h
     betas: Betas = (0.5, 0.999)  # of G's and z's optimiser; h has Adam's default

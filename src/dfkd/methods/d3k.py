@@ -33,7 +33,7 @@ from torch.optim import Adam
 
 from dfkd.data.pool import Pool
 from dfkd.engine.core import Clock, Method, Metrics, Need, State, Task, class_entropy
-from dfkd.engine.limits import Betas, Count, NotNegative, Positive, Whole
+from dfkd.engine.limits import Betas, Count, NotNegative, Positive, Several, Whole
 from dfkd.engine.measures import Measure
 from dfkd.engine.plan import Plan
 from dfkd.engine.probe import Probe
@@ -68,7 +68,7 @@ class D3K(Method[D3KState]):
     """Hyper-parameters of D3K; the paper's symbol follows each. What the paper leaves open is CMI's."""
 
     steps: Count = 200  # n, generator steps per batch
-    synthesis_batch: Count = 256  # images per batch and process
+    synthesis_batch: Several = 256  # images per batch and process
     batches: Count = 1  # batches per round
     lr: Positive = 1e-3  # Adam's rate (the paper prints 1e3)
     betas: Betas = (0.5, 0.999)

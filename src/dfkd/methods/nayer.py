@@ -33,7 +33,7 @@ from torch.optim import Adam
 
 from dfkd.data.pool import Pool
 from dfkd.engine.core import Clock, Method, Metrics, Need, State, Task, class_entropy
-from dfkd.engine.limits import Betas, Count, Positive, Share, Whole
+from dfkd.engine.limits import Betas, Count, Positive, Several, Share, Whole
 from dfkd.engine.measures import Measure
 from dfkd.engine.plan import Plan
 from dfkd.engine.probe import Probe
@@ -70,7 +70,7 @@ class NAYER(Method[NayerState]):
     """Hyper-parameters of NAYER; the defaults are the authors' CIFAR-10 setting. The paper's symbol follows each."""
 
     steps: Count = 30  # g, generator steps per batch (CIFAR-100: 40, Tiny-ImageNet: 60)
-    synthesis_batch: Count = 400  # images per batch and process
+    synthesis_batch: Several = 400  # images per batch and process
     batches: Count = 2  # I, batches per round (Tiny-ImageNet: 4)
     warmup_batches: Count = 10  # batches per warm-up round (code)
     lr: Positive = 4e-3  # Adam's rate for G and Z, a new optimiser per batch

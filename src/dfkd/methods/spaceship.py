@@ -32,7 +32,7 @@ from torch.optim import Adam
 
 from dfkd.data.pool import Pool
 from dfkd.engine.core import Clock, Method, Metrics, Need, State, Task, class_entropy
-from dfkd.engine.limits import Betas, Count, Positive, Share, Whole
+from dfkd.engine.limits import Betas, Count, Positive, Several, Share, Whole
 from dfkd.engine.plan import Plan
 from dfkd.engine.probe import Probe
 from dfkd.engine.stages import equal_stages
@@ -66,7 +66,7 @@ class SpaceshipNet(Method[SpaceshipState]):
     """Hyper-parameters of Spaceship-Net; defaults are the authors' CIFAR-10 code. The paper's symbol follows each."""
 
     steps: Count = 200  # generator steps per round
-    synthesis_batch: Count = 256  # samples per round and process
+    synthesis_batch: Several = 256  # samples per round and process
     lr: Positive = 1e-3  # Adam's rate for G, a new optimiser per round
     betas: Betas = (0.5, 0.999)
     lambda_cls: float = 0.5  # λ_cls
