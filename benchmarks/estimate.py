@@ -46,7 +46,8 @@ from dfkd.settings import Images
 FILE = RESULTS / "estimate" / "runs.jsonl"
 GENERATES = ("CMI", "D3K", "NAYER", "SpaceshipNet", "STTS")  # their images can collapse
 KINDS = ("good", "short", "normalisation", "slow student", "tiny student", "wild synthesis")
-PLAN = Plan(rounds=8, warmup=0, steps=20, batch_size=64, lr=0.05, weight_decay=1e-4)
+PLAN = Plan(warmup=0, steps=20, batch_size=64, lr=0.1, weight_decay=1e-4)
+ROUNDS = {"digits": 16, "mnist": 16, "cifar10": 10, "cifar20": 10}
 
 
 class Small(nn.Module):
@@ -98,14 +99,13 @@ def sets(data: Path) -> Mapping[str, Callable[[], Set]]:
         )
 
     def mnist() -> Set:
-        parts = [
-            _reduced(f"mnist:{data / 'MNIST' / 'raw'}", split, n, 1) for split, n in (("train", 8000), ("test", 2000))
-        ]
-        return Set(parts[0], parts[1], _web(data / "strokes32.npy", (1, 16, 16)), 6)
+        source = f"mnist:{data / 'MNIST' / 'raw'}"
+        parts = [_reduced(source, split, n, 1, side=8) for split, n in (("train", 8000), ("test", 1000))]
+        return Set(parts[0], parts[1], _web(data / "strokes32.npy", (1, 8, 8)), 8)
 
     def cifar10() -> Set:
         folder = data / "cifar-10-batches-py"
-        parts = [_reduced(f"cifar10:{folder}", split, n, 3) for split, n in (("train", 10_000), ("test", 2000))]
+        parts = [_reduced(f"cifar10:{folder}", split, n, 3) for split, n in (("train", 10_000), ("test", 1000))]
         return Set(parts[0], parts[1], _web(data / "web32.npy", (3, 16, 16)), 10)
 
     def cifar20() -> Set:
@@ -113,7 +113,7 @@ def sets(data: Path) -> Mapping[str, Callable[[], Set]]:
         pixels = torch.from_numpy(resize(held["data"].reshape(-1, 3, 32, 32), 16, 16))
         labels = torch.tensor(held["coarse_labels"])
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-        teach, test = order[:8000], order[8000:]
+        teach, test = order[:8000], order[8000:9000]
         web = _web(data / "web32.npy", (3, 16, 16))
         return Set((pixels[teach], labels[teach]), (pixels[test], labels[test]), web, 12)
 
@@ -127,13 +127,13 @@ def _web(file: Path, shape: tuple[int, int, int], count: int = 2000) -> Tensor:
     return torch.from_numpy(resize(images.numpy(), shape[1], shape[2]))
 
 
-def _reduced(source: str, split: str, count: int, channels: int) -> tuple[Tensor, Tensor]:
-    held = read_images(source, split, side=16, channels=channels)
+def _reduced(source: str, split: str, count: int, channels: int, side: int = 16) -> tuple[Tensor, Tensor]:
+    held = read_images(source, split, side=side, channels=channels)
     chosen = torch.randperm(len(held.labels), generator=torch.Generator().manual_seed(0))[:count]
     return held.images[chosen], held.labels[chosen]
 
 
-def taught(held: Set, width: int = 24) -> tuple[Classifier, list[float], list[float], float]:
+def taught(held: Set, width: int = 16) -> tuple[Classifier, list[float], list[float], float]:
     """A teacher with its normalisation and its test accuracy; the same weights every time."""
     x, y = as_images(held.train[0]), held.train[1]
     mean, std = x.mean((0, 2, 3)), x.std((0, 2, 3))
@@ -164,6 +164,7 @@ def method_for(name: str, kind: str, shape: tuple[int, int, int]) -> Method[Any]
     kind_of: Any = METHODS[name]
     known = {item.name: item.default for item in fields(kind_of)}
     told = {key: value for key, value in sizes.items() if key in known}
+    told |= {"share_head": False} if "share_head" in known else {}
     if name == "STTS":
         told |= {"steps": 40, "batches": 4, "lr": 0.05}
     else:
@@ -179,7 +180,7 @@ def cases() -> list[tuple[str, str, str]]:
     found = [
         (data, method, kind)
         for data in ("digits", "mnist", "cifar10", "cifar20")
-        for method in ("CMI", "D3K", "KD3", "NAYER", "NoiseInput", "STTS", "SpaceshipNet", "VanillaKD")
+        for method in ("CMI", "D3K", "DFND", "KD3", "NAYER", "NoiseInput", "STTS", "SpaceshipNet", "VanillaKD")
         for kind in KINDS
         if kind != "wild synthesis" or method in GENERATES
     ]
@@ -187,7 +188,9 @@ def cases() -> list[tuple[str, str, str]]:
     return [found[i] for i in order]
 
 
-def one(held: Set, teacher: tuple[Classifier, list[float], list[float], float], name: str, kind: str) -> dict[str, Any]:
+def one(
+    held: Set, teacher: tuple[Classifier, list[float], list[float], float], name: str, kind: str, rounds: int
+) -> dict[str, Any]:
     """One run: what was estimated, what the test images say."""
     network, mean, std, reference = teacher
     channels, side = held.train[0].shape[1], held.train[0].shape[2]
@@ -195,10 +198,10 @@ def one(held: Set, teacher: tuple[Classifier, list[float], list[float], float], 
     if kind == "normalisation":
         mean, std = [0.0] * channels, [3.0 * value for value in std]
     method = method_for(name, kind, shape)
-    plan = replace(PLAN, rounds=1 if kind == "short" else 8, lr=1e-4 if kind == "slow student" else PLAN.lr)
+    plan = replace(PLAN, rounds=1 if kind == "short" else rounds, lr=1e-4 if kind == "slow student" else PLAN.lr)
     plan = replace(plan, warmup=2 if name == "STTS" else 0)
     torch.manual_seed(1)
-    student = small(1 if kind == "tiny student" else 12, channels, held.classes)
+    student = small(1 if kind == "tiny student" else 10, channels, held.classes)
     needs = method.needs()
     data = Images(image_size=shape, mean=mean, std=std, classes=held.classes)
     data.web = held.web if Need.WEB in needs else None
@@ -209,7 +212,7 @@ def one(held: Set, teacher: tuple[Classifier, list[float], list[float], float], 
     keep = Keep()
     gauge = make_gauge(task, method, plan)
     made = time.process_time()
-    watch = Watch(observers=(keep,), test=held.test, evaluate_every=2, gauge=gauge)
+    watch = Watch(observers=(keep,), test=held.test, evaluate_every=99, gauge=gauge)
     drive(task, method, plan, watch)
     last = keep.records[-1]
     task.teacher.release()
@@ -221,18 +224,7 @@ def one(held: Set, teacher: tuple[Classifier, list[float], list[float], float], 
         "estimate": plain(last.estimate),
         "metrics": plain(last.metrics),
         "warnings": [concern.kind for concern in warnings_of(keep.records, held.classes)],
-        "rounds": [
-            {
-                "round": record.round,
-                "accuracy": record.evaluation.accuracy if record.evaluation else None,
-                "sets": {key: value.agreement for key, value in record.estimate.sets.items()},
-                "signals": plain(record.estimate.signals),
-                "seconds": record.estimate.seconds,
-                "round_seconds": record.seconds,
-            }
-            for record in keep.records
-            if record.estimate is not None
-        ],
+        "losses": [plain(record.metrics) for record in keep.records],
         "cpu_seconds": {"held-out images": made - began, "run": time.process_time() - made},
     }
 
@@ -256,7 +248,7 @@ def run(data: Path, out: Path, hours: float) -> None:
             print(name, f"teacher {made[name][1][3]:.3f}", flush=True)
         row: dict[str, Any] = {"case": case}
         try:
-            row |= one(*made[name], method, kind)
+            row |= one(*made[name], method, kind, ROUNDS[name])
         except dfkd.UserError as error:  # a lost student is a result too
             row |= {"failed": str(error)}
         with out.open("a") as file:
