@@ -208,8 +208,8 @@ def _distill(
     return Distilled(student.net.eval(), result, _export(folder, runtime, settings.onnx))
 
 
-def _gauge(task: Task, method: Method[Any], plan: Plan, wanted: bool) -> Gauge | None:
-    return make_gauge(task, method, plan) if wanted else None
+def _gauge(task: Task, method: Method[Any], plan: Plan, wanted: bool) -> Gauge:
+    return make_gauge(task, method, plan) if wanted else Gauge({})
 
 
 def _fitting(task: Task) -> list[str]:

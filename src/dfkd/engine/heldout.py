@@ -40,7 +40,7 @@ Shown = tuple[Bytes, Labels]
 
 @dataclass(frozen=True)
 class Gauge:
-    """Held-out images by kind, on the device, with what the teacher says of them.
+    """Held-out images by kind, on the device, with what the teacher says of them; without any, only the signals.
 
     Kinds: ``own`` (the run's method), ``inverted``, and derived from both ``shifted`` (by up to an eighth of the side),
     ``mixed`` (means of two images) and ``noise`` (of the data's mean and deviation).
@@ -89,6 +89,7 @@ def signals_of(teacher: Probe, images: Bytes, labels: Labels, classes: int) -> d
     * ``confidence``: mean largest probability of the teacher.
     * ``retention``: share that the teacher puts into the class they were made for; absent where all labels are 0.
     * ``classes``: share of the K classes (or of as many as there are images) that the teacher sees among them.
+    * ``largest``: share of the class that the teacher sees most often.
     * ``within``: distance between images of a class over that between any two; absent without two images of a class.
     * ``roughness``: mean difference of neighbouring pixels over the deviation of the pixels of an image; 1.13 for
       normal noise.
@@ -99,6 +100,7 @@ def signals_of(teacher: Probe, images: Bytes, labels: Labels, classes: int) -> d
     out = teacher(x, stats=bool(teacher.norms))
     confidence, guess = torch.softmax(out.logits.float(), dim=1).max(dim=1)
     told = {"confidence": float(confidence.mean()), "classes": len(guess.unique()) / min(classes, len(guess))}
+    told["largest"] = float(guess.bincount().max()) / len(guess)
     if bool(labels.any()):
         told["retention"] = float((guess == labels).double().mean())
     within = _within(x.flatten(1), labels if bool(labels.any()) else guess)

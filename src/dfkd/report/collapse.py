@@ -9,6 +9,11 @@ from dfkd.engine.records import RoundRecord
 from dfkd.report.summary import finished_rounds, losses_of, number, percent
 
 CHANCE_MARGIN = 0.05  # of the way from chance to perfect
+LEAST_WITHIN = 0.3  # distance within a class over that between any two images
+LEAST_CONFIDENCE = 0.15  # of the way from chance to certainty
+MOST_OF_ONE = 0.6  # likewise, share of the most frequent class
+NOISE = 1.05  # roughness; 1.13 is that of normal noise
+LOOKED_AT = 100  # images whose classes are counted
 WINDOW = 3  # rounds that are averaged, so that one odd batch is no alarm
 
 
@@ -29,10 +34,16 @@ def warnings_of(
     * The alarms of the ``known`` measures, averaged over the last three rounds that have them: ``entropy`` (the
       images show few of the K classes) and ``distance`` (they look all the same), and those of the method's own.
     * ``chance``: after the first quarter of the rounds, the student agrees with the teacher hardly more often
-      than guessing would: at most 1/K + 0.05 (1 - 1/K) plus three standard errors.
+      than guessing would: at most 1/K + 0.05 (1 - 1/K) plus three standard errors. Without test images it is asked of
+      held-out synthetic ones, of every kind made from the teacher.
+    * What the teacher sees in the newest images (:func:`~dfkd.engine.heldout.signals_of`), averaged likewise after
+      the first quarter of the rounds: ``within`` (those of one class are all alike), ``noise`` (they are as rough as
+      noise and of the class they were made for no more often than by chance), ``unsure`` (the teacher is sure of
+      none), ``one class`` (most are of one class). Rarely being of their class alone is no bad sign: adversarial
+      methods make such images on purpose, and good students.
     """
     alarms = [_alarm(records, name, measure, classes) for name, measure in known.items()]
-    found = [_nonfinite(records), *alarms, _chance(records, classes)]
+    found = [_nonfinite(records), *alarms, _chance(records, classes), *_seen_in_images(records, classes)]
     return [concern for concern in found if concern is not None]
 
 
@@ -65,16 +76,79 @@ def _alarm(records: Sequence[RoundRecord], name: str, measure: Measure, classes:
 
 
 def _chance(records: Sequence[RoundRecord], classes: int) -> Concern | None:
-    record = next((record for record in reversed(records) if record.evaluation is not None), None)
-    if record is None or record.evaluation is None or 4 * finished_rounds(record) <= record.rounds:
+    if not records or 4 * finished_rounds(records[-1]) <= records[-1].rounds:
         return None
-    agreement, images = number(record.evaluation.agreement), record.evaluation.images
+    record = next((record for record in reversed(records) if record.evaluation is not None), None)
     guess = 1 / classes
-    error = math.sqrt(guess * (1 - guess) / max(1, images))
-    if agreement is None or agreement > guess + CHANCE_MARGIN * (1 - guess) + 3 * error:
+    if record is None or record.evaluation is None:
+        return _chance_without_test(records, guess)
+    agreement, images = number(record.evaluation.agreement), record.evaluation.images
+    if agreement is None or agreement > _beyond(guess, images):
         return None
     text = (
         f"After round {finished_rounds(record)} the student agrees with the teacher on {percent(agreement)} of "
         f"the test images, and guessing gives {percent(guess)}; it has learned next to nothing."
     )
     return Concern("chance", text)
+
+
+def _beyond(guess: float, images: int) -> float:
+    """Agreement that is more than guessing."""
+    return guess + CHANCE_MARGIN * (1 - guess) + 3 * math.sqrt(guess * (1 - guess) / max(1, images))
+
+
+def _chance_without_test(records: Sequence[RoundRecord], guess: float) -> Concern | None:
+    record = next((record for record in reversed(records) if record.estimate is not None), None)
+    made = {} if record is None or record.estimate is None else record.estimate.sets
+    asked = [made[kind] for kind in ("own", "inverted") if kind in made]
+    if record is None or not asked or any(held.agreement > _beyond(guess, held.images) for held in asked):
+        return None
+    best = max(held.agreement for held in asked)
+    text = (
+        f"After round {finished_rounds(record)} the student agrees with the teacher on {percent(best)} of held-out "
+        f"synthetic images, and guessing gives {percent(guess)}; it has learned next to nothing: raise plan.lr or the "
+        "steps, and see whether the images are any good."
+    )
+    return Concern("chance", text)
+
+
+def _signal(records: Sequence[RoundRecord], name: str) -> float | None:
+    """The mean of a signal over the last rounds that have it; None in the first quarter of a run."""
+    if not records or 4 * finished_rounds(records[-1]) <= records[-1].rounds:
+        return None
+    values = [record.estimate.signals.get(name) for record in records if record.estimate is not None]
+    known = [value for value in map(number, values) if value is not None]
+    return sum(known[-WINDOW:]) / len(known[-WINDOW:]) if known else None
+
+
+def _seen_in_images(records: Sequence[RoundRecord], classes: int) -> list[Concern | None]:
+    """Concerns about what the teacher sees in the newest images."""
+    within, retention = _signal(records, "within"), _signal(records, "retention")
+    rough, sure, largest = (_signal(records, name) for name in ("roughness", "confidence", "largest"))
+    guess, found = 1 / classes, list[Concern | None]()
+    if within is not None and within < LEAST_WITHIN:
+        text = (
+            f"The synthetic images of a class look all alike: the distance between two of them is {percent(within)} of "
+            "that between any two; lower the generator's learning rate, or renew its noise more often."
+        )
+        found.append(Concern("within", text))
+    if rough is not None and rough > NOISE and retention is not None and retention <= _beyond(guess, LOOKED_AT):
+        text = (
+            "The synthetic images are noise: neighbouring pixels do not resemble each other, and the teacher puts "
+            f"{percent(retention)} of them into the class they were made for; lower the synthesis rate, or give it "
+            "more steps."
+        )
+        found.append(Concern("noise", text))
+    if sure is not None and sure < guess + LEAST_CONFIDENCE * (1 - guess):
+        text = (
+            f"The teacher is sure of nothing the student learns from: its largest probability is {percent(sure)} on "
+            "average; check mean and std, and raise the synthesis steps."
+        )
+        found.append(Concern("unsure", text))
+    if largest is not None and classes > 2 and largest > guess + MOST_OF_ONE * (1 - guess):
+        text = (
+            f"Most images the student learns from are of one class: the teacher puts {percent(largest)} of them there; "
+            "check mean and std, balance the labels, or give more images of other classes."
+        )
+        found.append(Concern("one class", text))
+    return found

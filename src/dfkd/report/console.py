@@ -135,7 +135,7 @@ class Progress(Observer):
         if not self.quiet and result.stopped is not None:
             self._print(stop_sentence(result.rounds, result.stopped))
         estimate = last_estimate(result.rounds)
-        if estimate is not None:
+        if estimate is not None and estimate.sets:
             self.note(estimate_sentence(estimate))
         if not self.quiet:
             self._print(f"done in {duration(result.seconds)}")

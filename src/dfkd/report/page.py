@@ -140,7 +140,7 @@ def _context(
 def _without_test(rounds: Sequence[RoundRecord]) -> dict[str, Any]:
     """What held-out synthetic images say of the student, where that was measured."""
     estimate = last_estimate(rounds)
-    if estimate is None:
+    if estimate is None or not estimate.sets:
         return {"estimate": "", "estimate_rows": [], "estimate_chart": [], "signals": []}
     lines = [
         Line(kind, agreement_curves(rounds, kind), tone)

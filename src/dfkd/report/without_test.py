@@ -31,6 +31,7 @@ _SIGNALS: Mapping[str, str] = MappingProxyType(
         "confidence": "the teacher's mean largest probability",
         "retention": "share in the class they were made for",
         "classes": "share of the classes among them",
+        "largest": "share of the most frequent class",
         "within": "distance within a class over that between any two",
         "roughness": "roughness (normal noise: 1.13)",
         "statistics": "distance of BatchNorm statistics, per layer",
