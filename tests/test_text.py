@@ -144,8 +144,20 @@ def test_auto_falls_back_to_the_index(monkeypatch: pytest.MonkeyPatch) -> None:
     assert held.source["prompt"] == PROMPTS["P3"]
     with pytest.raises(UserError, match="gadget"):
         embed(["gadget", "gizmo"], 2, "shipped")
-    with pytest.raises(UserError, match="class of cat"):
-        embed(["cat", "dog"], 2, "shipped", prompt="P1")
+    with pytest.raises(UserError, match="class of gadget"):
+        embed(["gadget", "gizmo"], 2, "shipped", prompt="P1")
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar10", "cifar100", "tiny-imagenet", "imagenette"])
+def test_the_first_prompt_is_shipped_too(name: str) -> None:
+    names = class_list(name)
+    first, second = (embed(names, len(names), "shipped", prompt=prompt) for prompt in ("P1", "P2"))
+    assert first.source["prompt"] == PROMPTS["P1"]
+    assert first.vectors.shape == second.vectors.shape
+    cosine = torch.nn.functional.cosine_similarity(first.vectors, second.vectors)
+    assert float(cosine.min()) > 0.3  # the same names in other words
+    closest = (first.vectors @ second.vectors.T).argmax(dim=1)
+    assert float((closest == torch.arange(len(names))).float().mean()) > 0.9
 
 
 def test_auto_takes_the_encoder_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,7 +66,10 @@ def make_vectors() -> None:
     """Write embeddings.safetensors: float16, one row for each of ``shipped_texts``."""
     vectors, about = minilm(shipped_texts())
     header = {key: value for key, value in about.items() if key != "origin"}
-    notes = {"prompt": "a photo of {name} | a photo of {index}", "rows": "dfkd.data.text.shipped_texts()"}
+    notes = {
+        "prompt": "a photo of {name} | a photo of {index} | a class of {name}",
+        "rows": "dfkd.data.text.shipped_texts()",
+    }
     save_file({"vectors": vectors.to(torch.float16)}, SHIPPED, metadata={**header, **notes})
     print(SHIPPED, tuple(vectors.shape), SHIPPED.stat().st_size, "bytes")
 

@@ -118,6 +118,23 @@ _ALL = (
         (_METHOD, _RECIPE),
     ),
     Command(
+        "repeat",
+        "distil with several seeds: mean, standard deviation, and every run",
+        config.Repeat,
+        "[RECIPE] --seeds 0,1,2 --out FOLDER [options]",
+        "recipe",
+        (
+            (
+                "a packaged recipe, three times",
+                "dfkd repeat nayer/digits-wrn16-2-wrn16-1 --teacher.weights T --seeds 0,1,2 --out runs/three",
+            ),
+        ),
+        (
+            "Takes what `dfkd distill` takes. The same command again goes on where it stopped.",
+            _METHOD,
+        ),
+    ),
+    Command(
         "synthesize",
         "only the images: a PNG folder or one file",
         config.Synthesize,
@@ -280,7 +297,7 @@ COMMANDS: Mapping[str, Command] = {command.name: command for command in _ALL}
 
 GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Start here", ("demo", "doctor")),
-    ("The way from a network to a student", ("teach", "inspect", "embed", "distill", "evaluate")),
+    ("The way from a network to a student", ("teach", "inspect", "embed", "distill", "repeat", "evaluate")),
     ("What comes of a run", ("export", "predict", "push", "synthesize", "report", "plot", "audit")),
     ("What there is, and how fast", ("methods", "recipes", "bench")),
 )

@@ -7,22 +7,20 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-from dfkd.api import Distilled, distill
+from dfkd.api import Distilled
 from dfkd.cli.config import Distill
 from dfkd.cli.exported import show_exported
 from dfkd.cli.job import RECIPE_FILE, Job, prepare_job, resolved
 from dfkd.cli.parse import Tree, merge, read_yaml
+from dfkd.cli.runner import run_job
 from dfkd.cli.setup import resolve, with_recipe
 from dfkd.cli.stop import Stopped, ending_for_sure
-from dfkd.cli.streams import decoded
 from dfkd.cli.trust import refuse_code, to_repeat
 from dfkd.engine.lock import held
-from dfkd.engine.records import Observer, RunInfo
-from dfkd.engine.runtime import Runtime
 from dfkd.errors import UserError
 from dfkd.inputs import runtime_of
 from dfkd.recipes import yaml_of
-from dfkd.report.files import read_run, write_run, write_whole
+from dfkd.report.files import read_run, write_run
 
 __all__ = ["run"]
 
@@ -50,7 +48,7 @@ def run(tree: Tree, show: bool = False) -> int:
         return rehearse(job, out, machine)
     try:
         with ending_for_sure(lambda: _given_up(out, machine.rank)):
-            result = _distill(job, out, machine, resume=folder is not None)
+            result = run_job(job, out, machine, resume=folder is not None)
     except (KeyboardInterrupt, Stopped) as stop:
         return _stopped(out, stop, job)
     if machine.rank == 0:
@@ -58,40 +56,6 @@ def run(tree: Tree, show: bool = False) -> int:
         if result.exported is not None:
             show_exported(result.exported)
     return 0
-
-
-def _distill(job: Job, out: Path, machine: Runtime, resume: bool) -> Distilled:
-    settings = job.settings
-    head = (
-        "written by dfkd when the run began; to go on after a stop:",
-        f"dfkd distill --resume {out}{to_repeat(resolved(job))}",
-        "",
-        _command(),
-    )
-    recipe: list[Observer] = [] if resume else [_SaveRecipe(out, yaml_of(resolved(job), head))]
-    return distill(
-        job.teacher.classifier,
-        job.student.classifier,
-        job.method,
-        data=job.data,
-        text=settings.text,
-        plan=job.plan,
-        runtime=machine,
-        watch=settings.watch,
-        out=out,
-        resume=resume,
-        observers=recipe,
-    )
-
-
-class _SaveRecipe(Observer):
-    """Writes the resolved recipe when the run begins: after the folder was found free, before the first round."""
-
-    def __init__(self, folder: Path, text: str) -> None:
-        self.folder, self.text = folder, text
-
-    def started(self, info: RunInfo) -> None:
-        write_whole(self.folder / RECIPE_FILE, self.text.encode())
 
 
 def _resumed(tree: Tree, folder: Path) -> Tree:
@@ -158,7 +122,3 @@ def _tell(done: Distilled, job: Job, out: Path) -> None:
     console.print()
     console.print(table(rows))
     console.print(f"\nreport  {out / 'report.html'}\nstudent {out / 'student.safetensors'}", highlight=False)
-
-
-def _command() -> str:
-    return " ".join(["dfkd", *map(decoded, sys.argv[1:])])

@@ -109,10 +109,13 @@ def embed(
 
 
 def shipped_texts() -> tuple[str, ...]:
-    """The prompts whose vectors are shipped, in row order: the names of all lists, then indices 0..999."""
-    names = dict.fromkeys(clean(name) for names in _names()["lists"].values() for name in names)
+    """The prompts whose vectors are shipped, in row order: P2 of all names, P3 of 0..999, P1 of all but ImageNet's."""
+    lists = _names()["lists"]
+    names = dict.fromkeys(clean(name) for names in lists.values() for name in names)
+    fewer = dict.fromkeys(clean(name) for title, names in lists.items() if title != "imagenet" for name in names)
     prompts = [PROMPTS["P2"].format(name=name) for name in names]
-    return tuple(dict.fromkeys(prompts + [PROMPTS["P3"].format(index=index) for index in range(1000)]))
+    indices = [PROMPTS["P3"].format(index=index) for index in range(1000)]
+    return tuple(dict.fromkeys(prompts + indices + [PROMPTS["P1"].format(name=name) for name in fewer]))
 
 
 @functools.cache

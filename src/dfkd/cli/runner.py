@@ -1,0 +1,50 @@
+"""Running a job of the command line: distil into its folder, which keeps the recipe the run began with."""
+
+import sys
+from pathlib import Path
+
+from dfkd.api import Distilled, distill
+from dfkd.cli.job import RECIPE_FILE, Job, resolved
+from dfkd.cli.streams import decoded
+from dfkd.cli.trust import to_repeat
+from dfkd.engine.records import Observer, RunInfo
+from dfkd.engine.runtime import Runtime
+from dfkd.recipes import yaml_of
+from dfkd.report.files import write_whole
+
+__all__ = ["run_job"]
+
+
+def run_job(job: Job, out: Path, machine: Runtime, resume: bool) -> Distilled:
+    """Run ``job`` in the folder ``out``, or go on with what is there."""
+    settings = job.settings
+    head = (
+        "written by dfkd when the run began; to go on after a stop:",
+        f"dfkd distill --resume {out}{to_repeat(resolved(job))}",
+        "",
+        " ".join(["dfkd", *map(decoded, sys.argv[1:])]),
+    )
+    recipe: list[Observer] = [] if resume else [_SaveRecipe(out, yaml_of(resolved(job), head))]
+    return distill(
+        job.teacher.classifier,
+        job.student.classifier,
+        job.method,
+        data=job.data,
+        text=settings.text,
+        plan=job.plan,
+        runtime=machine,
+        watch=settings.watch,
+        out=out,
+        resume=resume,
+        observers=recipe,
+    )
+
+
+class _SaveRecipe(Observer):
+    """Writes the resolved recipe when the run begins: after the folder was found free, before the first round."""
+
+    def __init__(self, folder: Path, text: str) -> None:
+        self.folder, self.text = folder, text
+
+    def started(self, info: RunInfo) -> None:
+        write_whole(self.folder / RECIPE_FILE, self.text.encode())
