@@ -42,9 +42,11 @@ from dfkd.runs import weights_hash
 from settings import SETTINGS, Setting, tiny_plan, tiny_task
 
 EXPECTED = {
+    "NAYER": {"classes", "attention", "features", "codes"},
+    "SpaceshipNet": {"classes", "attention", "features", "exchange"},
     "DFND": {"classes", "attention", "selection", "selection-classes", "features"},
     "KD3": {"classes", "attention", "selection", "selection-classes", "features"},
-    "STTS": {"classes", "features", "target-maximum", "soft-labels"},
+    "STTS": {"classes", "features", "target-maximum", "soft-labels", "soft-labels-by-class"},
 }
 
 

@@ -9,6 +9,7 @@ import torch
 import dfkd.methods.nayer as module
 from dfkd.engine.core import Clock, Need, Task
 from dfkd.engine.driver import run
+from dfkd.engine.views import Cloud
 from dfkd.errors import UserError
 from dfkd.methods.nayer import NAYER, NayerState, objective
 from dfkd.nets.generators import ConvGenerator, DeepGenerator, NoisyLayer
@@ -265,6 +266,26 @@ def test_permuted_labels_take_every_class_in_turn() -> None:
     labels = state.pool.newest(12)["labels"].tolist()
     assert sorted(labels[:4]) == [0, 1, 2, 3]
     assert labels == (labels[:4] * 3)
+
+
+def test_the_newest_codes_are_shown_by_class() -> None:
+    task, state = a_state(row := a_row())
+    row.method.synthesize(task, state, Clock(row.plan, 0))
+    view = row.method.views(task, state, None)["codes"]()
+    assert isinstance(view, Cloud)
+    labels = state.pool.newest(10)["labels"]
+    for k, points in enumerate(view.groups.values()):
+        assert torch.equal(points, state.codes[labels == k])
+    assert sum(len(points) for points in view.groups.values()) == 10
+    assert row.method.views(task, None, None) == {}
+
+
+def test_the_weights_for_text_and_noise_are_compared() -> None:
+    task, state = a_state(row := a_row(code="concat"))
+    view = row.method.views(task, state, None)["input-weights"]()
+    weight = state.G.project.weight.detach().double().abs().numpy()  # type: ignore[union-attr, operator]
+    assert view.numbers["label text"] == pytest.approx(weight[:, :7].mean(), rel=1e-5)
+    assert view.numbers["noise"] == pytest.approx(weight[:, 7:].mean(), rel=1e-5)
 
 
 def test_views_of_imagenet(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from dfkd.engine.core import Clock, Task
 from dfkd.engine.driver import run
 from dfkd.engine.plan import Plan
 from dfkd.engine.probe import Probe
+from dfkd.engine.views import Grid
 from dfkd.errors import UserError
 from dfkd.methods.spaceship import SpaceshipNet, SpaceshipState, Stored, keep_features, objective, pool_bytes
 from dfkd.report.cams import activation_regions, cam_report, save_cams
@@ -226,6 +227,24 @@ def test_fitnets_regressors_train_with_the_student() -> None:
     after = run(task, method, ROW.plan).joint.state_dict()
     assert len(after) == 2 * len(task.student.stage_names)
     assert all(not torch.equal(after[key], before[key]) for key in after)
+
+
+def test_the_picture_of_exchanges_shows_both_samples_and_the_mixture() -> None:
+    task = tiny_task(ROW)
+    method = tiny(fraction=0.0)
+    task.student.freeze()
+    state = method.setup(task, ROW.plan)
+    method.synthesize(task, state, Clock(ROW.plan, 0))
+    view = method.views(task, state, None)["exchange"]()
+    assert isinstance(view, Grid)
+    parts = view.images.view(3, 3, 8, *task.image_shape)  # taps, (sample, partner, mixture), columns
+    assert torch.equal(parts[:, 0], parts[:, 2])  # nothing is exchanged
+    whole = tiny(fraction=1.0).views(task, state, None)["exchange"]()
+    assert isinstance(whole, Grid)
+    parts = whole.images.view(3, 3, 8, *task.image_shape)
+    assert torch.equal(parts[:, 1], parts[:, 2])  # everything: the partner
+    assert list(view.names)[:3] == ["sample (tap 0)", "partner (tap 0)", "exchange (tap 0)"]
+    assert method.views(task, None, None) == {}
 
 
 OPTIONS: list[dict[str, Any]] = [

@@ -15,11 +15,12 @@ from dfkd.engine.core import Clock, Task
 from dfkd.engine.driver import run
 from dfkd.engine.plan import Plan
 from dfkd.engine.runtime import Runtime
+from dfkd.engine.views import Cloud, Curves
 from dfkd.errors import UserError
 from dfkd.methods.stts import STTS, STTSState, _tools, objective
 from dfkd.nets.lenet import LeNet5
 from dfkd.nets.modes import batch_statistics
-from dfkd.nets.soft_targets import maximum_over_sigma, soft_labels
+from dfkd.nets.soft_targets import drawn_labels, maxima_over_sigma, maximum_over_sigma, soft_labels
 from dfkd.nets.tail import find_tail, last_map
 from dfkd.nets.zoo import ZOO, build
 from dfkd.ops.affine import affine, draw_affine
@@ -360,6 +361,33 @@ def test_figures_of_targets_are_those_of_the_run(change: dict[str, Any], words: 
     expected = float((np.exp(y / 2) / np.exp(y / 2).sum(axis=1, keepdims=True)).max(axis=1).mean())
     assert numbers["largest probability, normal"] == pytest.approx(expected, abs=0.03)
     assert made["target-maximum"].numbers["σ = 3"] == pytest.approx(expected, abs=0.03)
+
+
+def test_dirichlet_draws_that_show_another_class_are_counted(digits_teacher: nn.Module) -> None:
+    """Against SciPy's Dirichlet: the share of draws whose largest class is not the row's own."""
+    head = make(digits_teacher).teacher.head
+    assert head is not None
+    found = drawn_labels(digits_teacher, (1, 8, 8), 2.0, stream(), 20.0, 4000, (1.0,))
+    rng = np.random.default_rng(0)
+    rows = dirichlet_concentration(head.weight.detach(), 1.0).double().numpy()
+    other = np.mean([(rng.dirichlet(row, 400).argmax(axis=1) != k).mean() for k, row in enumerate(rows)])
+    assert 0 < found.mismatch < 1
+    assert found.mismatch == pytest.approx(other, abs=0.03)
+    task = make(digits_teacher)
+    view = STTS().views(task, None, None)["soft-labels-by-class"]()
+    assert isinstance(view, Cloud)
+    assert len(view.groups) == 10
+    assert sum(len(points) for points in view.groups.values()) == 500
+
+
+def test_the_spread_of_targets_is_shown(digits_teacher: nn.Module) -> None:
+    view = STTS().views(make(digits_teacher), None, None)["target-maximum"]()
+    assert isinstance(view, Curves)
+    mean = dict(view.lines["temperature 1"])
+    above, below = (dict(view.lines[f"temperature 1, one standard deviation {word}"]) for word in ("above", "below"))
+    maxima = maxima_over_sigma(digits_teacher, (1, 8, 8), [2.0], stream(3), draws=4000)[2.0]
+    assert above[2.0] - mean[2.0] == pytest.approx(float(np.std(maxima.numpy())), abs=0.03)
+    assert mean[2.0] - below[2.0] == pytest.approx(above[2.0] - mean[2.0])
 
 
 def test_dirichlet_soft_labels_have_the_scales_of_the_run(digits_teacher: nn.Module) -> None:

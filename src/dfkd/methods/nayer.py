@@ -22,7 +22,7 @@ What only the authors' code has, each its own field: warm-up batches, renewal of
 the BN statistics, the decision mask, keeping the images of the best step, balanced labels, several noisy layers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import ClassVar, Literal, NamedTuple, final
@@ -37,6 +37,8 @@ from dfkd.engine.limits import Betas, Count, Positive, Several, Share, Whole
 from dfkd.engine.measures import Measure
 from dfkd.engine.plan import Plan
 from dfkd.engine.probe import Probe
+from dfkd.engine.views import Bars, Cloud, View
+from dfkd.errors import UserError
 from dfkd.losses.divergence import agreeing_divergence, cross_entropy, knowledge_distillation
 from dfkd.losses.statistics import blend_moments, moment_distance, update_moments
 from dfkd.nets.generators import ConvGenerator, DeepGenerator, NoisyLayer, redraw
@@ -45,10 +47,11 @@ from dfkd.ops.distances import within_class_distance
 from dfkd.ops.keep_best import keep_best, no_best
 from dfkd.ops.labels import balanced_labels, uniform_labels
 from dfkd.ops.pixels import as_bytes, as_images
-from dfkd.types import Batch, Images, Labels, Logits, Moments, Scalar
+from dfkd.types import Batch, Bytes, Images, Labels, Logits, Moments, Scalar
 
 __all__ = ["NAYER", "NayerState"]
 
+MOST_CLASSES = 20  # colours of a cloud
 LEARNT = 0.1  # a batch counts as classified when its cross-entropy is below (Table 4)
 
 
@@ -106,6 +109,14 @@ class NAYER(Method[NayerState]):
     measures: ClassVar[Mapping[str, Measure]] = MappingProxyType(
         {"steps_to_class": Measure("steps until the class is met", meaning="cross-entropy below 0.1")}
     )
+
+    def views(self, task: Task, state: NayerState | None, real: Bytes | None) -> Mapping[str, Callable[[], View]]:
+        """What feeds G (Figure 3): the newest codes by class, and how much G listens to text and to noise."""
+        if state is None:
+            return {}
+        codes = {"codes": lambda: _codes_view(task, state)} if self.code == "nl" else {}
+        weights = {"input-weights": lambda: _weights_view(task, state)} if self.code == "concat" else {}
+        return {**codes, **weights}
 
     def needs(self) -> frozenset[Need]:
         """BN statistics unless their weight is 0, text unless the code does without, sides that are multiples of 4."""
@@ -258,3 +269,36 @@ def _embed(method: NAYER, task: Task, y: Labels) -> Tensor:
     if method.code == "sum":
         return e + method.beta * torch.randn(e.shape, generator=rng, device=device)
     return e
+
+
+def _codes_view(task: Task, state: NayerState) -> Cloud:
+    """Z(e) of the newest batch by class. Its labels are those of the newest images."""
+    if not len(state.codes) or task.classes > MOST_CLASSES:
+        raise UserError(
+            f"codes by class need a batch and at most {MOST_CLASSES} classes, got {len(state.codes)} codes of "
+            f"{task.classes} classes; look at a run with fewer"
+        )
+    labels = state.pool.newest(len(state.codes))["labels"]
+    names = task.names or tuple(map(str, range(task.classes)))
+    groups = {name: state.codes[labels == k].float() for k, name in enumerate(names)}
+    return Cloud(
+        f"What the noisy layer makes of the class embeddings, by t-SNE: the {len(state.codes)} codes of the newest "
+        "batch, one colour for each class.",
+        "Points in two dimensions, one colour for each class",
+        {name: rows for name, rows in groups.items() if len(rows)},
+    )
+
+
+def _weights_view(task: Task, state: NayerState) -> Bars:
+    """Mean magnitude of the weights with which G's first layer reads either part of its input."""
+    if task.text is None:
+        raise UserError("input weights need text embeddings, got none; give text, or class names")
+    weight, d = state.G.project.weight.detach().abs(), task.text.shape[1]  # type: ignore[union-attr, operator]
+    heights = {"label text": float(weight[:, :d].mean()), "noise": float(weight[:, d:].mean())}
+    return Bars(
+        "Mean magnitude of the weights with which the generator reads the label text and the noise beside it.",
+        "Two bars, one for the label text and one for the noise",
+        heights,
+        "mean magnitude of a weight",
+        numbers=heights,
+    )

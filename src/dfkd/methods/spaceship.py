@@ -22,7 +22,7 @@ The paper's algorithm and this file:
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NamedTuple, final
 
@@ -36,6 +36,7 @@ from dfkd.engine.limits import Betas, Count, Positive, Several, Share, Whole
 from dfkd.engine.plan import Plan
 from dfkd.engine.probe import Probe
 from dfkd.engine.stages import equal_stages
+from dfkd.engine.views import Grid, View
 from dfkd.errors import UserError
 from dfkd.losses.divergence import cross_entropy, knowledge_distillation
 from dfkd.losses.regions import Regions, attention_transfer, class_activation_maps, fitnets, grad_cams, msarc
@@ -46,9 +47,12 @@ from dfkd.ops.augment import crop_flip
 from dfkd.ops.distances import within_class_distance
 from dfkd.ops.exchange import draw_cutmix, draw_mixup, exchange_channels
 from dfkd.ops.labels import balanced_labels, uniform_labels
-from dfkd.types import Batch, Images, Labels, Logits, Readout, Scalar
+from dfkd.ops.pixels import as_bytes
+from dfkd.types import Batch, Bytes, Images, Labels, Logits, Readout, Scalar
 
 __all__ = ["SpaceshipNet", "SpaceshipState", "pool_bytes"]
+
+SHOWN_PAIRS = 8  # columns of the picture of exchanges
 
 
 @dataclass
@@ -105,6 +109,10 @@ class SpaceshipNet(Method[SpaceshipState]):
         """Taps that exist, each once."""
         if not self.taps or not set(self.taps) <= {0, 1, 2} or len(set(self.taps)) < len(self.taps):
             raise UserError(f"SpaceshipNet needs different taps among 0, 1 and 2, got {self.taps}; for example (0, 2)")
+
+    def views(self, task: Task, state: SpaceshipState | None, real: Bytes | None) -> Mapping[str, Callable[[], View]]:
+        """Stored samples, their partners, and what comes of an exchange at each tap (Figure 2b)."""
+        return {} if state is None else {"exchange": lambda: _exchange_view(self, task, state)}
 
     def needs(self) -> frozenset[Need]:
         """Two doublings; BN statistics unless their weight is 0; stages and heads where the constraint reads them."""
@@ -309,3 +317,27 @@ def _weights(net: Probe) -> Tensor:
     if net.class_weights is None:
         raise RuntimeError("this constraint needs linear heads; the driver checks that before setup")
     return net.class_weights
+
+
+@torch.no_grad()
+def _exchange_view(method: SpaceshipNet, task: Task, state: SpaceshipState) -> Grid:
+    """Pairs of stored samples and the first of the two images that their exchange gives, decoded by the present G."""
+    if not len(state.pool):
+        raise UserError("pictures of an exchange need stored samples, got none; look at a run that has made some")
+    rng, G = task.runtime.generator, state.G.eval()
+    columns, parts, names = [f"tap{tap}" for tap in method.taps], [], []
+    rows = state.pool.draw(2 * SHOWN_PAIRS, rng, columns)
+    for tap, column in zip(method.taps, columns, strict=True):
+        features = rows[column]
+        mixed = exchange_channels(features, method.fraction, rng, method.pairs)
+        for word, shown in (("sample", features), ("partner", features.flip(0)), ("exchange", mixed)):
+            parts.append(decode(G, shown, tap)[:SHOWN_PAIRS])
+            names.append(f"{word} (tap {tap})")
+    return Grid(
+        f"Stored samples, their partners, and the images after {method.fraction:.0%} of the channels were exchanged.",
+        "Images in rows: samples, partners and their mixtures, for each tap",
+        as_bytes(torch.cat(parts).float()).cpu(),
+        torch.arange(len(parts)).repeat_interleave(SHOWN_PAIRS),
+        SHOWN_PAIRS,
+        names,
+    )

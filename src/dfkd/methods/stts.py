@@ -44,7 +44,7 @@ from dfkd.losses.divergence import kl_per_image, soft_cross_entropy
 from dfkd.losses.priors import activation_loss
 from dfkd.losses.statistics import moment_distance
 from dfkd.nets.modes import batch_statistics
-from dfkd.nets.soft_targets import maximum_over_sigma, modelled, soft_labels
+from dfkd.nets.soft_targets import drawn_labels, maxima_over_sigma, modelled
 from dfkd.nets.tail import Tail, find_tail, last_map
 from dfkd.ops.affine import affine, draw_affine
 from dfkd.ops.augment import crop_flip
@@ -56,6 +56,7 @@ from dfkd.types import Batch, Bytes, Images, Logits, Scalar
 
 __all__ = ["STTS", "STTSState"]
 
+MOST_CLASSES = 20  # colours of a cloud
 SIGMAS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)  # the paper's sweep
 
 
@@ -141,8 +142,12 @@ class STTS(Method[STTSState]):
         return 1
 
     def views(self, task: Task, state: STTSState | None, real: Bytes | None) -> Mapping[str, Callable[[], View]]:
-        """How sure targets are at each variance, and where they lie beside ZSKD's."""
-        return {"target-maximum": lambda: _maximum_view(self, task), "soft-labels": lambda: _labels_view(self, task)}
+        """How sure targets are at each variance, where they lie beside ZSKD's, and these by the class they are for."""
+        return {
+            "target-maximum": lambda: _maximum_view(self, task),
+            "soft-labels": lambda: _labels_view(self, task),
+            "soft-labels-by-class": lambda: _classes_view(self, task),
+        }
 
     def needs(self) -> frozenset[Need]:
         """A linear classifier, unless another layer is named; BatchNorm where the extension or the reading uses it."""
@@ -363,17 +368,23 @@ def _maximum_view(method: STTS, task: Task) -> Curves:
     """How sure targets are at each variance."""
     net, shape, rng = task.teacher.net, task.image_shape, task.runtime.generator
     draws, stream = affordable(shape, 2_000_000, 50, 500), rng.get_state()
-    lines = {}
+    found: dict[float, dict[float, Tensor]] = {}
     for tau in (1.0, method.temperature):
         rng.set_state(stream)
-        lines[tau] = maximum_over_sigma(net, shape, SIGMAS, rng, method.layer, tau, draws, method.space)
+        found[tau] = maxima_over_sigma(net, shape, SIGMAS, rng, method.layer, tau, draws, method.space)
+    lines = {tau: {sigma: float(y.mean()) for sigma, y in told.items()} for tau, told in found.items()}
+    spread = {sigma: float(y.std()) for sigma, y in found[1.0].items()}
+    bounds = {
+        f"temperature 1, one standard deviation {word}": [(s, lines[1.0][s] + sign * spread[s]) for s in SIGMAS]
+        for word, sign in (("above", 1), ("below", -1))
+    }
     used = f"σ = {method.sigma:g}" if method.targets == "normal" else "Dirichlet targets instead"
     return Curves(
         f"Mean largest class probability of normal targets over their variance σ, drawn as "
         f"{modelled(net, shape, method.layer, method.space)}; this run used {used} and temperature "
         f"{method.temperature:g}.",
         "Curves that show how the largest class probability depends on the variance",
-        {f"temperature {tau:g}": list(found.items()) for tau, found in lines.items()},
+        {**{f"temperature {tau:g}": list(line.items()) for tau, line in lines.items()}, **bounds},
         "variance σ",
         {"as likely as any": 1 / task.classes},
         numbers={f"σ = {sigma:g}": value for sigma, value in lines[method.temperature].items()},
@@ -384,7 +395,8 @@ def _labels_view(method: STTS, task: Task) -> Cloud:
     """Targets beside ZSKD's."""
     net, shape, rng = task.teacher.net, task.image_shape, task.runtime.generator
     tau, betas = method.temperature, method.betas
-    groups = soft_labels(net, shape, method.sigma, rng, tau, 300, betas, method.layer, method.space, method.dirichlet)
+    drawn = drawn_labels(net, shape, method.sigma, rng, tau, 300, betas, method.layer, method.space, method.dirichlet)
+    groups = {"Dirichlet": drawn.dirichlet, "normal": drawn.normal}
     return Cloud(
         f"Soft labels by t-SNE, drawn from STTS's multivariate normal (σ = {method.sigma:g}, over "
         f"{modelled(net, shape, method.layer, method.space)}, temperature {tau:g}) and from ZSKD's Dirichlet "
@@ -392,4 +404,31 @@ def _labels_view(method: STTS, task: Task) -> Cloud:
         "Points in two dimensions, one colour for each kind of soft label",
         groups,
         numbers={f"largest probability, {name}": float(rows.amax(dim=1).mean()) for name, rows in groups.items()},
+    )
+
+
+def _classes_view(method: STTS, task: Task) -> Cloud:
+    """ZSKD's soft labels by the class each was drawn for, and how many show another one (the paper's Figure 4)."""
+    net, shape, rng = task.teacher.net, task.image_shape, task.runtime.generator
+    if task.classes > MOST_CLASSES:
+        raise UserError(f"soft labels by class need at most {MOST_CLASSES} classes, got {task.classes}; look at fewer")
+    drawn = drawn_labels(
+        net,
+        shape,
+        method.sigma,
+        rng,
+        method.temperature,
+        500,
+        method.betas,
+        method.layer,
+        method.space,
+        method.dirichlet,
+    )
+    names = task.names or tuple(map(str, range(task.classes)))
+    return Cloud(
+        f"ZSKD's soft labels by t-SNE, one colour for each class they were drawn for; in {drawn.mismatch:.1%} of the "
+        "draws another class is the largest. STTS imposes no class on its targets.",
+        "Points in two dimensions, one colour for each class",
+        {name: drawn.dirichlet[drawn.intended == k] for k, name in enumerate(names)},
+        numbers={"Dirichlet draws that show another class": drawn.mismatch},
     )

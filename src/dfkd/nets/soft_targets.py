@@ -1,7 +1,7 @@
 """STTS's figures about targets: how soft they are at each variance, and where they lie beside ZSKD's."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from dfkd.nets.tail import find_tail
 from dfkd.ops.labels import balanced_labels
 from dfkd.ops.targets import dirichlet_concentration, draw_dirichlet, draw_normal
 
-__all__ = ["maximum_over_sigma", "modelled", "soft_labels"]
+__all__ = ["SoftLabels", "drawn_labels", "maxima_over_sigma", "maximum_over_sigma", "modelled", "soft_labels"]
 
 Space = Literal["logits", "pre_act", "post_act"]
 
@@ -26,6 +26,35 @@ def modelled(
         if rest.last
         else f"the output of {'' if space == 'pre_act' else 'the activation after '}{rest.layer}"
     )
+
+
+class SoftLabels(NamedTuple):
+    """Targets of both kinds (draws, K), and the class that each Dirichlet draw was meant for (draws,)."""
+
+    normal: Tensor
+    dirichlet: Tensor
+    intended: Tensor
+
+    @property
+    def mismatch(self) -> float:
+        """The share of Dirichlet draws whose largest class is not the intended one."""
+        return float((self.dirichlet.argmax(dim=1) != self.intended).float().mean())
+
+
+def maxima_over_sigma(
+    teacher: nn.Module,
+    image_shape: tuple[int, int, int],
+    sigmas: Sequence[float],
+    generator: torch.Generator,
+    layer: str = "auto",
+    temperature: float = 1.0,
+    draws: int = 2000,
+    space: Space = "pre_act",
+) -> dict[float, Tensor]:
+    """The largest class probability of each normal target (draws,), for each variance; see ``maximum_over_sigma``."""
+    rest = find_tail(teacher, image_shape, layer, space)
+    softened = {s: torch.softmax(rest(draw_normal(rest.weight, draws, s, generator)) / temperature, 1) for s in sigmas}
+    return {sigma: y.amax(dim=1) for sigma, y in softened.items()}
 
 
 def maximum_over_sigma(
@@ -50,9 +79,8 @@ def maximum_over_sigma(
         draws: targets per variance.
         space: what the draws are, as ``STTS.space``.
     """
-    rest = find_tail(teacher, image_shape, layer, space)
-    softened = {s: torch.softmax(rest(draw_normal(rest.weight, draws, s, generator)) / temperature, 1) for s in sigmas}
-    return {sigma: float(y.amax(dim=1).mean()) for sigma, y in softened.items()}
+    found = maxima_over_sigma(teacher, image_shape, sigmas, generator, layer, temperature, draws, space)
+    return {sigma: float(maxima.mean()) for sigma, maxima in found.items()}
 
 
 def soft_labels(
@@ -68,6 +96,26 @@ def soft_labels(
     dirichlet: Literal["fixed", "coded"] = "fixed",
 ) -> dict[str, Tensor]:
     """Soft labels (draws, K) of STTS and of ZSKD for one teacher, for :func:`~dfkd.report.scatter.tsne_figure`.
+
+    Takes what :func:`drawn_labels` takes.
+    """
+    found = drawn_labels(teacher, image_shape, sigma, generator, temperature, draws, betas, layer, space, dirichlet)
+    return {"Dirichlet": found.dirichlet, "normal": found.normal}
+
+
+def drawn_labels(
+    teacher: nn.Module,
+    image_shape: tuple[int, int, int],
+    sigma: float,
+    generator: torch.Generator,
+    temperature: float = 1.0,
+    draws: int = 500,
+    betas: Sequence[float] = (1.0,),
+    layer: str = "auto",
+    space: Space = "pre_act",
+    dirichlet: Literal["fixed", "coded"] = "fixed",
+) -> SoftLabels:
+    """Soft labels of STTS and of ZSKD for one teacher, with the classes that the latter are meant for.
 
     Args:
         teacher: classifier in eval mode, whose classifier is one linear layer.
@@ -86,4 +134,4 @@ def soft_labels(
     rows = torch.cat([dirichlet_concentration(weights, beta, dirichlet) for beta in betas])
     share = torch.arange(draws, device=device) * len(betas) // draws
     zskd = draw_dirichlet(rows, labels + share * classes, generator).exp()
-    return {"Dirichlet": zskd, "normal": normal}
+    return SoftLabels(normal, zskd, labels)
