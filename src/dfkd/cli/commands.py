@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dfkd.cli import config
+from dfkd.cli.repeating import Repeat
 from dfkd.defaults import DEFAULT_METHOD
 
 __all__ = ["COMMANDS", "GROUPS", "Command"]
@@ -120,7 +121,7 @@ _ALL = (
     Command(
         "repeat",
         "distil with several seeds: mean, standard deviation, and every run",
-        config.Repeat,
+        Repeat,
         "[RECIPE] --seeds 0,1,2 --out FOLDER [options]",
         "recipe",
         (

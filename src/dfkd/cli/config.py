@@ -51,23 +51,6 @@ class Distill:
 
 
 @dataclass
-class Repeat:
-    """`dfkd repeat`."""
-
-    recipe: str | None = None  # YAML file, or a name from `dfkd recipes`
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])  # one run for each, in OUT/seed<number>
-    teacher: Network = field(default_factory=Network)
-    student: Network = field(default_factory=Network)
-    data: Images = field(default_factory=Images)
-    text: Text = field(default_factory=Text)
-    method: MethodChoice = field(default_factory=MethodChoice)
-    plan: Plan = field(default_factory=Plan)
-    runtime: Machine = field(default_factory=Machine)
-    watch: Watching = field(default_factory=Watching)
-    out: str | None = None  # folder of the runs; those that are finished there are passed over, others go on
-
-
-@dataclass
 class Teach:
     """`dfkd teach`."""
 
