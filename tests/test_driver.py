@@ -227,6 +227,39 @@ def test_a_student_that_is_lost_stops_the_run_and_what_was_saved_stays(metrics_e
     assert all(torch.isfinite(p).all() for p in kept.student.net.state_dict().values())
 
 
+def test_generator_and_student_take_turns_within_a_round() -> None:
+    state = run(tiny_task(ROW), Toy(), tiny_plan(rounds=1, warmup=1, steps=4, turns=2))
+    assert isinstance(state, ToyState)
+    step = ["batch 1.{} grad=False", "loss train=True grad=True"]
+    turn = ["make 1 train=False grad=False"]
+    wanted = ["make 0 train=False grad=False"] * 2
+    for first in (0, 2):
+        wanted += turn + [line.format(k) for k in (first, first + 1) for line in step]
+    assert state.diary == wanted
+
+
+@pytest.mark.parametrize("name", ["D3K", "NAYER"])
+def test_turns_are_rounds_without_looking(name: str, tmp_path: Path) -> None:
+    """Two rounds of two turns are four rounds of one, where nothing else goes by rounds; also after a resume."""
+    row = SETTINGS[name]
+    method: Any = replace(row.method, renew=None) if name == "NAYER" else row.method  # type: ignore[type-var]
+    plan = tiny_plan(rounds=2, steps=4, turns=2, schedule="constant")
+    run(apart := tiny_task(row), method, replace(plan, rounds=4, steps=2, turns=1))
+    run(together := tiny_task(row), method, plan)
+    run(tiny_task(row), method, plan, Watch([Enough(0)], checkpoint=Checkpoint(tmp_path)))
+    run(again := tiny_task(row), method, plan, Watch(checkpoint=Checkpoint(tmp_path)), resume=True)
+    for task in (together, again):
+        for p, q in zip(apart.student.net.state_dict().values(), task.student.net.state_dict().values(), strict=True):
+            assert torch.equal(p, q)
+
+
+def test_the_time_of_turns_is_added_up() -> None:
+    run(tiny_task(ROW), Toy(), tiny_plan(rounds=1, steps=4, turns=4), Watch([recorder := Recorder()]))
+    metrics = recorder.records[0].metrics
+    assert 0 < metrics["seconds/synthesis"] < recorder.records[0].seconds
+    assert metrics["seconds/synthesis"] + metrics["seconds/student"] == pytest.approx(recorder.records[0].seconds)
+
+
 class Enough(Observer):
     """Ends a run after a round."""
 

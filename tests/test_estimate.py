@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dfkd.cli.main import main
 from dfkd.cli.rehearse import warnings_of
-from dfkd.engine import driver
+from dfkd.engine import driver, laps
 from dfkd.engine import estimate as module
 from dfkd.engine.checkpoint import Checkpoint, pools_of
 from dfkd.engine.core import Clock, Method, Metrics, Need, State, Task
@@ -66,7 +66,7 @@ class Paced(Method[State]):
 @pytest.fixture
 def hand(monkeypatch: pytest.MonkeyPatch) -> Hand:
     clock = Hand()
-    for place in (driver, module):
+    for place in (driver, laps, module):
         monkeypatch.setattr(place, "time", SimpleNamespace(monotonic=clock.monotonic))
     return clock
 
@@ -222,3 +222,15 @@ def test_a_run_that_began_is_not_estimated(dry: Callable[[str], int], capsys: py
     assert "dry-run needs a run that has not begun, got --resume runs/x" in capsys.readouterr().err
     assert dry("--json") == 2
     assert "json needs --dry-run" in capsys.readouterr().err
+
+
+def test_few_turns_stand_for_many() -> None:
+    from dfkd.engine.estimate import STEPS, _few
+
+    assert _few(Plan(steps=5 * STEPS)) == (STEPS, 1)
+    assert _few(Plan(steps=5 * STEPS, turns=5 * STEPS)) == (STEPS, STEPS)
+    assert _few(Plan(steps=20 * STEPS, turns=2)) == (10 * STEPS, 1)
+    timings = (Timing(False, 1.0, 2.0, 0.0, 10),) * 2
+    measured = Measured(timings, 10, (0.0, 0.0), Pools(), peak=1, state=1, student=1, image=1, turns=2)
+    found = extrapolate(measured, Plan(rounds=3, steps=20, turns=4), Watch(), 10, 10)
+    assert (found.seconds["synthesis"], found.seconds["student"], found.images) == (6.0, 12.0, 60)

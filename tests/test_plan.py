@@ -84,3 +84,12 @@ def test_what_cannot_be_is_refused_in_one_sentence(bad: dict[str, Any]) -> None:
 def test_zero_is_a_value() -> None:
     plan = Plan(lr=0.0, weight_decay=0.0, momentum=0.0, warmup=0)
     assert plan.rate(0) == 0.0
+
+
+def test_turns_divide_the_steps() -> None:
+    assert Plan(steps=400, turns=40).steps_in_turn == 10
+    for steps, turns in ((400, 3), (4, 8)):
+        with pytest.raises(UserError, match=f"steps to be a multiple of turns={turns}, got {steps}"):
+            Plan(steps=steps, turns=turns)
+    with pytest.raises(UserError, match="turns to be a whole number of at least 1, got 0"):
+        Plan(turns=0)

@@ -345,6 +345,7 @@ def _settings(old: RunInfo, new: RunInfo) -> Sequence[tuple[str, object, object]
     for group in ("settings", "plan"):
         at = "method" if group == "settings" else group
         was, now = (dict(_flat(plain(getattr(run, group)), at)) for run in (old, new))
+        was = {**({"plan.turns": 1} if group == "plan" else {}), **was}  # newer than the first run folders
         pairs += [(key, was.get(key), now.get(key)) for key in {**was, **now}]
     for who in ("teacher", "student"):
         for key in ("kind", "sha256", "parameters", "mean", "std", "head", "stages"):

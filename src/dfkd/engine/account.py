@@ -168,7 +168,7 @@ class Timed(Around[State]):
 
 
 def _count(task: Task, method: Method[Any], state: State, plan: Plan) -> tuple[Work, Work]:
-    """Work of a synthesis and of a student step."""
+    """Work of a round's syntheses and of a student step."""
     clock = Clock(plan, plan.total - 1)
     named = task.student.net.named_parameters()
     learnt = [p for name, p in named if p.requires_grad and name not in state.held]
@@ -184,4 +184,4 @@ def _count(task: Task, method: Method[Any], state: State, plan: Plan) -> tuple[W
             batch = method.batch(task, state, clock)
         task.runtime.step(method.loss(task, state, batch), optimizer, *state.optimizers, clip=plan.clip)
 
-    return made, count_work(step)
+    return Work(made.flops * plan.turns, made.bytes * plan.turns), count_work(step)

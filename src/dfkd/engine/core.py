@@ -60,7 +60,7 @@ class Task:
 
 
 class Clock(NamedTuple):
-    """When: the round (from 0, warm-up included), the student step within it, and the plan."""
+    """When: the round (from 0, warm-up included), the student step within it (the next one), and the plan."""
 
     plan: Plan
     round: int
@@ -70,6 +70,11 @@ class Clock(NamedTuple):
     def warmup(self) -> bool:
         """No student steps in this round."""
         return self.round < self.plan.warmup
+
+    @property
+    def turn(self) -> int:
+        """How many syntheses this round had before (``Plan.turns``)."""
+        return self.step // self.plan.steps_in_turn
 
 
 class Cache(Generic[V]):

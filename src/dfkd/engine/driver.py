@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
 from dfkd.engine.checkpoint import Checkpoint
-from dfkd.engine.core import Clock, Method, Metrics, State, Task, unmet
+from dfkd.engine.core import Clock, Method, State, Task, unmet
 from dfkd.engine.declared import Parts, check_declared, check_grown, parts_of
 from dfkd.engine.evaluate import evaluate, predictions
+from dfkd.engine.laps import Laps
 from dfkd.engine.plan import Plan
 from dfkd.engine.records import Estimate, Evaluation, Observer, RoundRecord
 from dfkd.engine.states import pack, pools_of, unpack
@@ -102,21 +103,13 @@ def run(task: Task, method: Method[Any], plan: Plan, watch: Watch | None = None,
         for round in range(first, plan.total):
             began = time.monotonic()
             _set_rate(optimizer, plan.rate(round))
-            task.student.freeze()
-            state.joint.eval()
-            made = method.synthesize(task, state, Clock(plan, round))
-            task.runtime.wait()
-            between = time.monotonic()
-            _wake(task, state, learnt)
-            loss, batch = _student_steps(task, method, state, plan, round, objective, optimizer, watch)
-            task.student.eval()
-            task.runtime.level(nn.ModuleList([task.student.net, state.joint]))
-            record = _look(task, state, plan, watch, round, made, loss, batch, (began, between, time.monotonic()))
+            done = _turns(task, method, state, plan, round, learnt, objective, optimizer, watch)
+            record = _look(task, state, plan, watch, round, done)
             spent += time.monotonic() - began
             last = _ask(task, watch, record)
             due = watch.checkpoint and (last or _agree(task, time.monotonic() - saved_at >= watch.save_every))
             if due or "loss/student" in record.metrics:
-                _check_finite(task, watch, loss, round)
+                _check_finite(task, watch, done.loss, round)
             if watch.checkpoint and due:
                 check_grown(parts, state)
                 _save(task, state, optimizer, watch.checkpoint, round + 1, spent)
@@ -164,32 +157,69 @@ def _learnt(task: Task, state: State) -> list[nn.Parameter]:
     return learnt
 
 
-def _student_steps(
+@dataclass
+class _Done:
+    """What the turns of a round left behind: metrics, the sum of the student's losses, the last batch, times."""
+
+    made: dict[str, Tensor | float] = field(default_factory=dict)
+    loss: Tensor | None = None
+    batch: Batch | None = None
+    synthesis: float = 0.0
+    student: float = 0.0
+
+
+def _turns(
     task: Task,
     method: Method[Any],
     state: State,
     plan: Plan,
     round: int,
+    learnt: Sequence[nn.Parameter],
     objective: Callable[[Batch], Tensor],
     optimizer: Optimizer,
     watch: Watch,
-) -> tuple[Tensor | None, Batch | None]:
-    """The student's steps of one round; returns the sum of their losses and the last batch."""
-    total: Tensor | None = None
-    batch: Batch | None = None
-    steps = plan.steps_in(round)
-    tick = max(1, steps // 20)
-    for k in range(steps):
+) -> _Done:
+    """One round: a synthesis, then the student's steps, ``plan.turns`` times."""
+    done, laps = _Done(), Laps(task.runtime.device)
+    for turn in range(plan.turns):
+        laps.mark("synthesis")
+        task.student.freeze()
+        state.joint.eval()
+        first = turn * plan.steps_in_turn
+        done.made.update(method.synthesize(task, state, Clock(plan, round, first)))
+        laps.mark("student")
+        _wake(task, state, learnt)
+        steps = range(first, first + plan.steps_in_turn) if plan.steps_in(round) else range(0)
+        _student_steps(task, method, state, Clock(plan, round), steps, objective, optimizer, watch, done)
+        task.student.eval()
+        task.runtime.level(nn.ModuleList([task.student.net, state.joint]))
+    laps.mark("")
+    done.synthesis, done.student = laps.seconds("synthesis"), laps.seconds("student")
+    return done
+
+
+def _student_steps(
+    task: Task,
+    method: Method[Any],
+    state: State,
+    clock: Clock,
+    steps: range,
+    objective: Callable[[Batch], Tensor],
+    optimizer: Optimizer,
+    watch: Watch,
+    done: _Done,
+) -> None:
+    """The student's steps of one turn; their losses are added up in ``done``."""
+    tick = max(1, clock.plan.steps // 20)
+    for k in steps:
         with torch.no_grad():
-            batch = method.batch(task, state, Clock(plan, round, k))
-        loss = objective(batch)
-        task.runtime.step(loss, optimizer, *state.optimizers, clip=plan.clip)
-        total = loss.detach() if total is None else total + loss.detach()
+            done.batch = method.batch(task, state, clock._replace(step=k))
+        loss = objective(done.batch)
+        task.runtime.step(loss, optimizer, *state.optimizers, clip=clock.plan.clip)
+        done.loss = loss.detach() if done.loss is None else done.loss + loss.detach()
         if (k + 1) % tick == 0:
             for observer in watch.observers:
-                observer.stepped(round, "student", k + 1, steps)
-    task.runtime.wait()
-    return total, batch
+                observer.stepped(clock.round, "student", k + 1, clock.plan.steps)
 
 
 def _wake(task: Task, state: State, learnt: Sequence[Tensor]) -> None:
@@ -255,30 +285,19 @@ def _set_rate(optimizer: Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
-def _look(
-    task: Task,
-    state: State,
-    plan: Plan,
-    watch: Watch,
-    round: int,
-    made: Metrics,
-    loss: Tensor | None,
-    batch: Batch | None,
-    times: tuple[float, float, float],
-) -> RoundRecord:
+def _look(task: Task, state: State, plan: Plan, watch: Watch, round: int, done: _Done) -> RoundRecord:
     """Read this round's device scalars once, and evaluate when it is time."""
-    began, between, ended = times
     last = round + 1 == plan.total
     read = last or (round + 1) % watch.metrics_every == 0
     due = watch.samples_every > 0 and ((round + 1) % watch.samples_every == 0 or last)
-    metrics = {name: float(value) for name, value in made.items()} if read else {}
+    metrics = {name: float(value) for name, value in done.made.items()} if read else {}
     metrics["lr"] = plan.rate(round)
-    if loss is not None and read:
-        metrics["loss/student"] = float(loss) / plan.steps
+    if done.loss is not None and read:
+        metrics["loss/student"] = float(done.loss) / plan.steps
     if task.runtime.compiled:
         metrics["graphs"] = float(task.runtime.graphs)
-    metrics["seconds/synthesis"], metrics["seconds/student"] = between - began, ended - between
-    shown = _samples(state, batch, watch.samples) if read or due else None
+    metrics["seconds/synthesis"], metrics["seconds/student"] = done.synthesis, done.student
+    shown = _samples(state, done.batch, watch.samples) if read or due else None
     pool = pools_of(state).get("pool")
     if pool is not None:
         metrics["pool"], metrics["images"] = float(len(pool)), float(pool.added)
@@ -291,7 +310,7 @@ def _look(
     if watch.gauge is not None and judged:
         estimate = watch.gauge(task, shown)
     warmup, samples = round < plan.warmup, shown if due else None
-    return RoundRecord(round, plan.total, warmup, ended - began, metrics, evaluation, samples, estimate)
+    return RoundRecord(round, plan.total, warmup, done.synthesis + done.student, metrics, evaluation, samples, estimate)
 
 
 def _evaluate(task: Task, watch: Watch) -> Evaluation:

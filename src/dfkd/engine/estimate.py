@@ -74,6 +74,7 @@ class Measured:
     student: int
     image: int
     period: int = 1
+    turns: int = 1
 
 
 @dataclass(frozen=True)
@@ -137,20 +138,21 @@ def estimate(
 def extrapolate(measured: Measured, plan: Plan, watch: Watch, free: int, disk_free: int) -> Estimate:
     """From the measured rounds to the whole plan. Pure arithmetic."""
     kinds = [[t for t in measured.timings if t.warmup == warmup] for warmup in (True, False)]
-    (warm, rounds), factor = kinds, plan.steps / measured.steps
+    (warm, rounds), factor, turns = kinds, plan.steps / measured.steps, plan.turns / measured.turns
     looks = _looks(plan, watch)
     heavy = rounds[:2] if measured.period > 1 else rounds  # the last one comes back every period rounds
     often = math.ceil(plan.rounds / measured.period)
     seconds = {
         "start": _extra(warm, "synthesis") + _extra(heavy, "synthesis") + _extra(rounds, "student"),
-        "warm-up": plan.warmup * (warm[-1].synthesis if warm else 0.0),
-        "synthesis": often * heavy[-1].synthesis + (plan.rounds - often) * rounds[-1].synthesis,
+        "warm-up": plan.warmup * turns * (warm[-1].synthesis if warm else 0.0),
+        "synthesis": turns * (often * heavy[-1].synthesis + (plan.rounds - often) * rounds[-1].synthesis),
         "student": plan.rounds * factor * rounds[-1].student,
         "evaluation": looks * measured.look[1] + (measured.look[0] if looks else 0.0),
     }
     saves = _saves(plan, watch, sum(seconds.values()))
     seconds["saving"] = saves * rounds[-1].save
-    images = plan.warmup * (warm[-1].images if warm else 0) + plan.rounds * rounds[-1].images
+    made = plan.warmup * (warm[-1].images if warm else 0) + plan.rounds * rounds[-1].images
+    images = round(turns * made)
     pools, seen = measured.pools, sum(t.images for t in measured.timings)
     held = min(pools.capacity, math.ceil(pools.rows * images / seen)) if seen else pools.rows
     pool = round(held * pools.row_bytes)
@@ -208,7 +210,9 @@ class _Rehearsal(Around[Any]):
         left_out = 0 if clock.warmup else self.whole.warmup - clock.plan.warmup
         if not clock.warmup and clock.round > clock.plan.warmup:
             left_out += _period(self.method, self.whole) - 1
-        return Clock(replace(self.whole, steps=clock.plan.steps), clock.round + left_out, clock.step)
+        return Clock(
+            replace(self.whole, steps=clock.plan.steps, turns=clock.plan.turns), clock.round + left_out, clock.step
+        )
 
 
 def _period(method: Method[Any], plan: Plan) -> int:
@@ -245,7 +249,8 @@ def _measure(task: Task, method: Method[Any], plan: Plan, watch: Watch, folder: 
     """Run the short plan, and read clocks, memory and files."""
     period = _period(method, plan)
     rounds = min(plan.rounds, 2 if period == 1 else 3)
-    short = replace(plan, rounds=rounds, warmup=min(plan.warmup, 2), steps=min(plan.steps, STEPS))
+    steps, turns = _few(plan)
+    short = replace(plan, rounds=rounds, warmup=min(plan.warmup, 2), steps=steps, turns=turns)
     stopwatch = _Stopwatch()
     checkpoint = Checkpoint(folder, task.runtime.rank, task.runtime.world, task.runtime.barrier)
     if task.runtime.device.type == "cuda":
@@ -262,7 +267,14 @@ def _measure(task: Task, method: Method[Any], plan: Plan, watch: Watch, folder: 
         sum(t.numel() * t.element_size() for t in task.student.net.state_dict().values()),
         math.prod(task.image_shape),
         period,
+        short.turns,
     )
+
+
+def _few(plan: Plan) -> tuple[int, int]:
+    """Few student steps, and the turns they are taken in."""
+    turns = max(1, min(plan.turns, STEPS // plan.steps_in_turn))
+    return (min(plan.steps, STEPS), 1) if plan.turns == 1 else (turns * plan.steps_in_turn, turns)
 
 
 def _look(task: Task, watch: Watch) -> tuple[float, float]:

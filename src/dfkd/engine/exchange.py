@@ -111,7 +111,7 @@ class Exchange(Around[ExchangeState]):
         """The method's; then its newest features, and the choices of the whole round: the device is asked once."""
         made = self.of.synthesize(task, state.images, clock)
         images = cast(Staged, state.images)
-        if images.born == clock.round:
+        if images.born == clock.round and clock.turn == 0:
             state.first = state.features.added
         images.G.eval()
         task.runtime.level(images.G)

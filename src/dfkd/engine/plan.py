@@ -17,6 +17,8 @@ class Plan:
         rounds: rounds with student steps (the papers' epochs, E).
         warmup: rounds before them that only synthesise.
         steps: student steps per round.
+        turns: syntheses per round, with ``steps / turns`` student steps after each: as many as ``steps`` where
+            generator and student alternate step by step.
         batch_size: images per student step and per process.
         optimizer: ``"sgd"`` or ``"adam"``.
         lr: initial learning rate.
@@ -42,9 +44,10 @@ class Plan:
     milestones: tuple[int, ...] = ()
     gamma: float = 0.1
     clip: float | None = None
+    turns: int = 1
 
     def __post_init__(self) -> None:
-        for name, least in (("rounds", 1), ("warmup", 0), ("steps", 1), ("batch_size", 1)):
+        for name, least in (("rounds", 1), ("warmup", 0), ("steps", 1), ("batch_size", 1), ("turns", 1)):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise UserError(
@@ -58,6 +61,10 @@ class Plan:
         self._check_numbers()
 
     def _check_numbers(self) -> None:
+        if self.steps % self.turns:
+            raise UserError(
+                f"plan needs steps to be a multiple of turns={self.turns}, got {self.steps!r}; change steps or turns"
+            )
         if self.clip is not None and not self.clip > 0:
             raise UserError(f"plan needs clip to be above 0, got {self.clip!r}; leave it out for no limit")
         if not 0 <= self.momentum < 1 or (self.nesterov and self.momentum == 0):
@@ -72,6 +79,11 @@ class Plan:
     def total(self) -> int:
         """All rounds, warm-up included."""
         return self.warmup + self.rounds
+
+    @property
+    def steps_in_turn(self) -> int:
+        """Student steps between two syntheses."""
+        return self.steps // self.turns
 
     def steps_in(self, round: int) -> int:
         """Student steps in this round (counted from 0, warm-up included)."""

@@ -109,7 +109,7 @@ class CMI(Method[CMIState]):
     def setup(self, task: Task, plan: Plan) -> CMIState:
         """Line 1, and G, which line 3 fills."""
         device, runtime = task.runtime.device, task.runtime
-        made = self.synthesis_batch * (plan.warmup * self.warmup_batches + plan.rounds * self.batches)
+        made = self.synthesis_batch * plan.turns * (plan.warmup * self.warmup_batches + plan.rounds * self.batches)
         if made == 0:
             raise UserError("CMI needs rounds that make images, got batches=0 and no warm-up; set plan.warmup")
         columns = {"images": (task.image_shape, torch.uint8), "labels": ((), torch.int64)}

@@ -119,7 +119,7 @@ class D3K(Method[D3KState]):
     def setup(self, task: Task, plan: Plan) -> D3KState:
         """Line 1."""
         device = task.runtime.device
-        made = self.synthesis_batch * self.batches * plan.total
+        made = self.synthesis_batch * self.batches * plan.total * plan.turns
         columns = {"images": (task.image_shape, torch.uint8), "labels": ((), torch.int64)}
         _, h, w = task.image_shape
         if (h // self.hash_pool) * (w // self.hash_pool) < 2:

@@ -139,7 +139,7 @@ class KD3(Method[KD3State]):
     def synthesize(self, task: Task, state: KD3State, clock: Clock) -> Metrics:
         """Line 3, in every ``select_every``-th round."""
         t = max(clock.round - clock.plan.warmup, 0)
-        if clock.warmup or (t % self.select_every and len(state.chosen)):
+        if clock.warmup or ((t % self.select_every or clock.turn) and len(state.chosen)):
             return {}
         rate = {"teacher": 0.0, "student": 1.0}.get(self.select, mixing_rate(t, clock.plan.rounds))
         seen = _judge(self, task, state, rate)

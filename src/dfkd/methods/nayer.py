@@ -132,7 +132,7 @@ class NAYER(Method[NayerState]):
         Z, length = _code(self, task)
         deep = self.generator == "deep" or (self.generator == "auto" and min(task.image_shape[1:]) >= 128)
         G = (DeepGenerator if deep else ConvGenerator)(length, task.image_shape, self.channels)
-        made = self.synthesis_batch * (plan.warmup * self.warmup_batches + plan.rounds * self.batches)
+        made = self.synthesis_batch * plan.turns * (plan.warmup * self.warmup_batches + plan.rounds * self.batches)
         columns = {"images": (task.image_shape, torch.uint8), "labels": ((), torch.int64)}
         M = Pool(made if self.memory is None else min(made, self.memory), columns, task.runtime.device)
         return NayerState(pool=M, G=task.runtime.place(G), Z=task.runtime.place(Z))
@@ -141,7 +141,7 @@ class NAYER(Method[NayerState]):
         """Lines 4 to 7."""
         T, S, G, Z, M, rng = task.teacher, task.student, state.G, state.Z, state.pool, task.runtime.generator
         make, step = task.runtime.compile(generate), task.runtime.compile(objective)
-        if self.renew is not None and clock.round % self.renew == 0:
+        if self.renew is not None and clock.round % self.renew == 0 and clock.turn == 0:
             redraw(nn.ModuleList([G, Z]))
             state.born = clock.round
         G.train()

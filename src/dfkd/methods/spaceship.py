@@ -254,7 +254,7 @@ def keep_features(best: Stored, loss: Scalar, features: Sequence[Tensor], keep: 
 
 def pool_bytes(method: SpaceshipNet, image_shape: tuple[int, int, int], plan: Plan) -> int:
     """Bytes of a full feature pool, per process: 213 kB a sample at 32 x 32 with the default channels and taps."""
-    rows = method.synthesis_batch * plan.total
+    rows = method.synthesis_batch * plan.total * plan.turns
     rows = min(rows, method.memory or rows)
     return rows * (8 + 2 * sum(math.prod(shape) for shape in _tap_shapes(method, image_shape)))
 
@@ -268,7 +268,7 @@ def _tap_shapes(method: SpaceshipNet, image_shape: tuple[int, int, int]) -> list
 
 def _pool(method: SpaceshipNet, task: Task, plan: Plan) -> Pool:
     """The pool, on the device where it fits, else memory-mapped."""
-    made = method.synthesis_batch * plan.total
+    made = method.synthesis_batch * plan.total * plan.turns
     capacity = min(made, method.memory or made)
     shapes = _tap_shapes(method, task.image_shape)
     columns = {f"tap{i}": (shape, torch.float16) for i, shape in zip(method.taps, shapes, strict=True)}

@@ -163,7 +163,7 @@ class STTS(Method[STTSState]):
             )
         find_tail(task.teacher.net, task.image_shape, self.layer, self.space)  # refuses what cannot be modelled
         _map_place(self, task)
-        made = plan.warmup * self.batches * self.synthesis_batch
+        made = plan.warmup * plan.turns * self.batches * self.synthesis_batch
         columns = {"images": (task.image_shape, torch.uint8), "labels": ((), torch.int64)}
         if self.student_target == "stored":
             columns["targets"] = ((task.classes,), torch.float32)
