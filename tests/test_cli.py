@@ -24,10 +24,11 @@ from dfkd.cli.do_doctor import EXTRAS, examine
 from dfkd.cli.fields import notes, options, spell
 from dfkd.cli.main import main
 from dfkd.cli.parse import fill, flags, merge
-from dfkd.cli.setup import resolve
+from dfkd.cli.setup import find_method, resolve
 from dfkd.data.readers import read_images
 from dfkd.engine.lock import held
 from dfkd.engine.plan import Plan
+from dfkd.errors import UserError
 from dfkd.methods import METHODS
 from dfkd.methods.nayer import NAYER
 from dfkd.nets.zoo import ZOO, build
@@ -594,3 +595,33 @@ def test_kd3_gives_a_wider_student_a_projector_that_stays(
     capsys.readouterr()
     assert cli("evaluate run --json") == 0
     assert json.loads(capsys.readouterr().out)["accuracy"] == pytest.approx(last)
+
+
+def test_a_method_of_another_package_has_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    about = tmp_path / "other_methods-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: other-methods\nVersion: 1.0\n")
+    points = ["Other = other_methods:Other", "Broken = other_methods:gone", "NoMethod = other_methods:nothing"]
+    (about / "entry_points.txt").write_text("\n".join(["[dfkd.methods]", *points, "NAYER = other_methods:Other"]))
+    code = "from dfkd.methods.noise import NoiseInput\nclass Other(NoiseInput): ...\nnothing = 3\n"
+    (tmp_path / "other_methods.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert find_method("other").__module__ == "other_methods"
+    assert find_method("NAYER").__module__ == "dfkd.methods.nayer"  # a name of our own stays ours
+    with pytest.raises(UserError, match="method Broken needs other_methods:gone of other-methods, got AttributeError"):
+        find_method("broken")
+    with pytest.raises(UserError, match=r"NoMethod needs a subclass of dfkd\.Method, got other_methods:nothing"):
+        find_method("nomethod")
+    assert main(["methods"]) == 0
+    assert "of the package other-methods: other_methods:Other" in capsys.readouterr().out
+
+
+def test_hyper_parameters_are_shown_in_groups_with_their_limits(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods", "spaceshipnet"]) == 0
+    out = capsys.readouterr().out
+    order = [out.index(words) for words in ("The paper's", "--method.p ", "only the authors' code", "Table 3's rows")]
+    assert order == sorted(order)
+    assert "[from 0 to 1]" in out
+    assert out.index("--method.first_bn") > out.index("only the authors' code")

@@ -68,6 +68,13 @@ def test_every_room_has_a_floor() -> None:
     assert {room(path) for path in FILES} <= known
 
 
+def test_the_page_on_architecture_shows_the_floors() -> None:
+    page = (SOURCE.parents[1] / "docs/architecture.md").read_text()
+    block = page.partition("Rooms, floor by floor")[2].split("```")[1]
+    told = [set(line.split(", ")) for line in block.strip().splitlines()]
+    assert told == [{name for name in rooms if not name.startswith("__")} for rooms in FLOORS]
+
+
 def test_rooms_import_only_downstairs() -> None:
     wrong = []
     for path, tree in TREES.items():

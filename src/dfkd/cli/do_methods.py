@@ -8,7 +8,7 @@ from dfkd.cli.config import Methods
 from dfkd.cli.fields import Option, options, spell
 from dfkd.cli.setup import find_method, made_of, wide_console
 from dfkd.engine.core import Method
-from dfkd.methods import COMBINATIONS, METHODS
+from dfkd.methods import COMBINATIONS, METHODS, offered_methods
 
 __all__ = ["run"]
 
@@ -23,6 +23,8 @@ def run(settings: Methods) -> int:
         console.print(f"[bold]{name:<14}[/bold]{headline(kind)}")
         needs = "; ".join(need.what for need in sorted(kind().needs(), key=lambda need: need.what))
         console.print(f"{'':<14}needs {needs or 'nothing'}", style="dim")
+    for name, point in offered_methods().items():
+        console.print(f"[bold]{name:<14}[/bold]of the package {point.dist.name if point.dist else '?'}: {point.value}")
     console.print("\nmade of other methods:")
     for name, kind in COMBINATIONS.items():
         console.print(f"[bold]{name:<14}[/bold]{headline(kind)}")

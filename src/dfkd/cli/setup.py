@@ -18,7 +18,7 @@ from dfkd.engine.sharing import widen
 from dfkd.errors import UserError
 from dfkd.imports import own_module, working_folder_importable
 from dfkd.inputs import Facts
-from dfkd.methods import COMBINATIONS, METHODS
+from dfkd.methods import COMBINATIONS, METHODS, load_offered, offered_methods
 from dfkd.nets.zoo import ZOO, Classifier, build, check_image_shape
 from dfkd.recipes import recipe
 from dfkd.settings import Network
@@ -147,7 +147,7 @@ def _all_methods() -> Mapping[str, type[Method[Any]]]:
 
 
 def find_method(name: str) -> type[Method[Any]]:
-    """A method by its short name, or the user's own class as ``package.module:Class``.
+    """A method by its short name, here or in another package, or the user's own class as ``package.module:Class``.
 
     Raises:
         UserError: no such method, with the nearest name; or the class cannot be imported, and why.
@@ -155,9 +155,12 @@ def find_method(name: str) -> type[Method[Any]]:
     by_lower = {short.lower(): kind for short, kind in _all_methods().items()}
     if name.lower() in by_lower:
         return by_lower[name.lower()]
+    offered = {short.lower(): point for short, point in offered_methods().items()}
+    if name.lower() in offered:
+        return load_offered(offered[name.lower()])
     module, separator, attribute = name.partition(":") if ":" in name else _dotted(name)
     if not separator:
-        raise unknown(name, _all_methods(), "method", "name")
+        raise unknown(name, {**_all_methods(), **offered_methods()}, "method", "name")
     with working_folder_importable():
         found = getattr(own_module(f"method {name}", module), attribute, None)
     if not (isinstance(found, type) and issubclass(found, Method)):

@@ -69,39 +69,43 @@ class SpaceshipState(State):
 class SpaceshipNet(Method[SpaceshipState]):
     """Hyper-parameters of Spaceship-Net; defaults are the authors' CIFAR-10 code. The paper's symbol follows each."""
 
+    # The paper's
     steps: Count = 200  # generator steps per round
     synthesis_batch: Several = 256  # samples per round and process
     lr: Positive = 1e-3  # Adam's rate for G, a new optimiser per round
     betas: Betas = (0.5, 0.999)
     lambda_cls: float = 0.5  # λ_cls
     lambda_bn: float = 1.0  # λ_BN
-    first_bn: float = 1.0  # factor of the first BatchNorm layer within L_BN (code)
     width: Count = 256  # length of z
     channels: Count = 64  # ngf, channels of G's last block
-    init: Literal["kaiming", "torch"] = "kaiming"  # of G (code: Kaiming; BatchNorm N(1, 0.02))
-    labels: Literal["balanced", "uniform", "fixed"] = "balanced"  # y (paper: uniform; code: fixed, 0 to K-1 repeated)
-    keep: Literal["best", "last"] = "best"  # which step's features are stored (code: best)
-    taps: tuple[int, ...] = (0, 1, 2)  # which layers of G are stored; one is chosen per student step
-    memory: Count | None = None  # samples kept, the newest; None: all
-    limit_bytes: int | None = None  # above it the pool is memory-mapped; None: 60 % of the device's free memory
-    diversity: Literal["cfe", "mixup", "cutmix", "none"] = "cfe"  # Table 3's rows
-    mixing: Literal["image", "batch"] = "image"  # mixup, CutMix: each image its share, or one for all, no crop (code)
     p: Share = 0.7  # p, probability per batch of exchanging or mixing (code)
     fraction: Share = 0.5  # share of the channels that are exchanged
-    pairs: Literal["complementary", "independent"] = "complementary"  # independent: each row its own channels (code)
-    mix_alpha: Positive = 1.0  # of the Beta distribution of mixup's and CutMix's shares
-    constraint: Literal["msarc", "at", "fitnets", "none"] = "msarc"  # Table 3's rows
     lambda_kl: float = 1.0  # λ_KL
     lambda_cam: float = 1.0  # λ_mSARC of the last map, all classes
     lambda_gradcam: float = 1.0  # λ_mSARC of the stages, the teacher's class
-    gradcam_last: bool = True  # Grad-CAM at the last stage too (code: ResNet yes, its R2 variant no)
-    lambda_at: float = 1.0  # of constraint="at", summed over stages
-    lambda_fitnets: float = 1.0  # of constraint="fitnets", summed over stages
     temperature: Positive = 30.0  # τ
-    kl_reduction: Literal["element_mean", "batchmean"] = "element_mean"  # code: a mean over images and classes
-    init_student: bool = False  # start from Xavier-normal weights with gain √2 (code) instead of the student's own
     pad: Whole = 4  # random crop, of G's images and of the student's
     flip: bool = True  # random mirror, likewise
+    # What only the authors' code says
+    labels: Literal["balanced", "uniform", "fixed"] = "balanced"  # y (paper: uniform; code: fixed, 0 to K-1 repeated)
+    keep: Literal["best", "last"] = "best"  # which step's features are stored (code: best)
+    first_bn: float = 1.0  # factor of the first BatchNorm layer within L_BN (code)
+    init: Literal["kaiming", "torch"] = "kaiming"  # of G (code: Kaiming; BatchNorm N(1, 0.02))
+    init_student: bool = False  # start from Xavier-normal weights with gain √2 (code) instead of the student's own
+    pairs: Literal["complementary", "independent"] = "complementary"  # independent: each row its own channels (code)
+    kl_reduction: Literal["element_mean", "batchmean"] = "element_mean"  # code: a mean over images and classes
+    gradcam_last: bool = True  # Grad-CAM at the last stage too (code: ResNet yes, its R2 variant no)
+    # Ablations: Table 3's rows
+    diversity: Literal["cfe", "mixup", "cutmix", "none"] = "cfe"  # Table 3's rows
+    mixing: Literal["image", "batch"] = "image"  # mixup, CutMix: each image its share, or one for all, no crop (code)
+    mix_alpha: Positive = 1.0  # of the Beta distribution of mixup's and CutMix's shares
+    constraint: Literal["msarc", "at", "fitnets", "none"] = "msarc"  # Table 3's rows
+    lambda_at: float = 1.0  # of constraint="at", summed over stages
+    lambda_fitnets: float = 1.0  # of constraint="fitnets", summed over stages
+    # What is stored, and where
+    taps: tuple[int, ...] = (0, 1, 2)  # which layers of G are stored; one is chosen per student step
+    memory: Count | None = None  # samples kept, the newest; None: all
+    limit_bytes: int | None = None  # above it the pool is memory-mapped; None: 60 % of the device's free memory
 
     default_plan: ClassVar[Plan] = Plan(rounds=200, steps=2000, batch_size=256, lr=0.1, weight_decay=1e-4)
 
