@@ -191,8 +191,9 @@ def _turns(
         _wake(task, state, learnt)
         steps = range(first, first + plan.steps_in_turn) if plan.steps_in(round) else range(0)
         _student_steps(task, method, state, Clock(plan, round), steps, objective, optimizer, watch, done)
-        task.student.eval()
-        task.runtime.level(nn.ModuleList([task.student.net, state.joint]))
+        if task.runtime.world > 1:
+            task.runtime.level(nn.ModuleList([task.student.net, state.joint]))
+    task.student.eval()
     laps.mark("")
     done.synthesis, done.student = laps.seconds("synthesis"), laps.seconds("student")
     return done
