@@ -61,26 +61,30 @@ class KD3State(State):
 class KD3(Method[KD3State]):
     """Hyper-parameters of KD3; the paper's symbol follows each. Defaults: CIFAR-10 and CIFAR-100."""
 
+    # The paper's
     alpha: float = 0.01  # α, weight of the contrast
-    reference_batch: Count | None = 1  # the contrast is its mean per image times this; None: its sum (paper)
-    alignment: Literal["mean", "sum"] = "mean"  # H_mse over the features of an image: its mean, or its sum
     temperature: Positive = 0.30  # τ of the contrast
     v_th: Share = 0.95  # V_th, threshold of the most frequent class
-    thresholds: Literal["class", "one"] = "class"  # T_k of each class (paper), or V_th for all, an experiment of ours
-    select: Literal["dynamic", "teacher", "student", "random"] = "dynamic"  # who decides (Table 2)
+    delta: Positive = 0.1  # δ of Beta(δ, δ), of MixDistribution and of mixup
+    head_width: Count = 128  # length of z
+    pad: Whole = 4  # random crop of the web images (MNIST: 0)
+    flip: bool = True  # random mirror, likewise
+    # What the paper leaves open
+    reference_batch: Count | None = 1  # the contrast is its mean per image times this; None: its sum (paper)
+    alignment: Literal["mean", "sum"] = "mean"  # H_mse over the features of an image: its mean, or its sum
     select_every: Count = 1  # rounds between selections
+    skip_teacher_contrast: bool = False  # leave L^T out: it trains a head that nothing else uses
+    # Ablations: Tables 2 and 4, and experiments of ours
+    select: Literal["dynamic", "teacher", "student", "random"] = "dynamic"  # who decides (Table 2)
+    thresholds: Literal["class", "one"] = "class"  # T_k of each class (paper), or V_th for all, an experiment of ours
     pool_share: PositiveShare = 1.0  # part of the web images that may be selected, drawn once (Table 4)
     share_head: bool = True  # S keeps T's classifier (Table 2: no)
     labels: Literal["soft", "onehot"] = "soft"  # what S's own classifier learns where it is not shared
     label_weight: float = 1.0  # weight of that loss beside the alignment
     label_temperature: Positive = 4.0  # its τ, for soft labels
     mdcl: Literal["paper", "cross", "none"] = "paper"  # the contrast: per network, between the networks, or none
-    skip_teacher_contrast: bool = False  # leave L^T out: it trains a head that nothing else uses
     perturb: Literal["mix", "ordinary", "mixup"] = "mix"  # MixDistribution; Table 2: another crop and mirror, or mixup
-    delta: Positive = 0.1  # δ of Beta(δ, δ), of MixDistribution and of mixup
-    head_width: Count = 128  # length of z
-    pad: Whole = 4  # random crop of the web images (MNIST: 0)
-    flip: bool = True  # random mirror, likewise
+    # What it costs
     block: Count = 512  # images per forward pass of a selection
     cache_gib: NotNegative = 4.0  # T's probabilities are kept in host memory up to so many GiB, else computed each time
 

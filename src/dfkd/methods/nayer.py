@@ -72,26 +72,15 @@ class NayerState(State):
 class NAYER(Method[NayerState]):
     """Hyper-parameters of NAYER; the defaults are the authors' CIFAR-10 setting. The paper's symbol follows each."""
 
+    # The paper's
     steps: Count = 30  # g, generator steps per batch (CIFAR-100: 40, Tiny-ImageNet: 60)
     synthesis_batch: Several = 400  # images per batch and process
     batches: Count = 2  # I, batches per round (Tiny-ImageNet: 4)
-    warmup_batches: Count = 10  # batches per warm-up round (code)
     lr: Positive = 4e-3  # Adam's rate for G and Z, a new optimiser per batch
     betas: Betas = (0.5, 0.999)
     alpha_cls: float = 0.5  # α_cls
     alpha_adv: float = 1.33  # α_adv
     alpha_bn: float = 10.0  # α_bn
-    momentum: Share = 0.9  # m, of the BN statistics over batches (code); 0 is the paper
-    mask: bool = True  # adversarial term only where T and S agree (code)
-    keep: Literal["best", "last"] = "best"  # which step's images enter M (code: best; paper: last)
-    renew: Count | None = 10  # rounds between re-creations of G (code); None: never, as in the paper
-    labels: Literal["balanced", "uniform", "permuted"] = "balanced"  # ŷ (paper: uniform; ImageNet: permuted)
-    code: Literal["nl", "lte", "onehot", "z", "concat", "sum"] = "nl"  # what feeds G: Table 4's rows
-    beta: float = 1.0  # β, weight of the noise for code="sum"
-    text_scale: float = 1.0  # factor of the embeddings (MiniLM's have norm 1, CLIP's about 10.7): "sum" and "concat"
-    redraw: bool = True  # re-initialise Z for every batch
-    group: Literal["classes", "one", "batch"] = "classes"  # K-to-1, 1-to-1, or one noisy layer for a whole batch
-    norm: bool = True  # BatchNorm in the noisy layer
     width: Count = 1000  # r, length of a code; noise of code="z" and "concat" has this length too
     channels: Count = 64  # ngf, channels of G's last block
     generator: Literal["auto", "conv", "deep"] = "auto"  # auto: the deep one from 128 pixels on
@@ -100,7 +89,21 @@ class NAYER(Method[NayerState]):
     augmentation: Literal["crop", "imagenet"] = "crop"  # how images are augmented (code: "imagenet" on ImageNet)
     pad: Whole = 4  # random crop, of G's images and of the student's
     flip: bool = True  # random mirror, likewise
+    # What only the authors' code says
+    warmup_batches: Count = 10  # batches per warm-up round (code)
+    momentum: Share = 0.9  # m, of the BN statistics over batches (code); 0 is the paper
+    mask: bool = True  # adversarial term only where T and S agree (code)
+    keep: Literal["best", "last"] = "best"  # which step's images enter M (code: best; paper: last)
+    renew: Count | None = 10  # rounds between re-creations of G (code); None: never, as in the paper
+    labels: Literal["balanced", "uniform", "permuted"] = "balanced"  # ŷ (paper: uniform; ImageNet: permuted)
     student_trains: bool = False  # the code's slip: S in train mode from a round's second batch on
+    # Ablations: Table 4's rows
+    code: Literal["nl", "lte", "onehot", "z", "concat", "sum"] = "nl"  # what feeds G: Table 4's rows
+    beta: float = 1.0  # β, weight of the noise for code="sum"
+    text_scale: float = 1.0  # factor of the embeddings (MiniLM's have norm 1, CLIP's about 10.7): "sum" and "concat"
+    redraw: bool = True  # re-initialise Z for every batch
+    group: Literal["classes", "one", "batch"] = "classes"  # K-to-1, 1-to-1, or one noisy layer for a whole batch
+    norm: bool = True  # BatchNorm in the noisy layer
 
     default_plan: ClassVar[Plan] = Plan(
         rounds=300, warmup=20, steps=400, batch_size=512, lr=0.2, weight_decay=1e-4, schedule="cosine", lr_min=2e-4
