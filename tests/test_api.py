@@ -497,6 +497,43 @@ def test_a_stopped_run_is_finished_properly_and_goes_on(
     exam = torch.zeros(4, 1, 8, 8), torch.zeros(4, dtype=torch.int64)
     go(digits_teacher, out=tmp_path, observers=[Enough()], progress=True, figures=True, test=exam, evaluate_every=9)
     stored = read_run(tmp_path)
+    assert (stored.status, len(stored.rounds)) == ("stopped", 2)
+    assert stored.result is not None
+    assert stored.result.stopped == "seen <enough>"
+    assert stored.result.final is not None
+    page = (tmp_path / "report.html").read_text()
+    assert "This run was stopped after round 2 of 4: seen &lt;enough&gt;." in page
+    assert (tmp_path / "student.safetensors").exists()
+    assert (tmp_path / "figures/index.json").exists()
+    assert "stopped after round 2 of 4: seen <enough>" in capsys.readouterr().out
+    done = go(digits_teacher, out=tmp_path, resume=True, progress=True, test=exam, evaluate_every=9)
+    assert "goes on with a run that was stopped after round 2 of 4: seen <enough>" in capsys.readouterr().out
+    assert (done.record.stopped, len(done.record.rounds)) == (None, 4)
+    stored = read_run(tmp_path)
+    assert stored.status == "finished"
+    assert (
+        "It goes on with a run that was stopped after round 2 of 4: seen &lt;enough&gt;."
+        in (tmp_path / "report.html").read_text()
+    )
+
+
+class Diverge(Observer):
+    """Spoils the student after its second round."""
+
+    def __init__(self, student: nn.Module) -> None:
+        self.student = student
+
+    def rounded(self, record: RoundRecord) -> None:
+        if record.round == 1:
+            for parameter in self.student.parameters():
+                parameter.data.fill_(torch.nan)
+
+
+def test_the_record_of_a_lost_student_is_closed(digits_teacher: nn.Module, tmp_path: Path) -> None:
+    student = a_student()
+    with pytest.raises(dfkd.UserError, match="student needs a finite loss, got nan in round 3"):
+        go(digits_teacher, student, out=tmp_path, observers=[Diverge(student)], save_every=0)
+    stored = read_run(tmp_path)
     assert (stored.status, len(stored.rounds)) == ("failed", 3)
     assert stored.reason is not None
     assert stored.reason.startswith("student needs a finite loss, got nan in round 3; start again with a lower plan.lr")

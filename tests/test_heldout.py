@@ -57,6 +57,16 @@ def test_agreement_and_calibration_are_those_of_a_loop() -> None:
     assert found.calibration == pytest.approx(gap, abs=1e-6)
 
 
+def test_a_lost_student_is_measured_without_an_error() -> None:
+    net = Fixed()
+    with torch.no_grad():
+        net.scale.fill_(math.nan)
+    probe = Probe(net, mean=(0.0,), std=(1.0,), channels_last=False).freeze()
+    found = agreement_on(probe, torch.zeros(5, 1, 2, 2, dtype=torch.uint8), torch.ones(5, dtype=torch.int64), 3)
+    assert math.isnan(found.calibration)
+    assert found.agreement == 0
+
+
 def test_signals_say_what_images_are(digits_teacher: nn.Module) -> None:
     teacher = Probe(digits_teacher, mean=MEAN, std=STD).freeze()
     held = read_images("digits", "test")

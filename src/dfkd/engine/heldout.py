@@ -76,7 +76,12 @@ def agreement_on(student: Probe, images: Bytes, chosen: Labels, classes: int) ->
 
 
 def _calibration(confidence: Tensor, same: Tensor) -> float:
-    """Expected calibration error: mean distance of confidence and agreement over ten bins, weighted by their images."""
+    """Expected calibration error: mean distance of confidence and agreement over ten bins, weighted by their images.
+
+    NaN where a confidence is: a lost student is no reason to end a run here.
+    """
+    if not bool(confidence.isfinite().all()):
+        return float("nan")
     place = (confidence * BINS).long().clamp(max=BINS - 1)
     gaps = torch.bincount(place, weights=confidence.double() - same, minlength=BINS)
     return float(gaps.abs().sum() / max(len(same), 1))
