@@ -6,7 +6,8 @@ augmentation, no losses (the sum of the logits is differentiated), no optimiser,
 A generator step of NAYER and D3K: G forward and backward (weights); teacher and student forward and backward to the
 image alone, their weights frozen. Of Spaceship-Net: the same without the student, which its generator never sees. Of
 CMI: the teacher twice, for the two views, and its head on both views of the batch and of as many stored images as a
-step draws. A pixel step of STTS: teacher forward and backward to the image. The others make no images.
+step draws. A pixel step of STTS: teacher forward and backward to the image. Of DAFL: G forward
+and backward, the teacher forward and backward to the image. The others make no images.
 
 A student step: teacher forward without gradients; student forward and backward (the weights that are learnt). Of KD3
 with its contrast: the same for the perturbed images, which go through the student apart, and through the teacher
@@ -29,6 +30,7 @@ from dfkd.losses.statistics import moment_distance
 from dfkd.methods import d3k, nayer
 from dfkd.methods.cmi import CMI, CMIState
 from dfkd.methods.d3k import D3K
+from dfkd.methods.dafl import DAFL, DAFLState
 from dfkd.methods.dfnd import DFND
 from dfkd.methods.kd3 import KD3
 from dfkd.methods.nayer import NAYER, NayerState
@@ -40,7 +42,7 @@ from dfkd.nets.supernet import draw_subnet
 
 __all__ = ["Bare", "learnt"]
 
-KNOWN = (NAYER, SpaceshipNet, D3K, CMI, KD3, DFND, STTS, VanillaKD, NoiseInput)
+KNOWN = (NAYER, SpaceshipNet, D3K, CMI, DAFL, KD3, DFND, STTS, VanillaKD, NoiseInput)
 
 
 def learnt(task: Task, state: State) -> list[Tensor]:
@@ -64,8 +66,8 @@ class Bare:
             raise TypeError(f"no bare passes for {type(method).__name__}")
         self.method, self.task, self.state = method, task, state
         self.x, self.other = (self._images(plan.batch_size) for _ in range(2))
-        self.makes = isinstance(method, NAYER | SpaceshipNet | D3K | CMI | STTS)
-        self.reads = self.makes and not isinstance(method, STTS) and bool(task.teacher.norms)
+        self.makes = isinstance(method, NAYER | SpaceshipNet | D3K | CMI | DAFL | STTS)
+        self.reads = self.makes and not isinstance(method, STTS | DAFL) and bool(task.teacher.norms)
         self.features: tuple[Tensor, ...] = ()
         if isinstance(state, SpaceshipState):
             with torch.no_grad():
@@ -89,6 +91,9 @@ class Bare:
         elif isinstance(method, CMI) and isinstance(state, CMIState):
             decoder, codes = state.G.train(), torch.randn(method.synthesis_batch, method.width, requires_grad=True)
             self.make, self.by = lambda: decoder(codes), [*decoder.parameters(), codes, *state.h.parameters()]
+        elif isinstance(method, DAFL) and isinstance(state, DAFLState):
+            painter, latent = state.G.train(), torch.randn(len(self.x), method.width)
+            self.make, self.by = lambda: painter(latent), list(painter.parameters())
         elif isinstance(method, D3K):
             self._prepare_subnet(method)
         elif isinstance(method, STTS):

@@ -75,9 +75,10 @@ class Ours:
             self.generator_steps()  # the pool holds something
 
     def generator_steps(self) -> None:
-        """One batch of synthetic images: ``STEPS`` steps."""
+        """One batch of synthetic images, or one of every turn: ``STEPS`` steps."""
         self.task.student.freeze()
-        self.case.method.synthesize(self.task, self.state, Clock(self.plan, 1))
+        for turn in range(self.plan.turns):
+            self.case.method.synthesize(self.task, self.state, Clock(self.plan, 1, turn * self.plan.steps_in_turn))
 
     def student_steps(self) -> None:
         """A round's student steps."""
@@ -89,7 +90,7 @@ class Ours:
             with torch.no_grad():
                 batch = self.case.method.batch(self.task, self.state, Clock(self.plan, 1, k))
             loss = self.case.method.loss(self.task, self.state, batch)
-            self.task.runtime.step(loss, self.optimizer, clip=self.plan.clip)
+            self.task.runtime.step(loss, self.optimizer, *self.state.optimizers, clip=self.plan.clip)
 
 
 def compare(case: Case, repeats: int, phases: Sequence[str] = PHASES) -> dict[str, Any]:

@@ -95,5 +95,6 @@ def recipe_case(recipe: str, changes: Sequence[str], steps: int) -> RecipeCase:
     if "memory" in named:  # no more than is looked at: a whole run's features would not fit
         fewer["memory"] = 2 * named["synthesis_batch"]
     warmup = 2 if isinstance(job.method, STTS) else 0  # STTS makes its images there, the others do less then
-    plan = replace(job.plan, rounds=400, warmup=warmup, steps=steps)
+    turns = steps if job.plan.turns > 1 else 1  # one generator step a turn
+    plan = replace(job.plan, rounds=400, warmup=warmup, steps=steps, turns=turns)
     return RecipeCase(job, replace(method, **fewer), plan)

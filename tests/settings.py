@@ -15,6 +15,7 @@ from dfkd.engine.plan import Plan
 from dfkd.engine.runtime import Runtime
 from dfkd.methods.cmi import CMI
 from dfkd.methods.d3k import D3K
+from dfkd.methods.dafl import DAFL
 from dfkd.methods.dfnd import DFND
 from dfkd.methods.kd3 import KD3
 from dfkd.methods.nayer import NAYER
@@ -82,6 +83,7 @@ SETTINGS: dict[str, Setting] = {
         tiny_plan(rounds=3, warmup=1),
         page="d3k",
     ),
+    "DAFL": Setting(DAFL(width=8, channels=4), tiny_plan(steps=4, turns=2), page="dafl"),
     "DFND": Setting(DFND(selected=20, pad=1, block=16, lr=0.05), tiny_plan(), page="dfnd", web=60),
     "KD3": Setting(
         KD3(v_th=0.25, select_every=2, pool_share=0.8, head_width=6, pad=1, block=16),

@@ -204,7 +204,7 @@ def test_it_asks_for_what_the_method_asks_for() -> None:
     assert Exchange(NAYER()).period() == 1
 
 
-@pytest.mark.parametrize("name", ["CMI", "D3K", "DFND", "KD3", "NoiseInput", "STTS", "SpaceshipNet"])
+@pytest.mark.parametrize("name", ["CMI", "D3K", "DAFL", "DFND", "KD3", "NoiseInput", "STTS", "SpaceshipNet"])
 def test_a_method_without_a_staged_generator_is_refused(name: str) -> None:
     row = SETTINGS[name]
     with pytest.raises(UserError, match=rf"^Exchange needs a method that keeps .*, got {name}.*; choose one whose"):

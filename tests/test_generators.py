@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dfkd.nets.generators import ConvGenerator, DeepGenerator, NoisyLayer, redraw
+from dfkd.nets.generators import ConvGenerator, DeepGenerator, NoisyLayer, TanhGenerator, redraw
 
 
 def by_hand(layer: NoisyLayer, e: Tensor) -> Tensor:
@@ -102,3 +102,37 @@ def test_every_tap_decodes_to_the_same_images() -> None:
     assert [tuple(f.shape[1:]) for f in features] == [(8, 2, 2), (8, 4, 4), (4, 8, 8)]
     for tap in range(net.taps):
         assert torch.equal(net.decode(features[tap], tap), images)
+
+
+def ordinary(net: TanhGenerator) -> nn.Sequential:
+    """DAFL's generator from PyTorch's own layers, with the same weights."""
+    a, h, w = net.start
+    convs = [layer for layer in net.blocks if isinstance(layer, nn.Conv2d)]
+    norm1, norm2 = (layer for layer in net.blocks if isinstance(layer, nn.BatchNorm2d))
+    plain1, plain2 = (nn.Conv2d(conv.in_channels, conv.out_channels, 3, padding=1) for conv in convs)
+    for plain, conv in zip((plain1, plain2), convs, strict=True):
+        plain.load_state_dict(conv.state_dict())
+    head = [net.project, nn.Unflatten(1, (a, h, w)), net.norm, nn.Upsample(scale_factor=2), plain1, norm1]
+    tail = [nn.LeakyReLU(0.2), nn.Upsample(scale_factor=2), plain2, norm2, nn.LeakyReLU(0.2), *net.paint]
+    return nn.Sequential(*head, *tail)
+
+
+def test_dafls_generator_paints_normalised_images() -> None:
+    net = TanhGenerator(6, (3, 8, 12), 5)
+    z = torch.randn(40, 6)
+    x = net(z)
+    assert x.shape == (40, 3, 8, 12)
+    torch.testing.assert_close(x.transpose(0, 1).flatten(1).mean(1), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(x.transpose(0, 1).flatten(1).var(1), torch.ones(3), atol=0.01, rtol=0)
+    torch.testing.assert_close(x, ordinary(net)(z), atol=1e-4, rtol=1e-4)
+    assert [layer.eps for layer in net.modules() if isinstance(layer, nn.BatchNorm2d)] == [1e-5, 0.8, 0.8, 1e-5]
+    wide = TanhGenerator(1000, (3, 32, 32))
+    assert sum(p.numel() for p in wide.parameters()) == 1001 * 8192 + 256 + 147_584 + 256 + 73_792 + 128 + 1731
+
+
+def test_the_large_generator() -> None:
+    net = ConvGenerator(512, (3, 32, 32), first=4)
+    norms = 2 * (256 + 128 + 64)
+    assert sum(p.numel() for p in net.parameters()) == 513 * 256 * 64 + 9 * (256 * 128 + 128 * 64) + 1731 + norms
+    assert net(torch.randn(2, 512)).shape == (2, 3, 32, 32)
+    assert [tuple(f.shape[1:]) for f in net.features(torch.randn(2, 512))] == [(256, 8, 8), (128, 16, 16), (64, 32, 32)]

@@ -61,6 +61,30 @@ def test_published_rows_of_nayer() -> None:
     assert recipe("nayer/cifar100-wrn40-2-wrn16-2")["method"]["steps"] == 40
 
 
+def test_published_rows_of_cmi_dafl_and_dfnd() -> None:
+    paper = {row.name: row.paper for row in rows()}
+    cmi, dafl, dfnd = ([p for n, p in paper.items() if n.startswith(f"{m}/")] for m in ("cmi", "dafl", "dfnd"))
+    assert (len(cmi), len(dafl), len(dfnd)) == (14, 11, 9)
+    assert paper["cmi/cifar10-wrn40-2-wrn16-1"] == 90.01
+    assert paper["cmi/cifar10-wrn40-2-wrn16-1+scratch"] == 88.82
+    assert paper["cmi/cifar100-vgg11-resnet18"] == 70.56
+    assert paper["dafl/mnist-lenet5-lenet5-half-dafl"] == 98.20
+    assert paper["dafl/cifar100-wrn40-2-wrn16-1"] == 22.50
+    assert paper["dfnd/tiny-imagenet-resnet34-resnet18"] == 60.92
+    # Images in CMI's warm-up: about the 50,000 of its authors. DAFL's harness: five student steps a turn.
+    _, method, plan = resolve(Distill, recipe("cmi/cifar10-wrn40-2-wrn16-1"))
+    assert isinstance(method, dfkd.CMI)
+    assert plan.warmup * method.warmup_batches * method.synthesis_batch == 50_176
+    _, _, plan = resolve(Distill, recipe("dafl/cifar10-wrn40-2-wrn16-1"))
+    assert plan.steps / plan.turns == 5
+    for data, batch, weights in (("mnist", 512, (1.0, 0.1, 5.0)), ("cifar100", 1024, (0.5, 0.1, 20.0))):
+        pair = "lenet5-lenet5-half-dafl" if data == "mnist" else "resnet34-resnet18"
+        _, method, plan = resolve(Distill, recipe(f"dafl/{data}-{pair}"))
+        assert plan.batch_size == batch
+        assert isinstance(method, dfkd.DAFL)
+        assert (method.alpha_cls, method.alpha_act, method.alpha_ie) == weights
+
+
 def test_yaml_reads_back() -> None:
     tree = recipe("nayer/tiny-imagenet-resnet34-resnet18")
     text = yaml_of(tree, ["first line", ""])

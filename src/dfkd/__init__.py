@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from dfkd.methods import METHODS
     from dfkd.methods.cmi import CMI
     from dfkd.methods.d3k import D3K
+    from dfkd.methods.dafl import DAFL
     from dfkd.methods.dfnd import DFND
     from dfkd.methods.kd3 import KD3
     from dfkd.methods.nayer import NAYER
@@ -51,6 +52,7 @@ __version__ = "0.1.0"
 _WHERE = {
     "CMI": "dfkd.methods.cmi",
     "D3K": "dfkd.methods.d3k",
+    "DAFL": "dfkd.methods.dafl",
     "DFND": "dfkd.methods.dfnd",
     "KD3": "dfkd.methods.kd3",
     "METHODS": "dfkd.methods",
@@ -117,6 +119,7 @@ _WHERE = {
 __all__ = [
     "CMI",
     "D3K",
+    "DAFL",
     "DFND",
     "KD3",
     "METHODS",

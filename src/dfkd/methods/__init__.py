@@ -13,6 +13,7 @@ from dfkd.engine.recombine import Recombine
 from dfkd.errors import UserError
 from dfkd.methods.cmi import CMI
 from dfkd.methods.d3k import D3K
+from dfkd.methods.dafl import DAFL
 from dfkd.methods.dfnd import DFND
 from dfkd.methods.kd3 import KD3
 from dfkd.methods.nayer import NAYER
@@ -25,6 +26,7 @@ __all__ = [
     "CMI",
     "COMBINATIONS",
     "D3K",
+    "DAFL",
     "DFND",
     "KD3",
     "METHODS",
@@ -40,6 +42,7 @@ __all__ = [
 METHODS: Mapping[str, type[Method[Any]]] = {
     "CMI": CMI,
     "D3K": D3K,
+    "DAFL": DAFL,
     "DFND": DFND,
     "KD3": KD3,
     "NAYER": NAYER,

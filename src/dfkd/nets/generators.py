@@ -1,4 +1,4 @@
-"""Generators: from a code to images in [0, 1]."""
+"""Generators: from a code to images in [0, 1], or to normalised ones (DAFL)."""
 
 from collections.abc import Iterable
 
@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from dfkd.ops.doubling import DoublingConv
 from dfkd.types import Images
 
-__all__ = ["ConvGenerator", "DeepGenerator", "NoisyLayer", "redraw"]
+__all__ = ["ConvGenerator", "DeepGenerator", "NoisyLayer", "TanhGenerator", "redraw"]
+
+SLIP = 0.8  # eps of DAFL's BatchNorm layers: the public code passes it where it surely meant something else
 
 
 def redraw(module: nn.Module) -> None:
@@ -37,17 +39,18 @@ class ConvGenerator(nn.Module):
         inputs: length of the code.
         image_shape: (c, h, w), sides multiples of 4.
         width: channels of the last block, ``ngf`` in the public codes.
+        first: channels that the linear layer makes, times ``width``; 4 is the large generator of CMI's harness.
     """
 
     taps = 3
 
-    def __init__(self, inputs: int, image_shape: tuple[int, int, int], width: int = 64) -> None:
+    def __init__(self, inputs: int, image_shape: tuple[int, int, int], width: int = 64, first: int = 2) -> None:
         super().__init__()
         channels, h, w = image_shape
-        self.start = (2 * width, h // 4, w // 4)
-        self.project = nn.Linear(inputs, 2 * width * (h // 4) * (w // 4))
-        self.norm = nn.BatchNorm2d(2 * width)
-        self.block1 = nn.Sequential(*_block(2 * width, 2 * width))
+        self.start = (first * width, h // 4, w // 4)
+        self.project = nn.Linear(inputs, first * width * (h // 4) * (w // 4))
+        self.norm = nn.BatchNorm2d(first * width)
+        self.block1 = nn.Sequential(*_block(first * width, 2 * width))
         self.block2 = nn.Sequential(*_block(2 * width, width))
         self.paint = nn.Sequential(nn.Conv2d(width, channels, 3, padding=1), nn.Sigmoid())
 
@@ -70,6 +73,38 @@ class ConvGenerator(nn.Module):
         for block in (self.block1, self.block2, self.paint)[tap:]:
             features = block(features)
         return features
+
+
+class TanhGenerator(nn.Module):
+    """DAFL's generator: like :class:`ConvGenerator`, but it paints in normalised space, with no bound.
+
+    ``Linear(inputs, 2w·s0²) -> BN -> x2 -> conv 2w -> x2 -> conv w -> conv c -> tanh -> BN without scale`` with s0 =
+    side / 4 and w = ``width``; convolutions have biases, the two BatchNorm layers behind them an eps of 0.8.
+
+    Args:
+        inputs: length of the code.
+        image_shape: (c, h, w), sides multiples of 4.
+        width: channels of the last block, 64 in the public code.
+    """
+
+    def __init__(self, inputs: int, image_shape: tuple[int, int, int], width: int = 64) -> None:
+        super().__init__()
+        channels, h, w = image_shape
+        self.start = (2 * width, h // 4, w // 4)
+        self.project = nn.Linear(inputs, 2 * width * (h // 4) * (w // 4))
+        self.norm = nn.BatchNorm2d(2 * width)
+        layers: list[nn.Module] = []
+        for outputs in (2 * width, width):
+            layers.append(DoublingConv(2 * width, outputs, bias=True))
+            layers += [nn.BatchNorm2d(outputs, eps=SLIP), nn.LeakyReLU(0.2, inplace=True)]
+        self.blocks = nn.Sequential(*layers)
+        last = nn.BatchNorm2d(channels, affine=False)
+        self.paint = nn.Sequential(nn.Conv2d(width, channels, 3, padding=1), nn.Tanh(), last)
+
+    def forward(self, code: Tensor) -> Tensor:
+        """Codes (n, inputs) to normalised images (n, c, h, w), of mean 0 and variance 1 per channel in train mode."""
+        first = self.norm(self.project(code).view(-1, *self.start))
+        return self.paint(self.blocks(first))
 
 
 class DeepGenerator(nn.Module):
