@@ -65,32 +65,37 @@ class CMIState(State):
 class CMI(Method[CMIState]):
     """Hyper-parameters of CMI; the code's name follows each. Defaults: WRN-40-2 to WRN-16-1, CIFAR-10, from scratch."""
 
-    steps: Count = 200  # g_steps, generator steps per batch
-    synthesis_batch: Several = 256  # images per batch and process
-    batches: Whole = 1  # batches per round; 0: only warm-up rounds make images
-    lr: Positive = 1e-3  # lr_g, Adam's rate for G, z and h
-    betas: Betas = (0.5, 0.999)  # of G's and z's optimiser; h has Adam's default
+    # The loss
     alpha_bn: float = 1.0  # bn
     alpha_cls: float = 1.0  # oh (from pre-inverted images: 0.5)
     alpha_adv: float = 0.5  # adv
     alpha_cr: float = 0.8  # cr, weight of the contrast
     contrast_temperature: Positive = 0.1  # cr_T (0.2 in another script)
-    bank: Count = 40960  # bank_size, images whose features are kept, the newest
     negatives: Count = 4096  # n_neg, of them in each step, drawn without replacement
-    head_width: Count = 256  # length of h's output
-    layers: Literal["norms", "stages"] = "norms"  # what is averaged over positions: inputs of T's norms, or its stages
-    local_area: tuple[float, float] = (0.25, 1.0)  # smallest and largest share of an image in its local view
-    optimise_z: bool = True  # z is trained with G
+    temperature: Positive = 20.0  # τ of the student's KL
+    # Generator, head and bank
+    steps: Count = 200  # g_steps, generator steps per batch
+    synthesis_batch: Several = 256  # images per batch and process
+    lr: Positive = 1e-3  # lr_g, Adam's rate for G, z and h
+    betas: Betas = (0.5, 0.999)  # of G's and z's optimiser; h has Adam's default
     width: Count = 256  # nz, length of z
     channels: Count = 64  # ngf, channels of G's last block
+    bank: Count = 40960  # bank_size, images whose features are kept, the newest
+    head_width: Count = 256  # length of h's output
+    memory: Count | None = None  # |M|, the newest images kept; None: all
+    # The views
+    layers: Literal["norms", "stages"] = "norms"  # what is averaged over positions: inputs of T's norms, or its stages
+    local_area: tuple[float, float] = (0.25, 1.0)  # smallest and largest share of an image in its local view
+    pad: Whole = 4  # random crop, of the global view and of the student's images
+    flip: bool = True  # random mirror, of both views and of the student's images
+    # What only the authors' code says
     mask: bool = True  # adversarial term only where T and S agree (code)
     labels: Literal["uniform", "balanced"] = "uniform"  # y
     keep: Literal["best", "last"] = "best"  # which step's images enter M
+    # Ablations, and our own
+    optimise_z: bool = True  # z is trained with G
+    batches: Whole = 1  # batches per round; 0: only warm-up rounds make images
     warmup_batches: Count = 1  # batches per warm-up round
-    temperature: Positive = 20.0  # τ of the student's KL
-    memory: Count | None = None  # |M|, the newest images kept; None: all
-    pad: Whole = 4  # random crop, of the global view and of the student's images
-    flip: bool = True  # random mirror, of both views and of the student's images
 
     default_plan: ClassVar[Plan] = Plan(rounds=200, steps=400, batch_size=128, lr=0.1, weight_decay=1e-4)
 

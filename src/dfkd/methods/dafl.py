@@ -52,16 +52,19 @@ class DAFL(Method[DAFLState]):
     The three weights belong to a batch size (``Plan.batch_size``: 1024; MNIST: 512), says an author: change all.
     """
 
+    # The generator's loss
     alpha_cls: float = 0.05  # oh, weight of the one-hot loss (MNIST: 1, CIFAR-100: 0.5)
     alpha_act: float = 0.01  # a, weight of the activation loss (MNIST and CIFAR-100: 0.1)
     alpha_ie: float = 5.0  # ie, weight of the class balance (CIFAR-100: 20)
     logarithm: Literal["ten", "natural"] = "ten"  # of the class balance (CMI's harness: natural)
     activation: Literal["features", "map"] = "features"  # f_T: what T's classifier reads, or its last stage (LeNet)
+    # The generator
     lr: Positive = 0.02  # lr_G, Adam's rate for G (MNIST: 0.2)
     betas: Betas = (0.9, 0.999)
     width: Count = 1000  # latent_dim, length of z (MNIST: 100)
     channels: Count = 64  # of G's last block
     generator: Literal["tanh", "large"] = "tanh"  # DAFL's, which paints in normalised space, or CMI's harness's
+    # The student
     images: Literal["same", "fresh"] = "same"  # S learns from the batch that G was trained on, or from new z
     temperature: Positive = 1.0  # τ of the student's KL
 

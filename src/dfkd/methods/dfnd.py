@@ -65,17 +65,21 @@ class DFNDState(State):
 class DFND(Method[DFNDState]):
     """Hyper-parameters of DFND; the defaults are the authors' CIFAR-10 setting."""
 
+    # The selection
     selected: Count = 600_000  # n, web images that are kept, of all processes together; all where there are fewer
-    selected_share: PositiveShare | None = None  # n as a part of the web images instead
-    select: Literal["certain", "random"] = "certain"  # who is kept: those T is surest of, or any
+    block: Count = 512  # images per forward pass of the selection
+    # The loss
     temperature: Positive = 4.0  # τ
-    adaptation: Literal["matrix", "none"] = "matrix"  # the label term with Q, or imitation alone
     label_weight: float = 1.0  # weight of the label term
     teacher_accuracy: float = 0.9523  # of T on its own data, the diagonal of Q (CIFAR-100: 0.7774)
     lr: Positive = 1e-3  # Adam's rate for Q
+    # Augmentation
     pad: Whole = 4  # random crop of the web images
     flip: bool = True  # random mirror, likewise
-    block: Count = 512  # images per forward pass of the selection
+    # Ablations, and our own
+    selected_share: PositiveShare | None = None  # n as a part of the web images instead
+    select: Literal["certain", "random"] = "certain"  # who is kept: those T is surest of, or any
+    adaptation: Literal["matrix", "none"] = "matrix"  # the label term with Q, or imitation alone
 
     default_plan: ClassVar[Plan] = Plan(
         rounds=34,
