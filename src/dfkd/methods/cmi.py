@@ -143,7 +143,8 @@ class CMI(Method[CMIState]):
             y = draw(len(z), task.classes, rng, device).sort().values
             optimizer = Adam(G.parameters(), lr=self.lr, betas=self.betas, fused=True)
             codes = [Adam([z], lr=self.lr, betas=self.betas, fused=True)] if self.optimise_z else []
-            best, traits = no_best(z.new_zeros(len(y), *task.image_shape)), no_best(z.new_zeros(len(y), _width(B)))
+            best = no_best(z.new_zeros(len(y), *task.image_shape))
+            traits = no_best(z.new_zeros(len(y), *B.columns["features"][0]))
             for _ in range(self.steps):  # line 4
                 with task.runtime.autocast():
                     x = make(G, z).float()
@@ -206,8 +207,7 @@ def generate(G: nn.Module, z: Tensor) -> Images:
 def objective(method: CMI, T: Probe, S: Probe, views: Views, y: Labels, adversarial: bool) -> Parts:
     """Line 5: ``α_bn L_bn + α_cls CE(T(x), y) − α_adv KL(T(x) ‖ S(x))`` on the global view."""
     seen = _read(method, T, views.global_, stats=True)
-    t = seen.logits
-    zero = t.new_zeros(())
+    t, zero = seen.logits, seen.logits.new_zeros(())
     cls = cross_entropy(t, y)
     bn = moment_distance(seen.stats, seen.stored) if seen.stats else zero
     adv = agreeing_divergence(t, S(views.global_).logits, method.mask) if adversarial else zero
@@ -227,8 +227,7 @@ def contrast(method: CMI, h: nn.Module, out: Parts, stored: Tensor) -> Scalar:
 def _views(method: CMI, x: Images, rng: torch.Generator) -> Views:
     """Both views of ``x``, each image by its own draw."""
     global_ = crop_flip(x, rng, method.pad, method.flip)
-    low, high = method.local_area
-    boxes = draw_boxes(len(x), (x.shape[2], x.shape[3]), rng, (low, high))
+    boxes = draw_boxes(len(x), (x.shape[2], x.shape[3]), rng, method.local_area)
     return Views(global_, crop_flip(resize_boxes(x, boxes), rng, 0, method.flip))
 
 
@@ -248,8 +247,3 @@ def _features(method: CMI, seen: Readout) -> Features:
     """Spatial means of an image, layer after layer (n, d)."""
     means = seen.means if method.layers == "norms" else [m.float().mean(dim=(2, 3)) for m in seen.maps]
     return torch.cat(list(means), dim=1)
-
-
-def _width(bank: Pool) -> int:
-    """2d."""
-    return bank.columns["features"][0][0]

@@ -114,7 +114,7 @@ def _mobilenet(width: float, stem_stride: int, projections: bool, summary: str) 
 ZOO: Mapping[str, Entry] = {
     "lenet5": _lenet((6, 16, 120), 84, "LeNet-5"),
     "lenet5-half": _lenet((3, 8, 60), 84, "LeNet-5, half of the convolution filters"),
-    "lenet5-half-dafl": _lenet((3, 8, 60), 42, "LeNet-5, half of everything (DAFL)"),
+    "lenet5-half-dafl": _lenet((3, 8, 60), 42, "LeNet-5, half of everything"),
     "alexnet": _alexnet((48, 128, 192, 192, 128), (512, 256), "AlexNet for 32 pixels (of ZSKD)"),
     "alexnet-half": _alexnet((24, 64, 96, 96, 64), (512, 256), "AlexNet, half of the convolution filters"),
     "alexnet-half-zskd": _alexnet((24, 64, 96, 96, 64), (256, 128), "AlexNet, half of everything (ZSKD)"),
