@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from dfkd.data.text import TextEmbedding, class_list, embed
     from dfkd.deploy.export import export
     from dfkd.deploy.loading import load
+    from dfkd.deploy.quantize import quantize
     from dfkd.engine.anatomy import Anatomy, survey
     from dfkd.engine.core import Clock, Method, State, Task
     from dfkd.engine.driver import Watch, run
@@ -107,6 +108,7 @@ _WHERE = {
     "export": "dfkd.deploy.export",
     "load": "dfkd.deploy.loading",
     "open_rows": "dfkd.data.rows",
+    "quantize": "dfkd.deploy.quantize",
     "read_images": "dfkd.data.readers",
     "run": "dfkd.engine.driver",
     "save_teacher": "dfkd.teacher",
@@ -175,6 +177,7 @@ __all__ = [
     "export",
     "load",
     "open_rows",
+    "quantize",
     "read_images",
     "run",
     "save_teacher",

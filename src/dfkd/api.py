@@ -35,6 +35,7 @@ from dfkd.report.conversion import Conversion
 from dfkd.report.figures import figures_of
 from dfkd.report.gallery import FIGURES_FOLDER, Gallery, write_gallery
 from dfkd.report.page import write_page
+from dfkd.report.trackers import check_trackers
 from dfkd.runs import (
     CHECKPOINT_FOLDER,
     network_bytes,
@@ -153,12 +154,7 @@ def _distill(
     quiet = settings.quiet or not progress
     if resume and folder is None:
         raise UserError("resume needs the run's folder, got no out; give the folder the run was started with")
-    if settings.tensorboard and folder is None:
-        raise UserError("tensorboard needs a run folder to write to, got none; give out")
-    if settings.onnx != "none" and folder is None:
-        raise UserError("onnx needs a run folder to write to, got none; give out")
-    if settings.onnx != "none":
-        check_onnx()
+    _check_outputs(settings, folder)
     watch = Watch(**{name: getattr(settings, name) for name in RHYTHM})
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=_seeded(runtime)))
@@ -183,7 +179,9 @@ def _distill(
         keep = Keep()
         saves = _checkpoint(folder, runtime)
         done = saves.rounds() if saves is not None and again else 0
-        watchers = observers_of(folder, stored, done, runtime, stack, not quiet, keep, settings.tensorboard)
+        watchers = observers_of(
+            folder, stored, done, runtime, stack, not quiet, keep, settings.tensorboard, settings.track
+        )
         if stored is not None and saves is not None:
             info = note_resume(info, stored, done, saves.notes)
             info = replace(info, continues=earlier_stop(stored), overlap=stored.info.overlap)
@@ -210,6 +208,20 @@ def _distill(
 
 def _gauge(task: Task, method: Method[Any], plan: Plan, wanted: bool) -> Gauge:
     return make_gauge(task, method, plan) if wanted else Gauge({})
+
+
+def _check_outputs(settings: Watching, folder: Path | None) -> None:
+    """Refuse, before any work, what needs a run folder or a package that is not there."""
+    if settings.tensorboard and folder is None:
+        raise UserError("tensorboard needs a run folder to write to, got none; give out")
+    if settings.track != "none" and folder is None:
+        raise UserError("track needs a run folder, got none; give out")
+    if settings.track != "none":
+        check_trackers([settings.track])
+    if settings.onnx != "none" and folder is None:
+        raise UserError("onnx needs a run folder to write to, got none; give out")
+    if settings.onnx != "none":
+        check_onnx()
 
 
 def _fitting(task: Task) -> list[str]:

@@ -98,6 +98,7 @@ class Watching:
     samples_every: int = 10  # rounds between sheets of synthetic images; 0: none
     save_every: float = 0.0  # least seconds between checkpoints; 0: after every round
     tensorboard: bool = False  # also write TensorBoard events
+    track: Literal["none", "wandb", "mlflow"] = "none"  # also log to Weights & Biases or MLflow, as they are set up
     quiet: bool = False  # no progress display
     export: bool = True  # also write the student as a torch.export program
     onnx: Literal["none", "fp32", "int8"] = "none"  # at the end also as ONNX, int8: and quantized, like `dfkd export`

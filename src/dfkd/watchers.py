@@ -18,6 +18,7 @@ from dfkd.report.files import METRICS_FILE, SAMPLES_FOLDER, StoredRun, read_run,
 from dfkd.report.observers import JsonLines, RunFile, Samples, TensorBoard
 from dfkd.report.page import write_page
 from dfkd.report.summary import duration, stop_sentence
+from dfkd.report.trackers import MLflow, WandB
 from dfkd.runs import forget_run
 
 __all__ = ["complete", "earlier_stop", "look_for_duplicates", "observers_of", "recorded", "tell"]
@@ -34,6 +35,7 @@ def observers_of(
     progress: bool,
     keep: Keep,
     tensorboard: bool = False,
+    track: str = "none",
 ) -> list[Observer]:
     """Only process 0 watches; ``keep`` gets the ``done`` rounds that were run before."""
     if runtime.rank > 0:
@@ -44,6 +46,8 @@ def observers_of(
         keep.records.extend(record for record in (stored.rounds if stored else []) if record.round < done)
     if folder is not None and tensorboard:
         found.append(TensorBoard(folder / "tensorboard", done))
+    if folder is not None and track != "none":
+        found.append(WandB(folder) if track == "wandb" else MLflow(folder))
     if progress:
         found.append(stack.enter_context(Progress()))
     return found

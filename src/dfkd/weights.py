@@ -36,6 +36,7 @@ class Sidecar:
     std: tuple[float, ...] | None = None
     seconds: float | None = None
     projector: Mapping[str, Any] | None = None  # how the student was widened to its teacher's classifier
+    bits: str | None = None  # of a quantized student, such as W4A4
 
 
 @dataclass(frozen=True)
@@ -310,6 +311,7 @@ def _sidecar(row: Any) -> Sidecar:
         std=None if row.get("std") is None else tuple(_finite(value) for value in row["std"]),
         seconds=None if row.get("seconds") is None else _finite(row["seconds"]),
         projector=None if projector is None else _projector(projector),
+        bits=None if network.get("bits") is None else str(network["bits"]),
     )
 
 

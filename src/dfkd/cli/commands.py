@@ -181,6 +181,27 @@ _ALL = (
         ),
     ),
     Command(
+        "quantize",
+        "a network in 2 to 8 bits: calibrated and trained without its training data",
+        config.Quantize,
+        "TEACHER|RUN [options]",
+        "target",
+        (
+            ("4 bits, with test images that report", "dfkd quantize teachers/r20 --bits W4A4 --data.test cifar10"),
+            ("a distilled student", "dfkd quantize runs/x --bits W6A6 --out runs/x-w6a6"),
+            (
+                "with the settings of a recipe",
+                "dfkd quantize teachers/r20 --bits W5A5 --recipe nayer/cifar100-wrn40-2-wrn16-2",
+            ),
+            ("go on after a stop: the same, and", "dfkd quantize teachers/r20 --bits W5A5 --out runs/q --resume"),
+        ),
+        (
+            "The network teaches its own quantized copy (ZAQ's quantizers: weights per channel, activations per tensor "
+            "after every ReLU) on images that the method makes. Needs the extra quant.",
+            _METHOD,
+        ),
+    ),
+    Command(
         "predict",
         "classify image files with the student of a run",
         config.Predict,
@@ -299,6 +320,6 @@ COMMANDS: Mapping[str, Command] = {command.name: command for command in _ALL}
 GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Start here", ("demo", "doctor")),
     ("The way from a network to a student", ("teach", "inspect", "embed", "distill", "repeat", "evaluate")),
-    ("What comes of a run", ("export", "predict", "push", "synthesize", "report", "plot", "audit")),
+    ("What comes of a run", ("quantize", "export", "predict", "push", "synthesize", "report", "plot", "audit")),
     ("What there is, and how fast", ("methods", "recipes", "bench")),
 )

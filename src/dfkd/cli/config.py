@@ -24,6 +24,7 @@ __all__ = [
     "Plot",
     "Predict",
     "Push",
+    "Quantize",
     "Recipes",
     "Report",
     "Synthesize",
@@ -159,6 +160,26 @@ class Audit:
     student: Network = field(default_factory=Network)
     own_method: str | None = None  # package.module:Class, where the run used a method of your own
     out: str | None = None  # folder; default <run>-audit beside the run folder
+    json: bool = False  # machine-readable
+
+
+@dataclass
+class Quantize:
+    """`dfkd quantize`."""
+
+    target: str | None = None  # trained: weights, a folder of `dfkd teach`, a run, or a name with --teacher.weights
+    bits: str = "W4A4"  # of weights and activations, 2 to 8 each
+    calibration: int = 256  # images for the ranges of activations; at least 64
+    recipe: str | None = None  # YAML file, or a name from `dfkd recipes`: method, plan, data
+    teacher: Network = field(default_factory=Network)
+    data: Images = field(default_factory=Images)
+    text: Text = field(default_factory=Text)
+    method: MethodChoice = field(default_factory=MethodChoice)
+    plan: Plan = field(default_factory=Plan)
+    runtime: Machine = field(default_factory=Machine)
+    watch: Watching = field(default_factory=Watching)
+    out: str | None = None  # run folder, new or empty; default runs/quantized-<network>-<bits>
+    resume: bool = False  # go on with the run in --out; give the same settings
     json: bool = False  # machine-readable
 
 

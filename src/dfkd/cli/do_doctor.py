@@ -24,8 +24,11 @@ EXTRAS = {
     "timm": "timm",
     "hf": "transformers",
     "tensorboard": "tensorboard",
+    "quant": "brevitas",
     "onnx": "onnxruntime",
     "hub": "huggingface_hub",
+    "wandb": "wandb",
+    "mlflow": "mlflow",
     "e2e": "playwright",
 }
 PACKAGES = (

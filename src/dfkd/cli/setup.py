@@ -19,6 +19,7 @@ from dfkd.errors import UserError
 from dfkd.imports import own_module, working_folder_importable
 from dfkd.inputs import Facts
 from dfkd.methods import COMBINATIONS, METHODS, load_offered, offered_methods
+from dfkd.nets.quantized import frozen_copy
 from dfkd.nets.zoo import ZOO, Classifier, build, check_image_shape
 from dfkd.recipes import recipe
 from dfkd.settings import Network
@@ -217,6 +218,8 @@ def load(network: Network, facts: Facts, role: str, trained: bool = False) -> Lo
     built = build(name, facts.classes, facts.image_size[0])
     if sidecar.projector is not None:
         built = widened(built, facts.image_size, sidecar.projector)
+    if sidecar.bits is not None:
+        built = replace(built, net=frozen_copy(built.net, sidecar.bits), spec={**built.spec, "bits": sidecar.bits})
     if network.weights is not None:
         load_weights(built.net, find_weights(Path(network.weights), role), role, network.key)
     found = replace(built, head=network.head or built.head, stages=network.stages or built.stages, name=name)

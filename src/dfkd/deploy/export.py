@@ -1,10 +1,7 @@
 """A student as files for deployment, each compared with PyTorch on images of its run."""
 
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,12 +10,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dfkd.data._sources import decoded_files, image_files
+from dfkd.deploy.folders import EXPORT_FILE, FEWEST, check_replaceable, images_for, replaced
+from dfkd.deploy.int8 import write_int8
 from dfkd.deploy.latency import interleaved
 from dfkd.deploy.loading import Opened, open_network
 from dfkd.deploy.predictor import Predictor
-from dfkd.deploy.programs import check_onnx, metadata_of, session, write_int8, write_onnx, write_program
-from dfkd.deploy.stored import stored_images
+from dfkd.deploy.programs import check_onnx, metadata_of, session, write_onnx, write_program
 from dfkd.engine.runtime import Runtime
 from dfkd.errors import UserError
 from dfkd.ops.pixels import as_images
@@ -26,11 +23,9 @@ from dfkd.report.files import plain, write_whole
 from dfkd.runs import network_bytes, provenance
 from dfkd.types import Bytes, Images
 
-__all__ = ["EXPORT_FILE", "EXPORT_FOLDER", "Artefact", "Exported", "Format", "Normalisation", "export", "images_for"]
+__all__ = ["EXPORT_FILE", "EXPORT_FOLDER", "Artefact", "Exported", "Format", "Normalisation", "export"]
 
 EXPORT_FOLDER = "export"
-EXPORT_FILE = "export.json"
-FEWEST = 64  # images for calibration
 BATCHES = (1, 32)  # images a call, where latency is measured
 
 Format = Literal["pt2", "onnx", "int8"]
@@ -115,7 +110,7 @@ def export(
             "builds it as --network package.module:callable"
         )
     folder = Path(out) if out is not None else opened.folder / EXPORT_FOLDER
-    _check_replaceable(folder)
+    check_replaceable(folder)
     skipped: dict[str, str] = {}
     if formats is None:
         wanted = _without_missing(wanted, skipped)
@@ -125,7 +120,7 @@ def export(
         raise UserError(
             f"INT8 needs at least {FEWEST} images to calibrate on, got {len(calibrating)}; give more with --images"
         )
-    with _replaced(folder) as aside:
+    with replaced(folder) as aside:
         module = _bare(opened.predictor) if normalisation == "outside" else opened.predictor
         normalise = _normalise(opened.predictor) if normalisation == "outside" else _same
         in_float = _write(opened, module, wanted, normalise(calibrating), normalisation, batch, aside)
@@ -133,31 +128,6 @@ def export(
         done = Exported(folder, artefacts, len(compared), len(calibrating) if "int8" in wanted else 0, skipped)
         _record(done, opened, normalisation, batch, aside)
     return done
-
-
-def images_for(opened: Opened, count: int, given: Bytes | str | Path | None = None, who: str = "export") -> Bytes:
-    """At most ``count`` images: those given, of a folder, or the newest of the run.
-
-    Raises:
-        UserError: none, or of another size.
-    """
-    size = opened.predictor.image_size
-    if given is None:
-        return stored_images(opened.folder, count, who)[0]
-    if isinstance(given, Tensor):
-        if given.dtype != torch.uint8 or tuple(given.shape[1:]) != size:
-            raise UserError(
-                f"{who} needs uint8 images {size}, got {given.dtype} of shape {tuple(given.shape[1:])}; convert them"
-            )
-        return given[:count].cpu()
-    folder = Path(given).expanduser()
-    files = image_files(folder)
-    step = max(1, len(files) // count)
-    blocks = [torch.from_numpy(block) for block, _ in decoded_files(files[::step][:count], size)]
-    found = torch.cat(blocks) if blocks else torch.zeros(0, *size, dtype=torch.uint8)
-    if not len(found):
-        raise UserError(f"{who} needs a folder of images, got {folder} without any that can be read; give another")
-    return found
 
 
 def _wanted(
@@ -188,36 +158,6 @@ def _without_missing(wanted: tuple[Format, ...], skipped: dict[str, str]) -> tup
         skipped.update({name: str(error) for name in wanted if name != "pt2"})
         return ("pt2",)
     return wanted
-
-
-def _check_replaceable(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"export needs a folder to write to, got the file {folder}; choose another with --out")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / EXPORT_FILE).is_file():
-        raise UserError(f"export needs a new folder, got {folder} with other files in it; choose another with --out")
-
-
-@contextmanager
-def _replaced(folder: Path) -> Iterator[Path]:
-    """A folder to write in, which takes the place of ``folder`` at the end; on an error nothing has changed."""
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    try:
-        aside.mkdir(parents=True)
-        yield aside
-        if folder.exists():
-            folder.rename(old)
-        aside.rename(folder)
-    except OSError as error:
-        raise UserError(
-            f"export needs to write {folder}, got {error.strerror or str(error)!r}; free space, or choose another "
-            "place with --out"
-        ) from error
-    finally:
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _same(images: Images) -> Tensor:

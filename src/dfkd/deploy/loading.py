@@ -16,6 +16,7 @@ from dfkd.engine.records import RunInfo
 from dfkd.engine.sharing import widen
 from dfkd.errors import UserError
 from dfkd.nets.adapters import own_code
+from dfkd.nets.quantized import frozen_copy
 from dfkd.nets.zoo import build
 from dfkd.report.files import RUN_FILE, read_run
 from dfkd.weights import Sidecar, find_weights, load_weights, read_sidecar
@@ -114,6 +115,8 @@ def _rebuilt(weights: Path, sidecar: Sidecar, network: str | None) -> nn.Module:
     net = build(name, sidecar.classes, size[0]).net
     if sidecar.projector is not None:
         widen(net, size, **sidecar.projector)
+    if sidecar.bits is not None:
+        net = frozen_copy(net, sidecar.bits)
     load_weights(net, weights, "load")
     return net
 

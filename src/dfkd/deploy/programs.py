@@ -1,4 +1,4 @@
-"""A network as a program of another kind: ``torch.export``, ONNX, INT8 ONNX. What cannot be converted is named."""
+"""A network as a program of another kind: ``torch.export``, ONNX. What cannot be converted is named."""
 
 import io
 import json
@@ -17,10 +17,9 @@ from dfkd.errors import UserError
 from dfkd.extras import install_extra
 from dfkd.types import Images
 
-__all__ = ["check_onnx", "session", "write_int8", "write_onnx", "write_program"]
+__all__ = ["check_onnx", "metadata_of", "quiet", "session", "write_onnx", "write_program"]
 
 LARGEST_BATCH = 65536
-WEIGHTED = ("Conv", "Gemm", "MatMul", "ConvTranspose")
 Attempt = Callable[[nn.Module, tuple[Tensor, ...], bool], Any]
 
 
@@ -53,7 +52,7 @@ def write_program(module: nn.Module, example: Images, path: Path, dynamic: bool 
     """
     program = _converted(_trace, module, example, dynamic, "torch.export")
     packed = io.BytesIO()
-    with _quiet():
+    with quiet():
         torch.export.save(program, packed)
     path.write_bytes(packed.getbuffer())
 
@@ -76,46 +75,6 @@ def write_onnx(module: nn.Module, example: Images, path: Path, about: Mapping[st
     onnx.save_model(model, str(path))
 
 
-def write_int8(source: Path, path: Path, images: Images, batch: int | None = None) -> list[str]:
-    """Static INT8 in the QDQ form: weights per channel, activations per tensor, ranges from ``images``.
-
-    Args:
-        source: the fp32 ONNX file.
-        path: of the file to write.
-        images: what the network sees, (n, c, h, w).
-        batch: images of every call, where the model has a fixed number.
-
-    Returns:
-        Names of layers with weights that stay in float.
-
-    Raises:
-        UserError: a scale that is not finite.
-    """
-    import onnx
-    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    prepared = path.with_name(f"{path.stem}-prepared.onnx")
-    with _quiet():
-        quant_pre_process(str(source), str(prepared))
-        quantize_static(
-            str(prepared),
-            str(path),
-            _reader(images, batch or 32),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            nodes_to_exclude=_normalisation(onnx.load(str(prepared))),
-        )
-    prepared.unlink()
-    model = onnx.load(str(path))
-    _check_scales(model)
-    _copy_metadata(onnx.load(str(source)), model)
-    onnx.save_model(model, str(path))
-    return _in_float(model)
-
-
 def session(path: Path) -> Callable[[Any], Any]:
     """Run an ONNX file on as many threads as torch uses: float32 images as an array in, logits out."""
     import onnxruntime
@@ -129,7 +88,7 @@ def session(path: Path) -> Callable[[Any], Any]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Converters warn of their own insides, and log."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -167,7 +126,7 @@ def _to_onnx(module: nn.Module, example: tuple[Tensor, ...], dynamic: bool) -> A
 
 def _converted(attempt: Attempt, module: nn.Module, example: Images, dynamic: bool, what: str) -> Any:
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), quiet():
             return attempt(module, (example,), dynamic)
     except Exception as error:  # conversion fails in as many ways as networks can be written
         layer, reason = _culprit(attempt, module, example, dynamic, error)
@@ -224,7 +183,7 @@ def _inputs(module: nn.Module, example: Images) -> dict[str, tuple[Tensor, ...]]
 
 def _trouble(attempt: Attempt, module: nn.Module, example: tuple[Tensor, ...], dynamic: bool) -> Exception | None:
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), quiet():
             attempt(module, example, dynamic)
     except Exception as error:  # see _converted
         return error
@@ -246,44 +205,6 @@ def _reason(error: BaseException) -> str:
     return line if len(line) <= 160 else f"{line[:157]}..."
 
 
-def _reader(images: Images, batch: int) -> Any:
-    from onnxruntime.quantization import CalibrationDataReader
-
-    class Reader(CalibrationDataReader):
-        def __init__(self) -> None:
-            self.parts = iter([part for part in images.split(batch) if len(part) == batch or batch == 32])
-
-        def get_next(self) -> Any:
-            part = next(self.parts, None)
-            return None if part is None else {"images": part.numpy()}
-
-    return Reader()
-
-
-def _normalisation(model: Any) -> list[str]:
-    """The nodes before the first layer with weights: pixels keep their precision."""
-    names = []
-    for node in model.graph.node:
-        if node.op_type in WEIGHTED:
-            break
-        names.append(node.name)
-    return names
-
-
-def _check_scales(model: Any) -> None:
-    import numpy as np
-    from onnx import numpy_helper
-
-    scales = {node.input[1] for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")}
-    for tensor in model.graph.initializer:
-        values = numpy_helper.to_array(tensor) if tensor.name in scales else np.ones(1)
-        if not (np.isfinite(values).all() and (values > 0).all()):
-            raise UserError(
-                f"INT8 needs finite scales, got {values.min()} to {values.max()} for {tensor.name}; calibrate on more "
-                "images, or on images that resemble those the network will see"
-            )
-
-
 def _strip(model: Any) -> None:
     """Drop the converter's notes, which hold the paths of the source files it read."""
     graph = model.graph
@@ -291,19 +212,6 @@ def _strip(model: Any) -> None:
         del part.metadata_props[:]
     for part in graph.node:
         part.doc_string = ""
-
-
-def _copy_metadata(source: Any, model: Any) -> None:
-    have = {entry.key for entry in model.metadata_props}
-    for entry in source.metadata_props:
-        if entry.key not in have:
-            model.metadata_props.append(entry)
-
-
-def _in_float(model: Any) -> list[str]:
-    """Layers with weights whose input is not dequantized."""
-    quantized = {name for node in model.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
-    return [node.name for node in model.graph.node if node.op_type in WEIGHTED and not set(node.input[:2]) <= quantized]
 
 
 def metadata_of(

@@ -1,0 +1,77 @@
+"""Where exports read and write: the images of a run, and a folder that is replaced as a whole or not at all."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dfkd.data._sources import decoded_files, image_files
+from dfkd.deploy.loading import Opened
+from dfkd.deploy.stored import stored_images
+from dfkd.errors import UserError
+from dfkd.types import Bytes
+
+__all__ = ["EXPORT_FILE", "FEWEST", "check_replaceable", "images_for", "replaced"]
+
+EXPORT_FILE = "export.json"
+FEWEST = 64  # images for calibration
+
+
+def images_for(opened: Opened, count: int, given: Bytes | str | Path | None = None, who: str = "export") -> Bytes:
+    """At most ``count`` images: those given, of a folder, or the newest of the run.
+
+    Raises:
+        UserError: none, or of another size.
+    """
+    size = opened.predictor.image_size
+    if given is None:
+        return stored_images(opened.folder, count, who)[0]
+    if isinstance(given, Tensor):
+        if given.dtype != torch.uint8 or tuple(given.shape[1:]) != size:
+            raise UserError(
+                f"{who} needs uint8 images {size}, got {given.dtype} of shape {tuple(given.shape[1:])}; convert them"
+            )
+        return given[:count].cpu()
+    folder = Path(given).expanduser()
+    files = image_files(folder)
+    step = max(1, len(files) // count)
+    blocks = [torch.from_numpy(block) for block, _ in decoded_files(files[::step][:count], size)]
+    found = torch.cat(blocks) if blocks else torch.zeros(0, *size, dtype=torch.uint8)
+    if not len(found):
+        raise UserError(f"{who} needs a folder of images, got {folder} without any that can be read; give another")
+    return found
+
+
+def check_replaceable(folder: Path) -> None:
+    """Refuse, before any work, a folder that holds something else than an export."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"export needs a folder to write to, got the file {folder}; choose another with --out")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / EXPORT_FILE).is_file():
+        raise UserError(f"export needs a new folder, got {folder} with other files in it; choose another with --out")
+
+
+@contextmanager
+def replaced(folder: Path) -> Iterator[Path]:
+    """A folder to write in, which takes the place of ``folder`` at the end; on an error nothing has changed."""
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    try:
+        aside.mkdir(parents=True)
+        yield aside
+        if folder.exists():
+            folder.rename(old)
+        aside.rename(folder)
+    except OSError as error:
+        raise UserError(
+            f"export needs to write {folder}, got {error.strerror or str(error)!r}; free space, or choose another "
+            "place with --out"
+        ) from error
+    finally:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,164 @@
+"""A network in few bits without its training data: calibrated on synthetic images, then trained.
+
+The protocol of NAYER's Table 3 as far as it is published, with ZAQ's quantizers (:mod:`dfkd.nets.quantized`): the
+network is the teacher of its own quantized copy, and any method that makes images makes them.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dfkd.api import distill
+from dfkd.data.text import TextEmbedding
+from dfkd.defaults import DEFAULT_METHOD
+from dfkd.deploy.stages import Looks, Stage, check_enough
+from dfkd.engine.checkpoint import pools_of
+from dfkd.engine.core import Method
+from dfkd.engine.driver import Watch
+from dfkd.engine.driver import run as drive
+from dfkd.engine.plan import Plan
+from dfkd.engine.records import Observer, RunResult
+from dfkd.errors import UserError
+from dfkd.inputs import as_classifier, runtime_of, with_fields
+from dfkd.methods import METHODS
+from dfkd.nets.quantized import Bits, quantized
+from dfkd.nets.ranges import check_ranges, freeze_ranges
+from dfkd.nets.zoo import Classifier
+from dfkd.prepare import build_task, instance
+from dfkd.report.files import plain, write_whole
+from dfkd.settings import Images, Machine, Text, Watching
+from dfkd.types import Bytes
+
+__all__ = ["QUANTIZE_FILE", "Quantized", "quantize"]
+
+QUANTIZE_FILE = "quantize.json"
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What :func:`quantize` returns: the student in eval mode with frozen ranges, its stages, its record."""
+
+    student: nn.Module
+    bits: Bits
+    stages: tuple[Stage, ...]
+    record: RunResult
+
+
+def quantize(
+    network: nn.Module | Classifier,
+    bits: str,
+    method: Method[Any] | None = None,
+    *,
+    images: Bytes | None = None,
+    calibration: int = 256,
+    data: Images | None = None,
+    text: Text | TextEmbedding | Tensor | str = "auto",
+    plan: Plan | None = None,
+    runtime: Machine | None = None,
+    watch: Watching | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    observers: Sequence[Observer] = (),
+    progress: bool = True,
+    **values: Any,
+) -> Quantized:
+    """Quantize a copy of ``network`` to ``bits`` and train it, both without training data.
+
+    Args:
+        network: trained, with Conv2d, Linear and ReLU or ReLU6 modules; it is not changed.
+        bits: such as "W4A8": of weights and activations, 2 to 8.
+        method: what makes images and trains; default NAYER.
+        images: uint8 (n, c, h, w) to calibrate on; default: those of the method's warm-up (at least one round of it).
+        calibration: images for the ranges, at least 64; as many others tell the agreement.
+        resume: go on with the run in ``out``.
+        data, text, plan, runtime, watch, out, observers, progress, values: as :func:`dfkd.distill` takes them.
+
+    Raises:
+        UserError: brevitas is missing; a layer without a quantizer; too few images; a scale that is not finite; and
+            what :func:`dfkd.distill` refuses.
+    """
+    sections: dict[str, Any] = {"data": data or Images(), "text": Text(text) if isinstance(text, str) else text}  # type: ignore[arg-type]
+    sections |= {"runtime": runtime or Machine(), "watch": watch or Watching()}
+    sections = with_fields("quantize", sections, values)
+    teacher, method = as_classifier(network), instance(method, METHODS[DEFAULT_METHOD]())
+    plan = method.budget() if plan is None else plan
+    wanted = Bits.parse(bits)
+    student = _student(teacher, wanted)
+    folder = None if out is None else Path(out)
+    look = Looks(teacher, student, sections, wanted)
+    if resume:
+        stages = _stored(folder)
+        made = None
+    else:
+        made = images if images is not None else _synthesised(teacher, method, plan, sections)
+        check_enough(made, calibration)
+        stages = look.calibrated(made[: 2 * calibration])
+    done = distill(
+        teacher, student, method, plan=plan, out=out, resume=resume,
+        observers=[*observers, _Keep(folder, wanted, stages)], progress=progress, **sections,
+    )  # fmt: skip
+    freeze_ranges(done.student)
+    check_ranges(done.student)
+    stages = (*stages, look.trained(made, stages))
+    _write(folder, wanted, stages)
+    return Quantized(done.student, wanted, stages, done.record)
+
+
+def _student(teacher: Classifier, bits: Bits) -> Classifier:
+    spec = {**teacher.spec, "bits": str(bits)} if teacher.spec else {}
+    name = f"{teacher.name or type(teacher.net).__name__} {bits}"
+    return replace(teacher, net=quantized(teacher.net, bits), spec=spec, name=name)
+
+
+def _synthesised(teacher: Classifier, method: Method[Any], plan: Plan, sections: dict[str, Any]) -> Bytes:
+    """Images of the method's warm-up, with the network as its own student."""
+    import copy
+
+    with torch.random.fork_rng(devices=[]):
+        runtime = runtime_of(sections["runtime"]).launch()
+        pair = teacher, replace(teacher, net=copy.deepcopy(teacher.net).requires_grad_(True))
+        task = build_task(*pair, data=sections["data"], text=sections["text"], runtime=runtime)
+        state = drive(task, method, replace(plan, rounds=1, warmup=max(1, plan.warmup), steps=1), Watch())
+    task.teacher.release()
+    pool = pools_of(state).get("pool")
+    if pool is None or "images" not in pool.columns:
+        raise UserError(
+            f"quantize needs a method that stores the images it makes, got {type(method).__name__}; give images, or "
+            "another method"
+        )
+    return pool.newest(len(pool))["images"].cpu()
+
+
+class _Keep(Observer):
+    """Writes the stages so far when the run begins, so that a resume knows them."""
+
+    def __init__(self, folder: Path | None, bits: Bits, stages: tuple[Stage, ...]) -> None:
+        self.folder, self.bits, self.stages = folder, bits, stages
+
+    def started(self, info: Any) -> None:
+        """The folder is the run's now."""
+        _write(self.folder, self.bits, self.stages)
+
+
+def _write(folder: Path | None, bits: Bits, stages: tuple[Stage, ...]) -> None:
+    if folder is not None:
+        text = json.dumps(plain({"bits": str(bits), "stages": list(stages)}), indent=1, allow_nan=False)
+        write_whole(folder / QUANTIZE_FILE, text.encode() + b"\n")
+
+
+def _stored(folder: Path | None) -> tuple[Stage, ...]:
+    if folder is None:
+        raise UserError("resume needs the run's folder, got no out; give the folder the run was started with")
+    try:
+        rows = json.loads((folder / QUANTIZE_FILE).read_text("utf-8"))["stages"]
+        return tuple(Stage(**row) for row in rows if row["name"] != "trained")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"resume needs {QUANTIZE_FILE} of a run of `dfkd quantize`, got {folder} ({type(error).__name__}); "
+            "start in a new folder"
+        ) from error

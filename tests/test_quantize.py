@@ -1,0 +1,221 @@
+"""Quantized students: the quantizer against loops, whole small runs, exact resume, refusals that name the layer."""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import dfkd
+from dfkd.cli.main import main
+from dfkd.engine.records import Observer
+from dfkd.nets.quantized import Bits, quantized, quantized_bytes
+from dfkd.nets.ranges import Largest, check_ranges, freeze_ranges, ranges_of
+
+needs_brevitas = pytest.mark.skipif(
+    importlib.util.find_spec("brevitas") is None, reason="the extra quant is not installed: brevitas"
+)
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+
+DIGITS: dict[str, Any] = {
+    "image_size": (1, 8, 8),
+    "mean": (0.3053,),
+    "std": (0.3759,),
+    "classes": 10,
+    "figures": False,
+    "quiet": True,
+    "device": "cpu",
+}
+
+
+def method() -> dfkd.NAYER:
+    return dfkd.NAYER(steps=1, synthesis_batch=64, batches=2, warmup_batches=2, width=8, channels=4, pad=1)
+
+
+def plan(rounds: int = 2) -> dfkd.Plan:
+    return dfkd.Plan(rounds=rounds, warmup=1, steps=2, batch_size=16, lr=0.01)
+
+
+def small() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(256, 10))
+
+
+def zaq(values: Any, low: float, high: float, bits: int) -> Any:
+    """ZAQ's quantizer for one range, from its formulas: scale, integer zero point, rounding, clamping."""
+    scale = (2**bits - 1) / (high - low)
+    zero = np.rint(scale * low) + 2 ** (bits - 1)
+    codes = np.clip(np.rint(scale * values - zero), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    return (codes + zero) / scale
+
+
+@needs_brevitas
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_the_quantizers_are_those_of_zaq(bits: int) -> None:
+    net: Any = quantized(small(), Bits(bits, bits))
+    kernel = net[0].weight.detach().double().numpy()
+    wanted = np.stack([zaq(channel, channel.min(), channel.max(), bits) for channel in kernel])
+    np.testing.assert_allclose(net[0].quant_weight().value.detach().numpy(), wanted, atol=1e-6)
+    rectifier = net[2].train()
+    x = torch.randn(5, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    values = x.clamp(min=0).double().numpy()
+    found = rectifier(x).detach().numpy()
+    wanted = zaq(values, 0.0, values.max(), bits)
+    ties = np.abs((values * (2**bits - 1) / values.max()) % 1 - 0.5) < 1e-4  # which way rounding goes there is chance
+    np.testing.assert_allclose(found[~ties], wanted[~ties], atol=1e-5)
+    assert len(np.unique(found)) <= 2**bits
+
+
+@needs_brevitas
+def test_gradients_pass_the_rounding_unchanged() -> None:
+    layer: Any = quantized(nn.Sequential(nn.Linear(6, 3), nn.ReLU()), Bits(2, 2)).train()
+    x = torch.randn(4, 6, requires_grad=True)
+    out = layer[0](x)
+    out.sum().backward()
+    weight: Any = layer[0].weight
+    torch.testing.assert_close(weight.grad, x.detach().sum(0).expand(3, 6))
+    y = torch.randn(4, 3, requires_grad=True)
+    layer[1](y).sum().backward()
+    torch.testing.assert_close(y.grad, (y > 0).float())
+
+
+@needs_brevitas
+def test_ranges_grow_in_training_and_never_when_looked_at() -> None:
+    net = quantized(small(), Bits(4, 4))
+    ((name, found),) = ranges_of(net)
+    assert name == "2"
+    x = torch.rand(3, 1, 8, 8)
+    net.eval()(10 * x)
+    assert float(found.largest) == 0
+    net.train()(x)
+    first = float(found.largest)
+    assert first > 0
+    net.eval()(100 * x)
+    net.train()(0.1 * x)
+    assert float(found.largest) >= first
+    freeze_ranges(net)
+    before = float(found.largest)
+    net.train()(1000 * torch.randn(3, 1, 8, 8))
+    assert float(found.largest) == before
+
+
+@needs_brevitas
+def test_the_network_itself_is_left_alone_and_a_copy_is_smaller() -> None:
+    net = small()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    copy = quantized(net, Bits(4, 8))
+    with torch.no_grad():
+        for parameter in copy.parameters():
+            parameter.add_(1)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    conv, linear, rest = 4 * 9, 10 * 256, sum(t.numel() * t.element_size() for n, t in before.items() if t.dim() < 2)
+    assert quantized_bytes(copy, Bits(4, 8)) == (conv + linear) // 2 + 5 * 14 + rest + 4  # + the range
+
+
+class Odd(nn.Module):
+    """A layer with a weight that nobody knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(torch.ones(3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.kernel
+
+
+def test_bits_are_read_or_refused() -> None:
+    assert Bits.parse("w4a8") == Bits(4, 8)
+    assert str(Bits(4, 8)) == "W4A8"
+    for text in ("W1A4", "W4", "W9A9", "4", ""):
+        with pytest.raises(dfkd.UserError, match="bits such as W4A4"):
+            Bits.parse(text)
+
+
+@needs_brevitas
+def test_what_has_no_quantizer_is_named() -> None:
+    with pytest.raises(dfkd.UserError, match=r"the layer '1.0' \(Odd\) with the weight 'kernel'"):
+        quantized(nn.Sequential(nn.ReLU(), nn.Sequential(Odd())), Bits(4, 4))
+    with pytest.raises(dfkd.UserError, match="ReLU or ReLU6 modules"):
+        quantized(nn.Sequential(nn.Linear(3, 3), nn.GELU()), Bits(4, 4))
+
+
+@needs_brevitas
+def test_scales_that_are_not_finite_are_refused() -> None:
+    net: Any = quantized(small(), Bits(4, 4))
+    ((_, found),) = ranges_of(net)
+    check_ranges(net)
+    found.largest.fill_(float("nan"))
+    with pytest.raises(dfkd.UserError, match="finite scales, got a range of nan after the layer '2'"):
+        check_ranges(net)
+    found.largest.fill_(1)
+    with torch.no_grad():
+        net[4].weight[0, 0] = float("inf")
+    with pytest.raises(dfkd.UserError, match=r"the weight '4.weight'"):
+        check_ranges(net)
+
+
+def test_without_the_package_the_command_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None)
+    with pytest.raises(dfkd.UserError, match="brevitas, got none installed; run `pip install"):
+        dfkd.quantize(small(), "W4A4", method(), plan=plan(), **DIGITS)
+
+
+@needs_brevitas
+def test_too_few_images_are_refused(digits_teacher: nn.Module) -> None:
+    few = torch.zeros(20, 1, 8, 8, dtype=torch.uint8)
+    with pytest.raises(dfkd.UserError, match="at least 64 images to calibrate on, got 20"):
+        dfkd.quantize(digits_teacher, "W4A4", method(), images=few, plan=plan(), **DIGITS)
+
+
+@needs_brevitas
+def test_a_whole_run_reports_three_stages_and_loads_again(digits_teacher: nn.Module, tmp_path: Path) -> None:
+    teacher = dfkd.build("wrn16-1", 10, 1)
+    teacher.net.load_state_dict(digits_teacher.state_dict())
+    out = tmp_path / "q"
+    images = dfkd.read_images("digits", "train").images[:200]
+    done = dfkd.quantize(
+        teacher, "W8A8", method(), images=images, calibration=64, plan=plan(), out=out, test="digits", **DIGITS
+    )
+    assert [stage.name for stage in done.stages] == ["fp32", "calibrated", "trained"]
+    fp32, calibrated, trained = done.stages
+    test = dfkd.read_images("digits")
+    assert fp32.agreement == fp32.synthetic_agreement == 1
+    assert calibrated.agreement is not None
+    assert calibrated.agreement > 0.98  # eight bits on real digits lose little
+    assert trained.bytes == calibrated.bytes < fp32.bytes / 3
+    assert not any(found.growing for _, found in ranges_of(done.student))
+    again = dfkd.load(out)
+    names, _ = again.predict(test.images)
+    found = sum(int(name) == label for name, label in zip(names, test.labels.tolist(), strict=True)) / len(names)
+    assert found == pytest.approx(trained.accuracy)
+    record = json.loads((out / "quantize.json").read_text())
+    assert [row["name"] for row in record["stages"]] == ["fp32", "calibrated", "trained"]
+    assert json.loads((out / "student.json").read_text())["network"]["bits"] == "W8A8"
+    assert main(["evaluate", str(out), "--data.test", "digits", "--runtime.device", "cpu"]) == 0
+
+
+@needs_brevitas
+def test_a_quantized_student_resumes_exactly(digits_teacher: nn.Module, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"calibration": 64, "plan": plan(), "save_every": 0.0, **DIGITS}
+    whole = dfkd.quantize(digits_teacher, "W4A4", method(), out=tmp_path / "whole", **settings)
+    with pytest.raises(KeyboardInterrupt):
+        dfkd.quantize(digits_teacher, "W4A4", method(), out=tmp_path / "cut", observers=[Saved()], **settings)
+    rest = dfkd.quantize(digits_teacher, "W4A4", method(), out=tmp_path / "cut", resume=True, **settings)
+    for name, value in whole.student.state_dict().items():
+        assert torch.equal(value, rest.student.state_dict()[name]), name
+    assert [stage.name for stage in rest.stages] == ["fp32", "calibrated", "trained"]
+    assert any(isinstance(module, Largest) for module in rest.student.modules())
+    with pytest.raises(dfkd.UserError, match=r"quantize.json of a run of `dfkd quantize`"):
+        dfkd.quantize(digits_teacher, "W4A4", method(), out=tmp_path / "new", resume=True, **settings)
+
+
+class Saved(Observer):
+    """Stops when the third round begins its student steps: two rounds lie on the disk."""
+
+    def stepped(self, round: int, phase: str, done: int, total: int) -> None:
+        if round == 2:
+            raise KeyboardInterrupt
