@@ -228,7 +228,6 @@ def one(
         "estimate": plain(last.estimate),
         "metrics": plain(last.metrics),
         "warnings": [concern.kind for concern in warnings_of(keep.records, held.classes)],
-        "losses": [plain(record.metrics) for record in keep.records],
         "cpu_seconds": {"held-out images": made - began, "run": time.process_time() - made},
     }
 

@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 from benchmarks import recipes
+from benchmarks.estimate import FILE as ESTIMATES
+from benchmarks.estimate import cases, method_for
+from benchmarks.estimate_tables import judge
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.records import RESULTS
 from benchmarks.run import slug
@@ -17,6 +20,7 @@ from benchmarks.table import page, records
 from dfkd.cli.config import Distill
 from dfkd.cli.setup import resolve
 from dfkd.data.text import embed
+from dfkd.methods.nayer import NAYER
 from dfkd.recipes import find, names, recipe
 from dfkd.recipes.figures import RESULTS as PACKAGED
 
@@ -164,3 +168,17 @@ def _cards(root: Path) -> list[str]:
 def test_records_are_sound_json() -> None:
     for path in RESULTS.rglob("*.json"):
         assert isinstance(json.loads(path.read_text()), dict), path
+
+
+def test_the_page_of_the_estimate_has_the_tables_of_the_records() -> None:
+    text = (Path(__file__).parent.parent / "docs/estimate.md").read_text()
+    shown = text.partition("judge -->\n\n")[2].partition("\n\n<!-- end of tables -->")[0]
+    assert shown == judge(ESTIMATES).strip(), "put what `python -m benchmarks.estimate judge` prints into the page"
+    assert f"{len(ESTIMATES.read_text().splitlines())} of the planned {len(cases())} runs" in text
+
+
+def test_a_short_run_of_the_study_gives_a_line() -> None:
+    method = method_for("NAYER", "wild synthesis", (1, 8, 8))
+    assert isinstance(method, NAYER)
+    assert (method.lr, method.pad, method.flip) == (3.0, 1, False)
+    assert len(set(cases())) == len(cases()) >= 150
