@@ -43,6 +43,7 @@ MNIST = Data("mnist", "mnist", (1, 28, 28), epochs=8, pad=2)
 # LeNet-5 takes 32 pixels: zero-padded. A rate of 0.05 kills most filters of its second convolution.
 MNIST32 = Data("mnist", "mnist", (1, 32, 32), epochs=15, lr=0.01, pad=2)
 MNIST32_BN = replace(MNIST32, epochs=4, lr=0.1)
+MNIST_PLAIN = replace(MNIST, lr=0.02)  # a network without BatchNorm loses filters to higher rates
 CIFAR10 = Data("cifar10", "cifar10", (3, 32, 32), epochs=14, flip=True)
 WEB = {"web": ".data/web32.npy"}  # 50,000 unlabelled natural images; grey where the task is
 CIFAR10_16 = Data("cifar10", "cifar10", (3, 16, 16), epochs=14, pad=2, flip=True)

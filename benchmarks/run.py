@@ -106,7 +106,7 @@ def teacher_of(data: Data, name: str) -> tuple[torch.nn.Module, dict[str, Any]]:
     classes = len(dfkd.class_list(data.name))
     torch.manual_seed(0)
     net = dfkd.build(name, classes=classes, channels=data.shape[0]).net
-    title = f"{data.name}-{data.shape[1]}px-{name}"
+    title = f"{data.name}-{data.shape[1]}px-{name.replace(':', '-')}"
     path = TEACHERS / f"{title}.safetensors"
     about = path.with_suffix(".facts.json")
     recipe = TeachPlan(epochs=data.epochs, batch_size=data.batch_size, lr=data.lr, pad=data.pad, flip=data.flip)
