@@ -11,6 +11,7 @@ from benchmarks.records import RESULTS
 from dfkd.data.text import class_list, embed
 from dfkd.datasets import DATASETS
 from dfkd.engine.core import Need
+from dfkd.engine.plan import Plan
 from dfkd.methods import METHODS
 from dfkd.nets.zoo import build
 from dfkd.prepare import build_task
@@ -108,15 +109,18 @@ def stages_of(row: Row) -> dict[str, list[str]]:
 
 
 def _same_settings(record: Mapping[str, Any], row: Row) -> bool:
+    """Settings and plan, by way of JSON, as the record went: tuples become lists."""
     method = METHODS[row.method]
     defaults = {item.name: item.default for item in fields(method)}  # type: ignore[arg-type]
-    plan = vars(method.default_plan)
-    pairs = ((record.get("settings"), {**defaults, **row.settings}), (record.get("plan"), {**plan, **row.plan}))
-    # By way of JSON, as the record went: tuples become lists.
-    plain = [(had or {}, json.loads(json.dumps(want))) for had, want in pairs]
-    methods, plans = plain
-    missing = {key: json.loads(json.dumps(value)) for key, value in defaults.items()}
-    return {**missing, **methods[0]} == methods[1] and plans[0] == plans[1]
+    pairs = (
+        ("settings", defaults, {**defaults, **row.settings}),
+        ("plan", vars(Plan()), {**vars(method.default_plan), **row.plan}),
+    )
+    for section, younger, want in pairs:
+        had = {**younger, **(record.get(section) or {})}  # what the record does not name had its default
+        if json.loads(json.dumps(had)) != json.loads(json.dumps(want)):
+            return False
+    return True
 
 
 def _run(record: Mapping[str, Any]) -> dict[str, Any]:
