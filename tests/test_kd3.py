@@ -146,7 +146,7 @@ def test_the_cache_changes_nothing_but_the_work(digits_teacher: nn.Module) -> No
     assert kept.teacher.value is not None
     assert kept.teacher.value.shape == (120, 10)
     assert none.teacher.value is None
-    assert pack(kept)["teacher"] is None  # checkpoints stay small
+    assert "teacher" not in pack(kept)  # checkpoints stay small
     calls: list[int] = []
     handle = task.teacher.net.register_forward_hook(lambda *_: calls.append(1))
     KD3(block=32).synthesize(task, kept, Clock(PLAN, 0))
