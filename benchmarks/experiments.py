@@ -25,7 +25,7 @@ from benchmarks.rows import (
     half,
 )
 from dfkd.engine.plan import Plan
-from dfkd.methods import CMI, D3K, KD3, NAYER, STTS, NoiseInput, SpaceshipNet, VanillaKD
+from dfkd.methods import CMI, D3K, DAFL, DFND, KD3, NAYER, STTS, NoiseInput, SpaceshipNet, VanillaKD
 
 DIGITS_NAYER = NAYER(
     steps=20, synthesis_batch=200, batches=1, warmup_batches=2, width=256, channels=32, alpha_bn=1.0, pad=1, flip=False
@@ -75,11 +75,16 @@ DIGITS_CMI = CMI(
     pad=1,
     flip=False,
 )
+DIGITS_DAFL = DAFL(alpha_cls=1.0, alpha_act=0.1, alpha_ie=5.0, lr=5e-3, width=100, channels=32)
+DIGITS_DFND = DFND(selected_share=0.5, teacher_accuracy=0.99, pad=1, flip=False)
 DIGITS_STTS = STTS(sigma=1.5, steps=200, lr=0.01, batches=4, pad=1)
 
 
 def _digits() -> list[Row]:
-    """Every method on one pair, one student budget (800 steps of 128 images; STTS takes them with Adam)."""
+    """Every method on one pair, one student budget (800 steps of 128 images; STTS takes them with Adam).
+
+    DFND selects strokes, shrunk to 8 x 8, as little as is left of them.
+    """
     pair, plan = ("wrn16-2", "wrn16-1"), replace(DIGITS_PLAN, warmup=0)
     return [
         Row("vanilla KD (real data)", *pair, VanillaKD(pad=1, flip=False), plan, "", {"real": "digits"}),
@@ -88,6 +93,8 @@ def _digits() -> list[Row]:
         Row("Spaceship-Net", *pair, DIGITS_SPACESHIP, plan),
         Row("D3K", *pair, DIGITS_D3K, plan),
         Row("CMI", *pair, DIGITS_CMI, plan),
+        Row("DAFL", *pair, DIGITS_DAFL, replace(plan, turns=50)),
+        Row("DFND, strokes", *pair, DIGITS_DFND, plan, "", STROKES),
         Row("STTS", *pair, DIGITS_STTS, replace(plan, warmup=10, **STTS_STUDENT)),
     ]
 
@@ -212,6 +219,9 @@ def _mnist_plain() -> list[Row]:
     ]
 
 
+MNIST_CMI = replace(DIGITS_CMI, synthesis_batch=128, bank=2944, negatives=512, pad=2)
+
+
 def _mnist_bn() -> list[Row]:
     """WRN-16-1 to ResNet-8 on MNIST at 32 pixels (D3K needs a multiple of 8): every method, one student budget.
 
@@ -230,6 +240,9 @@ def _mnist_bn() -> list[Row]:
         Row("STTS", *pair, stts, adam),
         *(Row(label, *pair, method, adam) for label, method in stts_norms(stts)),
         Row("KD3", *pair, kd3, replace(plan, **KD3_STUDENT), "", STROKES),
+        Row("CMI", *pair, MNIST_CMI, replace(plan, warmup=3)),
+        Row("DAFL", *pair, DIGITS_DAFL, replace(plan, turns=50)),
+        Row("DFND, strokes", *pair, replace(DIGITS_DFND, pad=3), plan, "", STROKES),
     ]
     return [
         Row("vanilla KD (real data)", *pair, VanillaKD(pad=2, flip=False), plan, "", {"real": "mnist"}),
