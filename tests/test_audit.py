@@ -146,7 +146,7 @@ def test_the_page_shows_pairs_and_numbers(teacher: Probe, tmp_path: Path) -> Non
     private = Rows(read_images("digits", "train").images)
     page = write_audit(tmp_path / "out", audit, images, private, {"run": "<b>x</b>"}).read_text()
     assert page.count("data:image/png") == 2
-    assert page.count("data:image/svg+xml") == 2
+    assert page.count("data:image/svg+xml") == 4
     assert "&lt;b&gt;x" in page
     assert "<b>x" not in page
     numbers = json.loads((tmp_path / "out/audit.json").read_text())

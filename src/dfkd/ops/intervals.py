@@ -30,7 +30,8 @@ def wilson(successes: float, trials: int, z: float = Z95) -> Interval:
     share, z2 = successes / trials, z * z
     middle = (share + z2 / (2 * trials)) / (1 + z2 / trials)
     half = z / (1 + z2 / trials) * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials * trials))
-    return Interval(max(0.0, middle - half), min(1.0, middle + half))
+    low = 0.0 if successes == 0 else max(0.0, middle - half)  # rounding would leave 1e-19
+    return Interval(low, 1.0 if successes == trials else min(1.0, middle + half))
 
 
 def auc_interval(auc: float, positives: int, negatives: int, z: float = Z95) -> Interval:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -69,7 +70,7 @@ class _Space:
     nearness: Nearness
     medians: tuple[str, str]
     smallest: tuple[str, str]
-    curves: bytes
+    curves: tuple[bytes, bytes]
     pairs: bytes
 
 
@@ -190,22 +191,22 @@ def _pairs(space: Distances, images: Bytes, private: Rows) -> bytes:
     return png(labelled(image_grid(both, rows, len(shown)), ("synthetic", "private"), ratios))
 
 
-def _curves(space: Distances, unit: str) -> bytes:
-    """Shares of synthetic and of held-out images below a distance, and below a ratio."""
+def _curves(space: Distances, unit: str) -> tuple[bytes, bytes]:
+    """Shares of synthetic and of held-out images below a distance, and below a ratio: two charts."""
     held: Sequence[tuple[str, Tensor, Tensor]] = (
         (f"nearest private image\n({unit})", space.nearest, space.reference),
-        ("that distance over the mean of the 50 nearest", space.ratio, space.reference_ratio),
+        ("that distance over the mean\nof the 50 nearest", space.ratio, space.reference_ratio),
     )
+    near, relative = (drawn((3.6, 2.6), partial(_draw_shares, across, pair)) for across, *pair in held)
+    return near, relative
 
-    def draw(figure: "Figure") -> None:
-        for i, (across, made, reference) in enumerate(held):
-            axes = figure.add_subplot(1, 2, i + 1)
-            plain_axes(axes)
-            for values, tone, label in ((made, TONES[1], "synthetic"), (reference, TONES[0], "held-out")):
-                axes.ecdf(values.numpy(), color=tone, linewidth=1.4, label=label)
-            axes.set_xlabel(across)
-            axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
-        figure.axes[0].set_ylabel("images below")
-        figure.axes[0].legend(frameon=False, labelcolor=INK)
 
-    return drawn((7.2, 2.6), draw)
+def _draw_shares(across: str, pair: Sequence[Tensor], figure: "Figure") -> None:
+    axes = figure.add_subplot()
+    plain_axes(axes)
+    for values, tone, label in zip(pair, (TONES[1], TONES[0]), ("synthetic", "held-out"), strict=True):
+        axes.ecdf(values.numpy(), color=tone, linewidth=1.4, label=label)
+    axes.set_xlabel(across)
+    axes.set_ylabel("images below")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+    axes.legend(frameon=False, labelcolor=INK)

@@ -21,9 +21,9 @@ _SETS: Mapping[str, str] = MappingProxyType(
     {
         "own": "made by the run's method from other seeds",
         "inverted": "made from the teacher alone, by optimising pixels",
-        "shifted": "both, shifted",
+        "shifted": "these images, shifted",
         "mixed": "means of two of them",
-        "noise": "noise",
+        "noise": "as bright and as varied as the data",
     }
 )
 _SIGNALS: Mapping[str, str] = MappingProxyType(
