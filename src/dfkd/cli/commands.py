@@ -202,6 +202,15 @@ _ALL = (
         ),
     ),
     Command(
+        "adapt",
+        "BatchNorm of a student estimated anew on a few real images, kept where it helps; not data-free",
+        config.Adapt,
+        "RUN --images FOLDER [options]",
+        "run",
+        (("64 pictures", "dfkd adapt runs/x --images pictures"),),
+        ("Whether it helps is told by agreement with the teacher, on images that were not estimated on. No labels.",),
+    ),
+    Command(
         "predict",
         "classify image files with the student of a run",
         config.Predict,
@@ -320,6 +329,9 @@ COMMANDS: Mapping[str, Command] = {command.name: command for command in _ALL}
 GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Start here", ("demo", "doctor")),
     ("The way from a network to a student", ("teach", "inspect", "embed", "distill", "repeat", "evaluate")),
-    ("What comes of a run", ("quantize", "export", "predict", "push", "synthesize", "report", "plot", "audit")),
+    (
+        "What comes of a run",
+        ("quantize", "adapt", "export", "predict", "push", "synthesize", "report", "plot", "audit"),
+    ),
     ("What there is, and how fast", ("methods", "recipes", "bench")),
 )

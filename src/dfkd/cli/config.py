@@ -11,6 +11,7 @@ from dfkd.settings import Images, Machine, MethodChoice, Network, TeachImages, T
 from dfkd.teacher_plan import TeachPlan
 
 __all__ = [
+    "Adapt",
     "Audit",
     "Bench",
     "Demo",
@@ -180,6 +181,19 @@ class Quantize:
     watch: Watching = field(default_factory=Watching)
     out: str | None = None  # run folder, new or empty; default runs/quantized-<network>-<bits>
     resume: bool = False  # go on with the run in --out; give the same settings
+    json: bool = False  # machine-readable
+
+
+@dataclass
+class Adapt:
+    """`dfkd adapt`."""
+
+    run: str | None = None  # run folder
+    images: str | None = None  # folder of real images, without labels
+    count: int = 64  # images at most
+    teacher: str | None = None  # its folder or weights; default as the run's recipe says
+    network: str | None = None  # package.module:callable, where the run does not name its student
+    out: str | None = None  # folder; default adapted in the run folder
     json: bool = False  # machine-readable
 
 

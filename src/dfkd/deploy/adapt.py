@@ -1,0 +1,133 @@
+"""BatchNorm estimated anew on a few real, unlabelled images: kept only where it helps. This is not data-free."""
+
+import copy
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from dfkd.deploy.folders import images_for
+from dfkd.deploy.loading import open_network
+from dfkd.deploy.predictor import Predictor
+from dfkd.engine.aside import write_aside
+from dfkd.errors import UserError
+from dfkd.ops.pixels import as_images
+from dfkd.report.files import RUN_FILE, plain, write_whole
+from dfkd.types import Bytes, Images
+
+__all__ = ["ADAPTED_FOLDER", "Adapted", "adapt", "estimated"]
+
+ADAPTED_FOLDER = "adapted"
+FEWEST = 4  # images: two to estimate on, two to compare on
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """What :func:`adapt` found.
+
+    Attributes:
+        images: how many were used.
+        before: share of them to which student and teacher give the same class.
+        after: the same with statistics from the other half of the images, both halves together.
+        kept: whether that is more, and the new student was written.
+        folder: where, or None.
+        student: the better one.
+    """
+
+    images: int
+    before: float
+    after: float
+    kept: bool
+    folder: Path | None
+    student: Predictor
+
+
+def adapt(
+    source: str | Path,
+    images: Bytes | str | Path,
+    teacher: nn.Module | str | Path,
+    *,
+    count: int = 64,
+    network: str | None = None,
+    out: str | Path | None = None,
+) -> Adapted:
+    """Estimate the student's BatchNorm statistics anew on real images, and keep them only if they help.
+
+    Whether they help is told without labels: each half of the images is classified with the statistics of the other
+    half, and the share to which the teacher gives the same class is compared with that of the student as it is.
+    Statistics that are kept come from all images. The run itself is not changed.
+
+    Args:
+        source: run folder, or what else :func:`~dfkd.deploy.loading.load` takes.
+        images: uint8 (n, c, h, w), or a folder of image files; no labels are needed.
+        teacher: its module from images in [0, 1] to logits, such as :func:`dfkd.load` returns, or its folder.
+        count: images at most.
+        network: see :func:`~dfkd.deploy.loading.load`.
+        out: folder for the new student; default ``adapted`` in the run folder.
+
+    Raises:
+        UserError: too few images, a student without BatchNorm, or one that is an exported program.
+    """
+    opened = open_network(source, network)
+    given = as_images(images_for(opened, count, images, "adapt"))
+    if len(given) < FEWEST:
+        raise UserError(f"adapt needs at least {FEWEST} images, got {len(given)}; give more with --images")
+    if not _norms(opened.predictor):
+        raise UserError(f"adapt needs a student with BatchNorm layers, got {opened.name} without; use it as it is")
+    oracle = open_network(teacher).predictor if isinstance(teacher, str | Path) else teacher.eval()
+    wanted = _classes(oracle, given)
+    before = float((_classes(opened.predictor, given) == wanted).double().mean())
+    halves = (given[0::2], given[1::2]), (wanted[0::2], wanted[1::2])
+    same = [
+        (_classes(estimated(opened.predictor, halves[0][1 - k]), halves[0][k]) == halves[1][k]).double() for k in (0, 1)
+    ]
+    after = float(torch.cat(same).mean())
+    if after <= before:
+        return Adapted(len(given), before, after, False, None, opened.predictor)
+    student = estimated(opened.predictor, given)
+    folder = Path(out) if out is not None else opened.folder / ADAPTED_FOLDER
+    _write(opened.folder, folder, student, {"images": len(given), "before": before, "after": after})
+    return Adapted(len(given), before, after, True, folder, student)
+
+
+@torch.no_grad()
+def estimated(predictor: Predictor, images: Images) -> Predictor:
+    """A copy with the BatchNorm statistics of ``images``, all in one batch; weights stay."""
+    student = copy.deepcopy(predictor).eval()
+    norms = _norms(student)
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0  # the batch alone
+        norm.train()
+    student(images)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return student.eval()
+
+
+def _norms(net: nn.Module) -> list[_BatchNorm]:
+    return [norm for norm in net.modules() if isinstance(norm, _BatchNorm) and norm.running_mean is not None]
+
+
+@torch.no_grad()
+def _classes(net: nn.Module, images: Images) -> torch.Tensor:
+    return torch.cat([net(part).argmax(dim=1) for part in images.split(64)])
+
+
+def _write(run: Path, folder: Path, student: Predictor, adapted: dict[str, Any]) -> None:
+    """Weights, description (which says that real images were read) and the record of the run."""
+    from safetensors.torch import save_file
+
+    about = json.loads((run / "student.json").read_text("utf-8"))
+    about["adapted"] = adapted
+    weights = {name: t.detach().contiguous().clone() for name, t in student.net.state_dict().items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    if (run / RUN_FILE).is_file():
+        shutil.copyfile(run / RUN_FILE, folder / RUN_FILE)
+    write_whole(folder / "student.json", json.dumps(plain(about), indent=1).encode())
+    write_aside(folder / "student.safetensors", lambda path: save_file(weights, path))

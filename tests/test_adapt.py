@@ -1,0 +1,101 @@
+"""BatchNorm from a few real images: the statistics against NumPy, what is kept, what is refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import dfkd
+from dfkd.cli.main import main
+from dfkd.deploy.adapt import adapt, estimated
+from dfkd.deploy.card import card_of
+from dfkd.deploy.predictor import Predictor
+
+
+@pytest.fixture
+def copied(finished_run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished_run, tmp_path / "run"))
+
+
+def teacher_of(net: nn.Module) -> Predictor:
+    (mean,), (std,) = dfkd.STATISTICS["digits"]
+    return Predictor(net, (1, 8, 8), [str(k) for k in range(10)], (mean,), (std,))
+
+
+def spoil(folder: Path) -> None:
+    """Statistics that are far off."""
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "student.safetensors")
+    for name, value in weights.items():
+        if name.endswith("running_mean"):
+            weights[name] = value + 3 * torch.sign(torch.linspace(-1, 1, len(value)))
+    save_file(weights, folder / "student.safetensors")
+
+
+def test_the_statistics_are_those_of_the_images() -> None:
+    torch.manual_seed(0)
+    conv, norm = nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3, momentum=0.3)
+    net = Predictor(nn.Sequential(conv, norm, nn.Flatten(), nn.Linear(108, 2)), (1, 8, 8), "ab", (0.5,), (0.25,))
+    images = torch.rand(10, 1, 8, 8)
+    with torch.no_grad():
+        maps = conv((images - 0.5) / 0.25).double().numpy().transpose(1, 0, 2, 3).reshape(3, -1)
+    found = estimated(net, images).net[1]  # type: ignore[index]
+    np.testing.assert_allclose(found.running_mean.numpy(), maps.mean(axis=1), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found.running_var.numpy(), maps.var(axis=1, ddof=1), rtol=1e-4)
+    assert found.momentum == 0.3
+    assert not found.training
+    assert torch.equal(norm.running_mean, torch.zeros(3))  # type: ignore[arg-type]
+
+
+def test_what_helps_is_kept_beside_the_run_and_said(copied: Path, digits_teacher: nn.Module) -> None:
+    spoil(copied)
+    before = (copied / "student.safetensors").read_bytes()
+    images = dfkd.read_images("digits", "train").images[:64]
+    done = adapt(copied, images, teacher_of(digits_teacher))
+    assert done.kept
+    assert done.after > done.before
+    assert done.folder == copied / "adapted"
+    assert (copied / "student.safetensors").read_bytes() == before
+    again = dfkd.load(done.folder)
+    test = dfkd.read_images("digits").images
+    torch.testing.assert_close(again.predict(test).probabilities, done.student.predict(test).probabilities)
+    assert json.loads((done.folder / "student.json").read_text())["adapted"]["images"] == 64
+    assert "**not data-free**: its BatchNorm statistics were estimated on 64 real images" in card_of(
+        done.folder, "me/x"
+    )
+
+
+def test_what_does_not_help_is_not_kept(copied: Path, digits_teacher: nn.Module) -> None:
+    torch.save(digits_teacher.state_dict(), copied / "student.pt")
+    noise = torch.randint(256, (8, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    student = dfkd.load(copied)
+    done = adapt(copied, noise, student)  # its own teacher: it agrees with itself
+    assert done.before == 1
+    assert not done.kept
+    assert not (copied / "adapted").exists()
+
+
+def test_the_command_and_its_refusals(
+    copied: Path, digits_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    words = ["adapt", str(copied), "--images", str(pictures), "--teacher", str(copied)]
+    assert main(["adapt", str(copied)]) == 2
+    assert main(words) == 2
+    for i, one in enumerate(dfkd.read_images("digits").images[:3]):
+        Image.fromarray(one[0].numpy()).save(pictures / f"{i}.png")
+    assert main(words) == 2
+    assert "at least 4 images, got 3" in capsys.readouterr().err
+    Image.fromarray(one[0].numpy()).save(pictures / "3.png")
+    assert main(words[:-2]) == 2
+    assert "needs the teacher of the run" in capsys.readouterr().err
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["before"] == 1
