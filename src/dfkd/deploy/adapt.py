@@ -34,7 +34,7 @@ class Adapted:
         images: how many were used.
         before: share of them to which student and teacher give the same class.
         after: the same with statistics from the other half of the images, both halves together.
-        kept: whether that is more, and the new student was written.
+        kept: whether that is more than chance would have it, and the new student was written.
         folder: where, or None.
         student: the better one.
     """
@@ -59,8 +59,8 @@ def adapt(
     """Estimate the student's BatchNorm statistics anew on real images, and keep them only if they help.
 
     Whether they help is told without labels: each half of the images is classified with the statistics of the other
-    half, and the share to which the teacher gives the same class is compared with that of the student as it is.
-    Statistics that are kept come from all images. The run itself is not changed.
+    half, and the share to which the teacher gives the same class is compared with that of the student as it is. It has
+    to grow by more than one standard error. Statistics that are kept come from all images. The run itself is not changed.
 
     Args:
         source: run folder, or what else :func:`~dfkd.deploy.loading.load` takes.
@@ -81,13 +81,13 @@ def adapt(
         raise UserError(f"adapt needs a student with BatchNorm layers, got {opened.name} without; use it as it is")
     oracle = open_network(teacher).predictor if isinstance(teacher, str | Path) else teacher.eval()
     wanted = _classes(oracle, given)
-    before = float((_classes(opened.predictor, given) == wanted).double().mean())
-    halves = (given[0::2], given[1::2]), (wanted[0::2], wanted[1::2])
-    same = [
-        (_classes(estimated(opened.predictor, halves[0][1 - k]), halves[0][k]) == halves[1][k]).double() for k in (0, 1)
-    ]
-    after = float(torch.cat(same).mean())
-    if after <= before:
+    right = _classes(opened.predictor, given) == wanted
+    mended = torch.zeros_like(right)
+    for own, other in ((slice(0, None, 2), slice(1, None, 2)), (slice(1, None, 2), slice(0, None, 2))):
+        mended[own] = _classes(estimated(opened.predictor, given[other]), given[own]) == wanted[own]
+    before, after = float(right.double().mean()), float(mended.double().mean())
+    gained, lost = int((mended & ~right).sum()), int((right & ~mended).sum())
+    if gained - lost <= (gained + lost) ** 0.5:  # within one standard error of no difference
         return Adapted(len(given), before, after, False, None, opened.predictor)
     student = estimated(opened.predictor, given)
     folder = Path(out) if out is not None else opened.folder / ADAPTED_FOLDER
