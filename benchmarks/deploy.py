@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.deploy DATA-NAME=RUN[:TEACHER] ...`` writes ``results/deploy/DATA-NAME.json``. With a teacher,
 BatchNorm is also estimated anew on 16, 64 and 256 images of DATA (three draws each). ``fresh`` instead of a run exports
-the network NAME of the zoo, timm or torchvision with untrained weights, on images of cifar10: sizes, times, differences.
+the network NAME of the zoo, timm or torchvision with untrained weights, on images of cifar10.
 """
 
 import json

@@ -60,7 +60,7 @@ def adapt(
 
     Whether they help is told without labels: each half of the images is classified with the statistics of the other
     half, and the share to which the teacher gives the same class is compared with that of the student as it is. It has
-    to grow by more than one standard error. Statistics that are kept come from all images. The run itself is not changed.
+    to grow by more than one standard error. Statistics that are kept come from all images. The run is not changed.
 
     Args:
         source: run folder, or what else :func:`~dfkd.deploy.loading.load` takes.
