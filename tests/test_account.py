@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from dfkd.cli.main import main
 from dfkd.engine.account import Timed, Timer, account
 from dfkd.engine.checkpoint import Checkpoint
 from dfkd.engine.driver import Watch, run
 from dfkd.engine.work import ceilings, count_work, peak_memory
+from dfkd.prepare import build_task
 from settings import SETTINGS, tiny_task
 
 CPU = torch.device("cpu")
@@ -75,6 +77,29 @@ def test_phases_fill_the_clock(name: str, tmp_path: object) -> None:
     assert found.step is not None
     assert min(found.synthesis.flops, found.step.flops, found.step.bytes) > 0
     assert min(one.step for one in found.rounds[1:]) <= found.typical.step <= max(one.step for one in found.rounds)
+
+
+class Uncountable(torch.nn.Module):
+    """A classifier that fails under torch's counting modes only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = torch.nn.Linear(64, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if _get_current_dispatch_mode() is not None:
+            raise RuntimeError("no modes here")
+        y: torch.Tensor = self.fc(x.flatten(1))
+        return y
+
+
+def test_a_student_that_cannot_be_counted_is_timed() -> None:
+    setting = SETTINGS["NoiseInput"]
+    task = tiny_task(setting)
+    student = build_task(task.teacher.net, Uncountable(), image_size=(1, 8, 8), mean=[0.4], std=[0.3], text="index")
+    found = account(student, setting.method, setting.plan)
+    assert found.step is None
+    assert found.typical.step > 0
 
 
 @pytest.mark.parametrize("name", sorted(SETTINGS))

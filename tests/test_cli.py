@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,17 @@ from dfkd.cli.do_doctor import EXTRAS, examine
 from dfkd.cli.fields import notes, options, spell
 from dfkd.cli.main import main
 from dfkd.cli.parse import fill, flags, merge
-from dfkd.cli.setup import find_method, resolve
+from dfkd.cli.setup import find_method, load, resolve
 from dfkd.data.readers import read_images
 from dfkd.engine.lock import held
 from dfkd.engine.plan import Plan
 from dfkd.errors import UserError
+from dfkd.inputs import facts_of
 from dfkd.methods import METHODS
 from dfkd.methods.nayer import NAYER
 from dfkd.nets.zoo import ZOO, build
 from dfkd.recipes import recipe
-from dfkd.settings import Images
+from dfkd.settings import Images, Network
 
 SNAPSHOT = Path(__file__).with_name("cli_options.txt")
 TINY = shlex.split(
@@ -370,6 +372,23 @@ def test_inspect_without_a_name_lists_the_networks(capsys: pytest.CaptureFixture
     told = {row["name"]: row["parameters"] for row in json.loads(capsys.readouterr().out)}
     assert told.keys() == ZOO.keys()
     assert told["resnet18"] == sum(weight.numel() for weight in build("resnet18", 10).net.parameters())
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_an_own_callable_that_is_not_trained_is_told(trained: bool) -> None:
+    loading = "    net.load_state_dict({k: v * 0 + 0.1 for k, v in net.state_dict().items()})\n" if trained else ""
+    Path("own_for_test.py").write_text(
+        "from torch import nn\n\ndef make():\n    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+        f"{loading}    return net\n"
+    )
+    sys.modules.pop("own_for_test", None)
+    facts = facts_of(Images(preset="digits"))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        load(Network(name="own_for_test:make"), facts, "teacher", trained=True)
+        load(Network(name="own_for_test:make"), facts, "student")
+    said = [str(one.message) for one in caught if "not trained" in str(one.message)]
+    assert len(said) == (0 if trained else 1)
 
 
 def test_own_method_and_short_recipe_forms(digits_weights: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """From settings to what runs: which method and plan, what the data are, the networks with their weights."""
 
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -216,6 +217,12 @@ def load(network: Network, facts: Facts, role: str, trained: bool = False) -> Lo
         )
     check_image_shape(name, facts.image_size)
     built = build(name, facts.classes, facts.image_size[0])
+    if trained and network.weights is None and _is_random(built, name, facts):
+        warnings.warn(
+            f"{role} {name} has other weights at every call: it is not trained; give --{role}.weights, or load them in "
+            "the callable",
+            stacklevel=2,
+        )
     if sidecar.projector is not None:
         built = widened(built, facts.image_size, sidecar.projector)
     if sidecar.bits is not None:
@@ -224,6 +231,14 @@ def load(network: Network, facts: Facts, role: str, trained: bool = False) -> Lo
         load_weights(built.net, find_weights(Path(network.weights), role), role, network.key)
     found = replace(built, head=network.head or built.head, stages=network.stages or built.stages, name=name)
     return Loaded(found, sidecar)
+
+
+def _is_random(built: Classifier, name: str, facts: Facts) -> bool:
+    """Does the callable of that name give other weights when it is called again?"""
+    with torch.random.fork_rng(devices=[]):
+        again = build(name, facts.classes, facts.image_size[0])
+    pairs = zip(built.net.parameters(), again.net.parameters(), strict=False)
+    return any(a.shape == b.shape and not torch.equal(a, b) for a, b in pairs)
 
 
 def widened(network: Classifier, image_size: tuple[int, int, int], projector: Mapping[str, Any]) -> Classifier:

@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -42,7 +43,7 @@ class Account:
     Attributes:
         rounds: each round's phases. The first also warms up; :attr:`typical` leaves it out where there are others.
         steps: student steps in a round.
-        synthesis: work of one round's synthesis; None where compiled code cannot be counted.
+        synthesis: work of one round's synthesis; None where it cannot be counted (compiled code, some networks).
         step: work of one student step, drawing its batch included; likewise.
         ceilings: of this machine, measured in this process.
         peak_bytes: most memory until the last round ended.
@@ -167,13 +168,21 @@ class Timed(Around[State]):
         return batch
 
 
-def _count(task: Task, method: Method[Any], state: State, plan: Plan) -> tuple[Work, Work]:
-    """Work of a round's syntheses and of a student step."""
+def _counted(work: Callable[[], object]) -> Work | None:
+    """The work of what has run before without the counter; None where the counter makes it fail."""
+    try:
+        return count_work(work)
+    except Exception:  # torch's counter follows modules, and the network is the user's
+        return None
+
+
+def _count(task: Task, method: Method[Any], state: State, plan: Plan) -> tuple[Work | None, Work | None]:
+    """Work of a synthesis and of a student step, as far as it can be counted."""
     clock = Clock(plan, plan.total - 1)
     named = task.student.net.named_parameters()
     learnt = [p for name, p in named if p.requires_grad and name not in state.held]
     task.student.freeze()
-    made = count_work(lambda: method.synthesize(task, state, clock))
+    synthesis = _counted(lambda: method.synthesize(task, state, clock))
     for parameter in learnt:
         parameter.requires_grad_(True)
     task.student.train()
@@ -184,4 +193,5 @@ def _count(task: Task, method: Method[Any], state: State, plan: Plan) -> tuple[W
             batch = method.batch(task, state, clock)
         task.runtime.step(method.loss(task, state, batch), optimizer, *state.optimizers, clip=plan.clip)
 
-    return Work(made.flops * plan.turns, made.bytes * plan.turns), count_work(step)
+    whole = None if synthesis is None else Work(synthesis.flops * plan.turns, synthesis.bytes * plan.turns)
+    return whole, _counted(step)
