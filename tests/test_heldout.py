@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import dfkd
 from dfkd.data.readers import STATISTICS, read_images
-from dfkd.engine.heldout import agreement_on, make_gauge, signals_of
+from dfkd.engine.heldout import affordable, agreement_on, make_gauge, signals_of
 from dfkd.engine.invert import inverted_images
 from dfkd.engine.probe import Probe
 from dfkd.engine.records import Agreement, Estimate, Keep, RoundRecord
@@ -139,6 +139,15 @@ def test_every_method_leaves_student_and_streams_as_they_were(name: str) -> None
     assert {"inverted", "shifted", "mixed", "noise"} <= gauge.sets.keys()
 
 
+def test_only_long_runs_spare_the_time_by_default() -> None:
+    assert affordable(dfkd.NAYER.default_plan, 10)
+    assert not affordable(dfkd.Plan(rounds=3, steps=50, batch_size=128), 10)
+    least = dfkd.Plan(rounds=8, steps=100, batch_size=128)  # 20 x 128 images x 40 steps
+    assert affordable(least, 10)
+    assert not affordable(dfkd.Plan(rounds=8, steps=99, batch_size=128), 10)
+    assert not affordable(least, 100)  # two images of each class
+
+
 def test_a_copy_of_the_teacher_agrees_and_a_fresh_student_does_not(digits_teacher: nn.Module) -> None:
     data = Images(image_size=(1, 8, 8), mean=MEAN, std=STD, classes=10)
     kept = {}
@@ -148,8 +157,9 @@ def test_a_copy_of_the_teacher_agrees_and_a_fresh_student_does_not(digits_teache
             student.net.load_state_dict(digits_teacher.state_dict())
         keep = Keep()
         plan = dfkd.Plan(rounds=1, steps=1, batch_size=8, lr=0.0)
-        dfkd.distill(digits_teacher, student, METHOD, data=data, plan=plan, progress=False, observers=(keep,))
-        estimate = keep.records[-1].estimate  # by default, where there are no test images
+        settings = {"data": data, "plan": plan, "estimate": True, "progress": False}
+        dfkd.distill(digits_teacher, student, METHOD, **settings, observers=(keep,))
+        estimate = keep.records[-1].estimate
         assert estimate is not None
         kept[name] = estimate.sets
     assert kept["copy"]["inverted"].agreement > 0.9

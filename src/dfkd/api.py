@@ -22,7 +22,7 @@ from dfkd.engine.core import Method, Need, Task, unmet
 from dfkd.engine.driver import Watch, check, run
 from dfkd.engine.evaluate import evaluate, predictions
 from dfkd.engine.fingerprint import inputs_of
-from dfkd.engine.heldout import Gauge, make_gauge
+from dfkd.engine.heldout import Gauge, affordable, make_gauge
 from dfkd.engine.plan import Plan
 from dfkd.engine.records import Evaluation, Keep, Observer, RoundRecord, RunInfo, RunResult
 from dfkd.engine.runtime import Runtime
@@ -193,7 +193,7 @@ def _distill(
             test=exam,
             samples_every=settings.samples_every if folder or observers else 0,
             checkpoint=saves,
-            gauge=_gauge(task, method, plan, exam is None if settings.estimate is None else settings.estimate),
+            gauge=_gauge(task, method, plan, settings.estimate, exam is None),
             ready=partial(tell, watchers, info, runtime),
         )
         with recorded(watchers, keep, again, runtime, folder):
@@ -206,8 +206,11 @@ def _distill(
     return Distilled(student.net.eval(), result, _export(folder, runtime, settings.onnx))
 
 
-def _gauge(task: Task, method: Method[Any], plan: Plan, wanted: bool) -> Gauge:
-    return make_gauge(task, method, plan) if wanted else Gauge({})
+def _gauge(task: Task, method: Method[Any], plan: Plan, estimate: bool | None, untested: bool) -> Gauge:
+    """Held-out images, if they are asked for, or, where nothing is said, needed and cheap beside the run."""
+    if estimate is None:
+        estimate = untested and affordable(plan, task.classes)
+    return make_gauge(task, method, plan) if estimate else Gauge({})
 
 
 def _check_outputs(settings: Watching, folder: Path | None) -> None:

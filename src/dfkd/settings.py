@@ -102,7 +102,7 @@ class Watching:
     quiet: bool = False  # no progress display
     export: bool = True  # also write the student as a torch.export program
     onnx: Literal["none", "fp32", "int8"] = "none"  # at the end also as ONNX, int8: and quantized, like `dfkd export`
-    estimate: bool | None = None  # agreement on held-out synthetic images; default: where there are no test images
+    estimate: bool | None = None  # agreement on held-out synthetic images; default: long runs without test images
     overlap: bool = True  # look once, before the rounds, for near-duplicates of the test images among the web images
     figures: bool = True  # draw figures at the end: images by class, activation maps, t-SNE; `dfkd plot` draws them too
 

@@ -25,7 +25,7 @@ from dfkd.ops.intervals import wilson
 from dfkd.ops.pixels import as_bytes, as_images
 from dfkd.types import Bytes, Labels
 
-__all__ = ["Gauge", "agreement_on", "make_gauge", "signals_of"]
+__all__ = ["Gauge", "affordable", "agreement_on", "make_gauge", "signals_of"]
 
 OWN = 512  # images of the run's own method, at most
 INVERTED = 128  # images by inversion at least, two of each class up to four times as many
@@ -33,6 +33,7 @@ STEPS = 40  # of the inversion
 DERIVED = 256  # shifted, mixed and noise images each
 BINS = 10  # of the calibration error
 BATCH = 256
+SHARE = 0.05
 SEED = 0x5EED  # added to the run's: the streams of the held-out images are none of the run's
 
 Shown = tuple[Bytes, Labels]
@@ -146,12 +147,22 @@ def make_gauge(task: Task, method: Method[Any], plan: Plan, inverted: Bytes | No
     if own is not None:
         sets["own"] = own
     if inverted is None:
-        count = min(max(INVERTED, 2 * task.classes), 4 * INVERTED)
+        count = _inversions(task.classes)
         inverted = inverted_images(task.teacher, task.image_shape, task.classes, count, STEPS, stream)
     sets["inverted"] = inverted
     sets |= _derived(task, torch.cat(list(sets.values())), stream)
     with torch.no_grad():
         return Gauge({name: (images, _chosen(task.teacher, images)) for name, images in sets.items()})
+
+
+def affordable(plan: Plan, classes: int) -> bool:
+    """Is the run so long that making the held-out images is at most a twentieth of what its student looks at?"""
+    return SHARE * plan.rounds * plan.steps * plan.batch_size >= _inversions(classes) * STEPS
+
+
+def _inversions(classes: int) -> int:
+    """How many images are made by inversion."""
+    return min(max(INVERTED, 2 * classes), 4 * INVERTED)
 
 
 def _own(task: Task, method: Method[Any], plan: Plan) -> Bytes | None:
