@@ -447,7 +447,7 @@ def test_an_interrupt_beside_a_live_run_leaves_its_state(
     assert main([*distil, "--out", "cut"]) == 130
     live = json.loads(Path("cut/run.json").read_text()) | {"status": "running"}
     Path("cut/run.json").write_text(json.dumps(live))
-    monkeypatch.setattr("dfkd.cli.do_distill._distill", stop)  # before it could be refused
+    monkeypatch.setattr("dfkd.cli.do_distill.run_job", stop)  # before it could be refused
     with held(Path("cut")):
         assert main(["distill", "--resume", "cut"]) == 130
     assert json.loads(Path("cut/run.json").read_text())["status"] == "running"

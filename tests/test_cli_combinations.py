@@ -142,12 +142,16 @@ def test_class_paths_and_own_classes() -> None:
         "method:\n  class_path: dfkd.Recombine\n  init_args:\n"
         "    images_from: {class_path: quick_method.Quick, init_args: {steps: 4}}\n    loss_from: VanillaKD\n"
     )
-    made = chosen("my.yaml")
+    with pytest.raises(UserError, match=r"add --method.images_from quick_method.Quick if you trust that code"):
+        chosen("my.yaml")
+    own_code = "--method.images_from quick_method.Quick"
+    made = chosen(f"my.yaml {own_code}")
     assert (type(made.images_from).__name__, made.images_from.steps) == ("Quick", 4)
     told = method_settings(made)
     assert told["images_from"]["name"] == "quick_method:Quick"
     Path("again.yaml").write_text(yaml.safe_dump({"method": json.loads(json.dumps(told))}))
-    assert chosen("again.yaml") == made
+    again = chosen("again.yaml --method.images_from quick_method:Quick")
+    assert again == made
     assert read_yaml(Path("again.yaml"))["method"]["loss_from"] == {"name": "VanillaKD", **vars(made.loss_from)}
 
 

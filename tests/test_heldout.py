@@ -157,8 +157,8 @@ def test_a_copy_of_the_teacher_agrees_and_a_fresh_student_does_not(digits_teache
             student.net.load_state_dict(digits_teacher.state_dict())
         keep = Keep()
         plan = dfkd.Plan(rounds=1, steps=1, batch_size=8, lr=0.0)
-        settings = {"data": data, "plan": plan, "estimate": True, "progress": False}
-        dfkd.distill(digits_teacher, student, METHOD, **settings, observers=(keep,))
+        watch = Watching(estimate=True, quiet=True)
+        dfkd.distill(digits_teacher, student, METHOD, data=data, plan=plan, watch=watch, observers=(keep,))
         estimate = keep.records[-1].estimate
         assert estimate is not None
         kept[name] = estimate.sets

@@ -156,3 +156,12 @@ def test_code_of_a_model_from_elsewhere_is_not_asked_for(monkeypatch: pytest.Mon
     with pytest.raises(dfkd.UserError, match="hf: needs a folder or repository"):
         build("hf:some/model", 10, 3)
     assert asked == {"trust_remote_code": False}
+
+
+def test_a_part_of_a_method_by_a_dotted_name_is_code_too() -> None:
+    told = {"name": "Recombine", "images_from": "strange_helper.Mine", "loss_from": "VanillaKD"}
+    with pytest.raises(dfkd.UserError, match=r"add --method.images_from strange_helper.Mine if you trust"):
+        refuse_code({"method": told}, {}, "r.yaml")
+    refuse_code({"method": told}, {"method": {"images_from": "strange_helper.Mine"}}, "r.yaml")
+    refuse_code({"method": {"name": "dfkd.Recombine", "images_from": "NAYER"}}, {}, "r.yaml")
+    refuse_code({"method": {"name": "STTS", "layer": "fc.2"}}, {}, "r.yaml")

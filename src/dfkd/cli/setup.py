@@ -76,7 +76,21 @@ def with_recipe(tree: Tree) -> Tree:
     base.pop("expected", None)  # what the run should reach, for the reader
     rest = {key: value for key, value in tree.items() if key != "recipe"}
     refuse_code(base, rest, file)
-    return merge(_long(base), rest)
+    base = _long(base)
+    return merge(base, {**rest, "method": _repeated(rest["method"], base.get("method"))} if "method" in rest else rest)
+
+
+def _repeated(words: Any, section: Any) -> Any:
+    """Flags of a method, in which a word that only repeats the name of a part keeps that part's settings."""
+    if not isinstance(words, Mapping) or not isinstance(section, Mapping):
+        return words
+    parts = {key: part for key, part in section.items() if isinstance(part, Mapping)}
+    same = [key for key, part in parts.items() if _plain_name(words.get(key)) == _plain_name(part.get("name"))]
+    return {key: {"name": word} if key in same and isinstance(word, str) else word for key, word in words.items()}
+
+
+def _plain_name(name: Any) -> Any:
+    return name.replace(":", ".") if isinstance(name, str) else name
 
 
 def resolve(cls: type[T], tree: Tree) -> tuple[T, Method[Any], Plan]:

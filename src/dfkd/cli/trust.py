@@ -5,8 +5,9 @@ in the recipe of a run folder it may be a stranger's word.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
+from dfkd.engine.core import Method
 from dfkd.errors import UserError
 from dfkd.methods import COMBINATIONS, METHODS
 from dfkd.nets.adapters import own_code
@@ -58,18 +59,30 @@ def _methods(told: Any, at: str) -> Iterator[tuple[str, str]]:
     if not isinstance(told, Mapping):
         return
     yield from ((at, told[key]) for key in ("name", "class_path") if isinstance(told.get(key), str))
+    names = [told[key] for key in ("name", "class_path") if isinstance(told.get(key), str)]
+    own = any(_own_method(name) for name in names)
     for key, part in {**told, **(told["init_args"] if isinstance(told.get("init_args"), Mapping) else {})}.items():
-        if key not in ("name", "class_path", "init_args"):
-            yield from _inner(part, f"{at}.{key}")
+        if key not in ("name", "class_path", "init_args") and _may_be_method(key, part, own):
+            yield from _methods(part, f"{at}.{key}")
 
 
-def _inner(part: Any, at: str) -> Iterator[tuple[str, str]]:
-    """A word may be any setting: only one that could name code counts."""
-    if isinstance(part, Mapping) or (isinstance(part, str) and ":" in part):
-        yield from _methods(part, at)
+def _may_be_method(key: str, part: Any, own: bool) -> bool:
+    """A word may be any setting: with a dot it names code where methods stand, and anywhere in an ``own`` class."""
+    word = isinstance(part, str) and (":" in part or ("." in part and (own or key in _parts())))
+    return word or isinstance(part, Mapping)
+
+
+def _parts() -> set[str]:
+    """The fields of the package's combinations that hold methods."""
+    hints = [get_type_hints(kind) for kind in COMBINATIONS.values()]
+    kinds = {name: get_origin(hint) or hint for table in hints for name, hint in table.items()}
+    return {name for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, Method)}
 
 
 def _own_method(name: str) -> bool:
+    """Does the name mean a class that is neither in the tables nor of this package?"""
+    if name.startswith(("dfkd.", "dfkd:")):
+        return False
     return name.lower() not in {short.lower() for short in (*METHODS, *COMBINATIONS)} and (":" in name or "." in name)
 
 
