@@ -152,7 +152,7 @@ def test_bench_without_the_test_images_of_a_recipe(
     words += ["--runtime.device", "cpu", "--rounds", "1", "--json"]
     assert main(words) == 0
     told = capsys.readouterr()
-    assert json.loads(told.out)["typical"]["evaluation"] < 1e-3
+    assert json.loads(told.out)["typical"]["evaluation"] < 0.1
     assert told.err.startswith("evaluation is not timed, the recipe's test images are left out: mnist needs ")
     assert told.err.count("\n") == 1
     assert main([*words, "--data.test", "mnist"]) == 2
