@@ -182,7 +182,9 @@ def test_the_pair_must_fit_the_method(capsys: pytest.CaptureFixture[str]) -> Non
     words = shlex.split(
         "distill --teacher lenet5 --teacher.weights lenet.pt --student lenet5-half --data mnist --out runs/x"
     )
-    _refused([*words, "--watch.quiet"], ["NAYER needs a teacher with BatchNorm", "these fit: DAFL, NoiseInput, STTS"], capsys)
+    _refused(
+        [*words, "--watch.quiet"], ["NAYER needs a teacher with BatchNorm", "these fit: DAFL, NoiseInput, STTS"], capsys
+    )
     _refused([*words, "--method", "VanillaKD"], ["VanillaKD needs real training images"], capsys)
     assert not Path("runs").exists()
 

@@ -95,7 +95,7 @@ def test_without_test_images_their_figure_is_named_with_a_reason() -> None:
     row = SETTINGS["NAYER"]
     task, state = finished(row)
     gallery = figures_of(task, row.method, row.plan, state)
-    assert [figure.name for figure in gallery.figures] == ["classes", "attention"]
+    assert [figure.name for figure in gallery.figures] == ["classes", "attention", "codes"]
     assert list(gallery.skipped) == ["features"]
     assert "\n" not in gallery.skipped["features"]
 
@@ -298,7 +298,7 @@ def index(folder: str) -> dict[str, Any]:
 def test_a_run_draws_its_figures_and_plot_draws_the_same(here: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*here, *NAYER, "--out", "a"]) == 0
     rows = index("a/figures")["figures"]
-    assert [row["name"] for row in rows] == ["classes", "attention", "features"]
+    assert [row["name"] for row in rows] == ["classes", "attention", "features", "codes"]
     assert {row["file"] for row in rows} | {"index.json"} == {path.name for path in Path("a/figures").iterdir()}
     page = Path("a/report.html").read_text()
     assert 'id="figure-attention"' in page

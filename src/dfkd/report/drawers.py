@@ -1,5 +1,6 @@
 """What the figures show that every method has (the table at the end), and how views of a method become figures."""
 
+import colorsys
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -144,12 +145,21 @@ def drawn_view(name: str, view: View, form: Format) -> Figure:
             panel = Panel("", view.lines, view.across, view.levels, whole=False)
             data = chart([panel], form, (4.4, 3.2))
         case Cloud():
-            bright = iter(tone for tone in TONES if tone != FAINT)
+            bright = iter(_bright_tones(len(view.groups)))
             tones = [FAINT if group == view.backdrop else next(bright) for group in view.groups]
             data = tsne_figure(view.groups, tones=tones, form=form)
         case _:
             raise TypeError(f"no picture is known of a {type(view).__name__}")
     return Figure(name, view.caption, data, view.alt, view.numbers)
+
+
+def _bright_tones(count: int) -> list[str]:
+    """As many colours as there are groups: the page's own where they suffice, else evenly spaced hues."""
+    own = [tone for tone in TONES if tone != FAINT]
+    if count <= len(own):
+        return own[:count]
+    hues = [colorsys.hls_to_rgb(i / count, 0.45 + 0.15 * (i % 2), 0.6) for i in range(count)]
+    return ["#" + "".join(f"{round(255 * part):02x}" for part in hue) for hue in hues]
 
 
 @torch.no_grad()
