@@ -380,8 +380,7 @@ def test_count_macs_takes_double_precision_and_no_parameters() -> None:
 
 def test_count_macs_restores_the_mode_after_a_failure() -> None:
     net = nn.Conv2d(3, 4, 1)
-    with pytest.raises(RuntimeError):
-        count_macs(net, (2, 4, 4))
+    assert count_macs(net, (2, 4, 4)) is None
     assert net.training
 
 

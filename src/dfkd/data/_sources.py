@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from io import BytesIO
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -117,7 +117,7 @@ class _Header(tarfile.TarInfo):
     """A header that cannot make the reader keep a name of gigabytes."""
 
     @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Header":
         header = super().frombuf(buf, encoding, errors)
         if header.size < 0 or (header.type in _ABOUT_THE_NEXT and header.size > _LARGEST_NAME):
             raise tarfile.ReadError("no header of a member")

@@ -64,7 +64,7 @@ def select(confidence: PerImage, predicted: Labels, thresholds: Thresholds) -> M
     return confidence > thresholds[predicted]
 
 
-def most_certain(certainty: PerImage, n: int) -> Labels:
+def most_certain(certainty: PerImage, n: int) -> Int[Tensor, " m"]:
     """The ``n`` images (all where there are fewer) of the highest certainty, ascending; of equals the first ones."""
     order = certainty.sort(descending=True, stable=True).indices
     return order[:n].sort().values
