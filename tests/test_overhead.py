@@ -116,7 +116,9 @@ def test_bare_generator_steps_run_the_passes_they_claim(name: str) -> None:
         assert sorted(passes) == expected
         passes.clear()
         ours.generator_steps()
-        assert sorted(passes) == sorted(expected * STEPS)
+        steps = [one for one in passes if one[3]]  # STTS's warm-up metrics look without gradients, once a batch
+        assert sorted(steps) == sorted(expected * STEPS)
+        assert len(passes) - len(steps) <= 2
 
 
 @pytest.mark.parametrize(
