@@ -54,6 +54,7 @@ def _same(a: str, b: str) -> bool:
     return all(torch.equal(x[key], y[key]) for key in x)
 
 
+@pytest.mark.slow
 def test_a_run_its_recipe_and_its_resume(
     distil: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -49,6 +49,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     return names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(ROWS))
 def test_graphs_stop_growing_after_the_first_rounds(name: str, asked: set[str]) -> None:
     """Five rounds; enough student steps that every tap of Spaceship-Net is drawn in the first."""
@@ -92,6 +93,7 @@ def test_eager_runs_compile_nothing() -> None:
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "shapes"),
     [({"widths": (5, 5), "kernels": (3,)}, 1), ({"widths": (5, 5), "kernels": (3, 5)}, 8), ({"widths": (4, 5)}, 64)],

@@ -37,6 +37,7 @@ def held(out: Path, name: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_teach_writes_a_teacher_that_nayer_takes(tmp_path: Path) -> None:
     teach.main(words(tmp_path, "--epochs", "4", "--compile", "default"))
     taught = held(tmp_path, "teach")

@@ -204,6 +204,7 @@ TINY = shlex.split(
 )
 
 
+@pytest.mark.slow
 def test_the_command_line_tells_keeps_and_draws_it(
     tmp_path: Path, digits_weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -26,7 +26,7 @@ def batches(count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return [(torch.rand(32, 1, 8, 8, generator=stream), torch.arange(32) % 4) for _ in range(count)]
 
 
-@pytest.mark.parametrize("variant", ["fp32", "compiled", "bf16"])
+@pytest.mark.parametrize("variant", ["fp32", pytest.param("compiled", marks=pytest.mark.slow), "bf16"])
 def test_steps_stay_within_their_tolerances(variant: str) -> None:
     torch._dynamo.reset()
     found = compare(make, variant, batches(2))
