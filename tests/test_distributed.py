@@ -16,10 +16,13 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
 from dfkd.engine.checkpoint import Checkpoint, pools_of
+from dfkd.engine.core import Task
 from dfkd.engine.driver import Watch, run
 from dfkd.engine.evaluate import evaluate
 from dfkd.engine.probe import Probe
+from dfkd.engine.records import Agreement, Estimate
 from dfkd.engine.runtime import Runtime
+from dfkd.engine.stopping import Judge
 from dfkd.errors import UserError
 from dfkd.losses.divergence import knowledge_distillation
 from dfkd.losses.statistics import moment_distance
@@ -193,6 +196,26 @@ def distil_in_two_parts(runtime: Runtime, folder: Path) -> Any:
     return distil(Runtime(device="cpu", devices=runtime.world).launch(), folder, resume=True)
 
 
+def end_by_a_rule(runtime: Runtime, folder: Path) -> Any:
+    """Process 0 measures an agreement that falls, the other has no judge: both end after the same round, twice."""
+    row, found = SETTINGS["NAYER"], []
+    for resume in (False, True):
+        task = tiny_task(row, runtime=runtime)
+        rounds: list[int] = []
+
+        def falling(task: Task, shown: Any, rounds: list[int] = rounds) -> Estimate:
+            rounds.append(len(rounds))
+            return Estimate({"inverted": Agreement(1 / len(rounds), 0.0, 1.0, 9, 0.0)}, {}, 0.0)
+
+        judge = Judge(patience=2) if runtime.rank == 0 else None
+        checkpoint = Checkpoint(folder, runtime.rank, runtime.world, runtime.barrier)
+        watch = Watch(checkpoint=checkpoint, save_every=0, gauge=falling, judge=judge)
+        run(task, row.method, tiny_plan(rounds=5, warmup=1), watch, resume=resume)
+        found.append([len(rounds), checkpoint.rounds(), watch.stopped is not None])
+        runtime.barrier()
+    return found
+
+
 def everything(runtime: Runtime, folder: Path) -> Any:
     """One start of two processes for all tests: starting them is what takes the time."""
     return {
@@ -202,6 +225,7 @@ def everything(runtime: Runtime, folder: Path) -> Any:
         "apart": take_joint_steps(runtime, folder),
         "whole": distil(Runtime(device="cpu", devices=runtime.world).launch(), folder / "whole"),
         "parts": distil_in_two_parts(Runtime(device="cpu", devices=runtime.world).launch(), folder / "parts"),
+        "ruled": end_by_a_rule(Runtime(device="cpu", devices=runtime.world).launch(), folder / "ruled"),
     }
 
 
@@ -280,6 +304,11 @@ def test_students_stay_equal_over_rounds_and_a_resume_is_exact(both: Both) -> No
         for key, value in result["whole"]["student"].items():
             assert torch.equal(value, result["parts"]["student"][key]), key
         assert torch.equal(result["whole"]["images"], result["parts"]["images"])
+
+
+def test_a_rule_ends_all_processes_together(both: Both) -> None:
+    for result in both[0]:
+        assert result["ruled"] == [[3, 4, True], [0, 4, True]]  # warm-up, the best round, two without a higher one
 
 
 def places(runtime: Runtime, folder: Path) -> Any:

@@ -18,7 +18,7 @@ NAMES = [
 ]
 
 DISTILL = [
-    "teacher", "student", "method", "data", "text", "plan", "runtime", "watch", "out", "resume", "observers",
+    "teacher", "student", "method", "data", "text", "plan", "runtime", "watch", "stop", "out", "resume", "observers",
     "progress", "values",
 ]
 # fmt: on
@@ -70,7 +70,7 @@ def test_distill_takes_what_it_took() -> None:
 
 
 def test_every_field_of_the_sections_has_a_name_of_its_own() -> None:
-    sections = (dfkd.Images, dfkd.Text, dfkd.Machine, dfkd.Watching)
+    sections = (dfkd.Images, dfkd.Text, dfkd.Machine, dfkd.Watching, dfkd.Stopping)
     names = [item.name for section in sections for item in dataclasses.fields(section)]
     assert len(set(names)) == len(names)
     assert not set(names) & set(DISTILL)

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from dfkd.methods.vanilla import VanillaKD
     from dfkd.nets.zoo import ZOO, Classifier, build
     from dfkd.prepare import build_task
-    from dfkd.settings import Images, Machine, Text, Watching
+    from dfkd.settings import Images, Machine, Stopping, Text, Watching
     from dfkd.teacher import save_teacher, teach
     from dfkd.teacher_plan import TeachPlan
     from dfkd.types import Batch, Moments, Readout
@@ -90,6 +90,7 @@ _WHERE = {
     "Runtime": "dfkd.engine.runtime",
     "SpaceshipNet": "dfkd.methods.spaceship",
     "State": "dfkd.engine.core",
+    "Stopping": "dfkd.settings",
     "Task": "dfkd.engine.core",
     "TeachPlan": "dfkd.teacher_plan",
     "Text": "dfkd.settings",
@@ -158,6 +159,7 @@ __all__ = [
     "Runtime",
     "SpaceshipNet",
     "State",
+    "Stopping",
     "Task",
     "TeachPlan",
     "Text",

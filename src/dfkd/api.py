@@ -26,8 +26,9 @@ from dfkd.engine.heldout import Gauge, affordable, make_gauge
 from dfkd.engine.plan import Plan
 from dfkd.engine.records import Evaluation, Keep, Observer, RoundRecord, RunInfo, RunResult
 from dfkd.engine.runtime import Runtime
+from dfkd.engine.stopping import Judge
 from dfkd.errors import UserError
-from dfkd.inputs import as_classifier, runtime_of, threads_of, with_fields
+from dfkd.inputs import as_classifier, check_measured, runtime_of, threads_of, with_fields
 from dfkd.methods import METHODS
 from dfkd.nets.zoo import Classifier
 from dfkd.prepare import instance, labelled, prepare
@@ -42,11 +43,12 @@ from dfkd.runs import (
     note_resume,
     open_run,
     provenance,
+    save_picked,
     save_student,
     settings_of,
     weights_hash,
 )
-from dfkd.settings import Images, Machine, Text, Watching
+from dfkd.settings import Images, Machine, Stopping, Text, Watching
 from dfkd.watchers import complete, earlier_stop, look_for_duplicates, observers_of, recorded, tell
 
 __all__ = ["Distilled", "distill"]
@@ -56,11 +58,19 @@ RHYTHM = ("evaluate_every", "metrics_every", "samples_every", "save_every")
 
 @dataclass(frozen=True)
 class Distilled:
-    """What :func:`distill` returns: the trained network (hooks removed, eval mode) and the record of the run."""
+    """What :func:`distill` returns: the trained network (hooks removed, eval mode) and the record of the run.
+
+    Attributes:
+        student: of the last round.
+        record: settings, rounds, result.
+        exported: ONNX files, with ``onnx``.
+        picked: state dict of the round ``record.picked``, on the CPU, where it was kept (process 0).
+    """
 
     student: nn.Module
     record: RunResult
-    exported: Exported | None = None  # ONNX files, with ``onnx``
+    exported: Exported | None = None
+    picked: dict[str, Tensor] | None = None
 
     @property
     def accuracy(self) -> float | None:
@@ -78,6 +88,7 @@ def distill(
     plan: Plan | None = None,
     runtime: Machine | Runtime | None = None,
     watch: Watching | None = None,
+    stop: Stopping | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     observers: Sequence[Observer] = (),
@@ -86,10 +97,10 @@ def distill(
 ) -> Distilled:
     """Distil ``teacher`` into ``student`` without the teacher's training data.
 
-    ``student`` is trained in place and returned; the last round is the result, or the one after which an observer
-    stopped the run (``record.stopped`` says why). Test images, if given, only report.
+    ``student`` is trained in place and returned; the last round is the result, or the one after which a rule of
+    ``stop`` or an observer ended the run (``record.stopped`` says why). Test images, if given, only report.
 
-    Every field of ``data``, ``text``, ``runtime`` and ``watch`` may also be given by its own name:
+    Every field of ``data``, ``text``, ``runtime``, ``watch`` and ``stop`` may also be given by its own name:
     ``distill(teacher, student, image_size=(3, 32, 32), mean=mean, std=std, test="cifar10", seed=1)``.
 
     Args:
@@ -104,6 +115,7 @@ def distill(
         plan: how long; default: the method's published budget.
         runtime: device, precision, processes, seed.
         watch: evaluations, samples, saves, figures, export; nothing in it changes the student.
+        stop: rules that end the run earlier, by agreement with the teacher on held-out images; off by default.
         out: run folder, new or empty; without it nothing is written.
         resume: continue the run in ``out`` where it stopped.
         observers: told about every round, beside the built-in ones; one may end the run
@@ -115,7 +127,7 @@ def distill(
         UserError: anything that does not fit together, in one sentence, before any work.
     """
     sections: dict[str, Any] = {"data": data or Images(), "text": Text(text) if isinstance(text, str) else text}  # type: ignore[arg-type]
-    sections |= {"runtime": runtime or Machine(), "watch": watch or Watching()}
+    sections |= {"runtime": runtime or Machine(), "watch": watch or Watching(), "stop": stop or Stopping()}
     sections = with_fields("distill", sections, values)
     machine, folder = runtime_of(sections["runtime"]), None if out is None else Path(out)
     with threads_of(sections["runtime"]), complete(machine, folder):
@@ -132,6 +144,7 @@ def distill(
             text=sections["text"],
             runtime=machine,
             settings=sections["watch"],
+            stop=sections["stop"],
         )
 
 
@@ -148,6 +161,7 @@ def _distill(
     text: Text | TextEmbedding | Tensor,
     runtime: Runtime,
     settings: Watching,
+    stop: Stopping,
 ) -> Distilled:
     """:func:`distill` with every argument in its final form."""
     plan = method.budget() if plan is None else plan
@@ -155,6 +169,7 @@ def _distill(
     if resume and folder is None:
         raise UserError("resume needs the run's folder, got no out; give the folder the run was started with")
     _check_outputs(settings, folder)
+    check_measured(stop, settings)
     watch = Watch(**{name: getattr(settings, name) for name in RHYTHM})
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=_seeded(runtime)))
@@ -187,30 +202,47 @@ def _distill(
             info = replace(info, continues=earlier_stop(stored), overlap=stored.info.overlap)
         info = look_for_duplicates(task, exam, info, watchers) if settings.overlap else info
         watchers = [keep, *watchers, *([] if runtime.rank else observers)]
+        gauge = _gauge(task, method, plan, settings, stop, exam is None)
         watch = replace(
             watch,
             observers=watchers,
             test=exam,
             samples_every=settings.samples_every if folder or observers else 0,
             checkpoint=saves,
-            gauge=_gauge(task, method, plan, settings.estimate, exam is None),
+            gauge=gauge,
+            judge=_judge(stop, gauge, runtime),
             ready=partial(tell, watchers, info, runtime),
         )
         with recorded(watchers, keep, again, runtime, folder):
             state = run(task, method, plan, watch, resume=again)
             if settings.figures and folder is not None and runtime.rank == 0:  # export takes the hooks off
                 _draw(folder, figures_of(task, method, plan, state, exam, overlap=info.overlap))
-            files = _keep_student(task, info, folder, student.spec, settings.export)
+            files = _keep_student(task, info, folder, student.spec, settings.export, watch.judge)
             result = _result(info, keep.records, first, watch, files)
             _close(task, result, folder, watchers)
-    return Distilled(student.net.eval(), result, _export(folder, runtime, settings.onnx))
+    weights = None if watch.judge is None else watch.judge.weights
+    return Distilled(student.net.eval(), result, _export(folder, runtime, settings.onnx), weights)
 
 
-def _gauge(task: Task, method: Method[Any], plan: Plan, estimate: bool | None, untested: bool) -> Gauge:
+def _gauge(task: Task, method: Method[Any], plan: Plan, settings: Watching, stop: Stopping, untested: bool) -> Gauge:
     """Held-out images, if they are asked for, or, where nothing is said, needed and cheap beside the run."""
+    estimate = settings.estimate
     if estimate is None:
-        estimate = untested and affordable(plan, task.classes)
-    return make_gauge(task, method, plan) if estimate else Gauge({})
+        estimate = stop.measured is not None or (untested and affordable(plan, task.classes))
+    gauge = make_gauge(task, method, plan) if estimate else Gauge({})
+    if stop.measured is not None and stop.held_out not in gauge.sets:
+        raise UserError(
+            f"stop.held_out needs images that the run makes of its own, got {stop.held_out!r} with "
+            f"{type(method).__name__}, which makes none; leave it at inverted"
+        )
+    return gauge
+
+
+def _judge(stop: Stopping, gauge: Gauge, runtime: Runtime) -> Judge | None:
+    """Who follows the agreement: in process 0, where it is measured."""
+    if runtime.rank > 0 or stop.held_out not in gauge.sets:
+        return None
+    return Judge(stop.held_out, stop.patience, stop.until_agreement, keep=stop.picked is not False)
 
 
 def _check_outputs(settings: Watching, folder: Path | None) -> None:
@@ -352,12 +384,19 @@ def _checkpoint(folder: Path | None, runtime: Runtime) -> Checkpoint | None:
 
 
 def _keep_student(
-    task: Task, info: RunInfo, folder: Path | None, spec: Mapping[str, object] | None, export: bool
+    task: Task,
+    info: RunInfo,
+    folder: Path | None,
+    spec: Mapping[str, object] | None,
+    export: bool,
+    judge: Judge | None,
 ) -> dict[str, str]:
-    """Write the student; the files of the run by role."""
+    """Write the student, and that of the picked round beside it; the files of the run by role."""
     if folder is None or task.runtime.rank > 0:
         return {}
-    return {**save_student(folder, task.student, spec, info, export), "report": "report.html"}
+    files = save_student(folder, task.student, spec, info, export)
+    files |= save_picked(folder, *((judge.picked, judge.weights) if judge is not None else (None, None)))
+    return {**files, "report": "report.html"}
 
 
 def _export(folder: Path | None, runtime: Runtime, onnx: str) -> Exported | None:
@@ -377,7 +416,8 @@ def _result(
     """What the run came to; the final evaluation is the last there was."""
     known = next((r.evaluation for r in reversed(records) if r.evaluation is not None), None)
     spent = sum(r.seconds for r in records)
-    return RunResult(info, records, watch.final or known, first, spent, files, watch.stopped)
+    picked = None if watch.judge is None else watch.judge.picked
+    return RunResult(info, records, watch.final or known, first, spent, files, watch.stopped, picked)
 
 
 def _close(task: Task, result: RunResult, folder: Path | None, observers: Sequence[Observer]) -> None:

@@ -14,10 +14,10 @@ from dfkd.datasets import DATASETS
 from dfkd.engine.runtime import Runtime
 from dfkd.errors import UserError
 from dfkd.nets.zoo import Classifier
-from dfkd.settings import Images, Machine, TeachImages
+from dfkd.settings import Images, Machine, Stopping, TeachImages, Watching
 from dfkd.weights import Sidecar
 
-__all__ = ["Facts", "as_classifier", "facts_of", "runtime_of", "threads_of", "with_fields"]
+__all__ = ["Facts", "as_classifier", "check_measured", "facts_of", "runtime_of", "threads_of", "with_fields"]
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,19 @@ def facts_of(
         names = tuple(classes)
     count = classes if isinstance(classes, int) else len(names)
     return Facts(size or (1, 1, 1), mean or (), std or (), count, names)  # type: ignore[arg-type]
+
+
+def check_measured(stop: Stopping, watch: Watching) -> None:
+    """Refuse a rule about an agreement that is not to be measured.
+
+    Raises:
+        UserError: naming the rule.
+    """
+    if stop.measured is not None and watch.estimate is False:
+        raise UserError(
+            f"stop.{stop.measured} needs the agreement on held-out images, got watch.estimate false; leave one of them "
+            "out"
+        )
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from dfkd.engine.checkpoint import Checkpoint, write_aside
 from dfkd.engine.core import Method
 from dfkd.engine.lock import LOCK_FILE, held
 from dfkd.engine.probe import Probe
-from dfkd.engine.records import RunInfo
+from dfkd.engine.records import Picked, RunInfo
 from dfkd.engine.runtime import Runtime
 from dfkd.engine.sharing import widened_by
 from dfkd.errors import UserError
@@ -37,6 +37,7 @@ __all__ = [
     "note_resume",
     "open_run",
     "provenance",
+    "save_picked",
     "save_student",
     "settings_of",
     "weights_hash",
@@ -44,6 +45,7 @@ __all__ = [
 
 VERSION = "0.1.0"
 CHECKPOINT_FOLDER = "checkpoint"
+PICKED_FILE = "picked.safetensors"
 RECIPE_FILE = "recipe.yaml"
 RECIPE_HEAD = b"# written by dfkd"
 TEMPORARY = re.compile(r"\..+\.\d+\.tmp")  # what ``write_aside`` writes to
@@ -262,6 +264,25 @@ def save_student(
     if export and _export(student, info.image_shape, folder / "student.pt2"):
         files["program"] = "student.pt2"
     return files
+
+
+def save_picked(folder: Path, picked: Picked | None, weights: Mapping[str, Tensor] | None) -> dict[str, str]:
+    """Write the student of the picked round beside the last one, described likewise; returns what was written, by role.
+
+    Without one, what an earlier start of the run wrote is removed.
+    """
+    from safetensors.torch import save_file
+
+    file = folder / PICKED_FILE
+    beside = file.with_suffix(".json")
+    if picked is None or weights is None:
+        for path in (file, beside):
+            path.unlink(missing_ok=True)
+        return {}
+    write_aside(file, lambda path: save_file(dict(weights), path))
+    about = {**json.loads((folder / "student.json").read_text("utf-8")), "picked": plain(picked)}
+    write_aside(beside, lambda path: path.write_text(json.dumps(about, indent=1)))
+    return {"picked": PICKED_FILE}
 
 
 def _network(net: nn.Module, spec: Mapping[str, object] | None) -> dict[str, object]:

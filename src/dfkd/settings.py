@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Literal
 
 from dfkd.datasets import DATASETS
 from dfkd.defaults import DEFAULT_METHOD
+from dfkd.engine.limits import Count, PositiveShare, check
+from dfkd.errors import UserError
 
-__all__ = ["Images", "Machine", "MethodChoice", "Network", "TeachImages", "Text", "Watching"]
+__all__ = ["Images", "Machine", "MethodChoice", "Network", "Stopping", "TeachImages", "Text", "Watching"]
 
 if TYPE_CHECKING:  # what Python accepts
     from collections.abc import Sequence
@@ -105,6 +107,31 @@ class Watching:
     estimate: bool | None = None  # agreement on held-out synthetic images; default: long runs without test images
     overlap: bool = True  # look once, before the rounds, for near-duplicates of the test images among the web images
     figures: bool = True  # draw figures at the end: images by class, activation maps, t-SNE; `dfkd plot` draws them too
+
+
+@dataclass
+class Stopping:
+    """When a run ends before its plan, by agreement with the teacher on held-out synthetic images; off by default."""
+
+    patience: Count | None = None  # rounds without a higher agreement after which the run ends
+    until_agreement: PositiveShare | None = None  # the agreement at which the run ends
+    held_out: Literal["inverted", "own"] = "inverted"  # whose: made from the teacher alone, or by the run's method
+    picked: bool | None = None  # keep the student of the highest agreement, too; default: where it is measured
+
+    def __post_init__(self) -> None:
+        for name in ("patience", "until_agreement"):
+            value = getattr(self, name)
+            kinds = int if name == "patience" else int | float
+            if value is not None and (isinstance(value, bool) or not isinstance(value, kinds)):
+                what = "to be a whole number" if kinds is int else "to be a number"
+                raise UserError(f"stop needs {name} {what}, got {value!r}; change {name}")
+        check(self, "stop")
+
+    @property
+    def measured(self) -> str | None:
+        """The first field that asks for the agreement on held-out images."""
+        asked = {"patience": self.patience, "until_agreement": self.until_agreement, "picked": self.picked or None}
+        return next((name for name, value in asked.items() if value is not None), None)
 
 
 @dataclass

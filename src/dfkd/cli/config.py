@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from dfkd.engine.plan import Plan
-from dfkd.settings import Images, Machine, MethodChoice, Network, TeachImages, Text, Watching
+from dfkd.settings import Images, Machine, MethodChoice, Network, Stopping, TeachImages, Text, Watching
 from dfkd.teacher_plan import TeachPlan
 
 __all__ = [
@@ -46,6 +46,7 @@ class Distill:
     plan: Plan = field(default_factory=Plan)
     runtime: Machine = field(default_factory=Machine)
     watch: Watching = field(default_factory=Watching)
+    stop: Stopping = field(default_factory=Stopping)
     out: str | None = None  # run folder, new or empty; default runs/<method>-<student>-<time>
     resume: str | None = None  # continue the run in this folder; needs nothing else
     dry_run: bool = False  # only estimate time, memory and disk, from two rounds of each kind

@@ -53,7 +53,7 @@ def _one(told: Tree, folder: Path, seed: int) -> RunResult:
         job = prepare_job(*resolve(Distill, seeded))
         return run_job(job, folder, runtime_of(job.settings.runtime), resume=False).record
     stored = read_run(folder, mend=True)
-    if stored.status == "finished" and stored.result is not None:
+    if stored.status in ("finished", "stopped") and stored.result is not None:  # by the rules of --stop
         return stored.result
     kept = read_yaml(file)
     refuse_code(kept, {}, file)

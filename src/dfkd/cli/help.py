@@ -26,6 +26,7 @@ _TITLES = {
     "plan": "Plan: how long, and the optimiser",
     "runtime": "Machine",
     "watch": "Watching and saving",
+    "stop": "Stopping early",
 }
 
 

@@ -128,6 +128,7 @@ def resolved(job: Job) -> Tree:
         "plan": asdict(job.plan),
         "runtime": plain_settings(settings.runtime),
         "watch": plain_settings(settings.watch),
+        "stop": plain_settings(settings.stop),
     }
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from dfkd.engine.plan import Plan
-from dfkd.settings import Images, Machine, MethodChoice, Network, Text, Watching
+from dfkd.settings import Images, Machine, MethodChoice, Network, Stopping, Text, Watching
 
 __all__ = ["Repeat"]
 
@@ -22,4 +22,5 @@ class Repeat:
     plan: Plan = field(default_factory=Plan)
     runtime: Machine = field(default_factory=Machine)
     watch: Watching = field(default_factory=Watching)
+    stop: Stopping = field(default_factory=Stopping)
     out: str | None = None  # folder of the runs; those that are finished there are passed over, others go on

@@ -34,6 +34,7 @@ def run_job(job: Job, out: Path, machine: Runtime, resume: bool) -> Distilled:
         plan=job.plan,
         runtime=machine,
         watch=settings.watch,
+        stop=settings.stop,
         out=out,
         resume=resume,
         observers=recipe,

@@ -100,6 +100,8 @@ def resolve(cls: type[T], tree: Tree) -> tuple[T, Method[Any], Plan]:
         UserError: an unknown setting or method, or a wrong value.
     """
     tree = _long(tree)
+    if "stop" not in {item.name for item in fields(cls)}:  # type: ignore[arg-type]
+        tree.pop("stop", None)  # a recipe's rules, to a command that does not follow them
     chosen = tree.get("method", {})
     chosen = {"name": DEFAULT_METHOD, **chosen} if isinstance(chosen, Mapping) else chosen
     method = _method(chosen, "method", tree.get("data"))

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,11 +19,14 @@ from dfkd.engine.laps import Laps
 from dfkd.engine.plan import Plan
 from dfkd.engine.records import Estimate, Evaluation, Observer, RoundRecord
 from dfkd.engine.states import pack, pools_of, unpack
+from dfkd.engine.stopping import Judge
 from dfkd.errors import UserError
 from dfkd.ops.pixels import as_bytes, as_images
 from dfkd.types import Batch
 
 __all__ = ["Watch", "make_optimizer", "revisit", "run"]
+
+OTHERS = "process 0 asked for it"
 
 
 @dataclass
@@ -40,9 +43,11 @@ class Watch:
         checkpoint: where to save, or None.
         save_every: least seconds between saves (the last round always saves).
         gauge: measures the student without test images, when it would be evaluated; None: not.
+        judge: follows what the gauge measures, ends the run by its rules, and keeps the best student; only that of
+            process 0 counts.
         ready: called once everything is set up and a checkpoint, if any, has been read, before the first round.
         teacher_guess: the classes the teacher chooses for the test images, once they were asked for.
-        stopped: why the run ended before its last round: an observer asked for it, or the student was lost.
+        stopped: why the run ended before its last round: a rule or an observer asked for it, or the student was lost.
         final: the newest evaluation; after a stop, that of the student as it then was.
     """
 
@@ -55,6 +60,7 @@ class Watch:
     save_every: float = 30.0
     metrics_every: int = 1
     gauge: Callable[[Task, tuple[Tensor, Tensor] | None], Estimate] | None = None
+    judge: Judge | None = None
     ready: Callable[[], None] = lambda: None
     teacher_guess: Tensor | None = field(default=None, init=False)
     stopped: str | None = field(default=None, init=False)
@@ -71,7 +77,8 @@ class Watch:
 def run(task: Task, method: Method[Any], plan: Plan, watch: Watch | None = None, resume: bool = False) -> State:
     """Distil ``task.teacher`` into ``task.student`` by ``method`` within ``plan``. The last round is the result.
 
-    An observer may end the run before (:meth:`~dfkd.engine.records.Observer.rounded`); ``watch.stopped`` then says why.
+    A rule (``watch.judge``) or an observer (:meth:`~dfkd.engine.records.Observer.rounded`) may end the run before;
+    ``watch.stopped`` then says why. A run that a rule ended goes on only where the rule allows it.
 
     Args:
         task: what; the student is trained in place.
@@ -100,11 +107,11 @@ def run(task: Task, method: Method[Any], plan: Plan, watch: Watch | None = None,
     saved_at = time.monotonic()
     try:
         watch.ready()
-        for round in range(first, plan.total):
+        for round in range(first, _end(task, plan, watch, first)):
             began = time.monotonic()
             _set_rate(optimizer, plan.rate(round))
             done = _turns(task, method, state, plan, round, learnt, objective, optimizer, watch)
-            record = _look(task, state, plan, watch, round, done)
+            record = _judged(task, watch, _look(task, state, plan, watch, round, done))
             spent += time.monotonic() - began
             last = _ask(task, watch, record)
             due = watch.checkpoint and (last or _agree(task, time.monotonic() - saved_at >= watch.save_every))
@@ -112,7 +119,7 @@ def run(task: Task, method: Method[Any], plan: Plan, watch: Watch | None = None,
                 _check_finite(task, watch, done.loss, round)
             if watch.checkpoint and due:
                 check_grown(parts, state)
-                _save(task, state, optimizer, watch.checkpoint, round + 1, spent)
+                _save(task, state, optimizer, watch, watch.checkpoint, round + 1, spent)
                 saved_at = time.monotonic()
             if last:
                 break
@@ -231,18 +238,36 @@ def _wake(task: Task, state: State, learnt: Sequence[Tensor]) -> None:
     state.joint.train()
 
 
+def _end(task: Task, plan: Plan, watch: Watch, first: int) -> int:
+    """The round before which a run that begins with round ``first`` ends: at once, where a rule had ended it there."""
+    reason = watch.judge.reason() if watch.judge is not None and 0 < first < plan.total else None
+    if not _agree(task, reason is not None):
+        return plan.total
+    watch.stopped = reason or OTHERS
+    return first
+
+
+def _judged(task: Task, watch: Watch, record: RoundRecord) -> RoundRecord:
+    """``record`` with the reason for which a rule ends the run after it, if one does."""
+    if watch.judge is None:
+        return record
+    watch.judge.look(record, task.student.net)
+    last = record.round + 1 == record.rounds
+    return replace(record, stopped=None if last or record.estimate is None else watch.judge.reason())
+
+
 def _ask(task: Task, watch: Watch, record: RoundRecord) -> bool:
-    """Tell the observers of a round. Was it the last one, by the plan or by the word of one of them?
+    """Tell the observers of a round. Was it the last one, by the plan, by a rule or by the word of one of them?
 
     A run that is stopped is evaluated as it then stands. Every process gives the same answer.
     """
-    reasons = [observer.rounded(record) for observer in watch.observers]
+    reasons = [record.stopped, *(observer.rounded(record) for observer in watch.observers)]
     if record.round + 1 == record.rounds:
         return True
     reason = next((reason for reason in reasons if reason), None)
     if not _agree(task, reason is not None):
         return False
-    watch.stopped = reason or "process 0 asked for it"
+    watch.stopped = reason or OTHERS
     if watch.test is not None and record.evaluation is None:
         watch.final = _evaluate(task, watch)
     return True
@@ -343,7 +368,9 @@ def _pairwise_distance(images: Tensor) -> float:
     return float(torch.cdist(x, x).sum() / max(n * (n - 1), 1) / x.shape[1] ** 0.5)
 
 
-def _save(task: Task, state: State, optimizer: Optimizer, to: Checkpoint, rounds: int, spent: float) -> None:
+def _save(
+    task: Task, state: State, optimizer: Optimizer, watch: Watch, to: Checkpoint, rounds: int, spent: float
+) -> None:
     payload = {
         "rounds": rounds,
         "seconds": spent,
@@ -351,6 +378,7 @@ def _save(task: Task, state: State, optimizer: Optimizer, to: Checkpoint, rounds
         "state": pack(state),
         "optimizer": optimizer.state_dict(),
         "streams": task.runtime.streams(),
+        "judge": None if watch.judge is None else watch.judge.state(),
     }
     to.save(rounds, payload, pools_of(state))
 
@@ -363,6 +391,8 @@ def _restore(task: Task, state: State, optimizer: Optimizer, watch: Watch) -> tu
         payload = _reload(task, state, watch.checkpoint)
         optimizer.load_state_dict(payload["optimizer"])
         task.runtime.restore_streams(payload["streams"])
+        if watch.judge is not None:
+            watch.judge.restore(payload.get("judge"))  # newer than the first checkpoints
         return int(payload["rounds"]), float(payload["seconds"])
 
 

@@ -53,16 +53,17 @@ def limits_of(cls: type) -> dict[str, Limit]:
     return {name: limit for name, hint in hints.items() for limit in _limits(hint)}
 
 
-def check(values: Any) -> None:
+def check(values: Any, who: str | None = None) -> None:
     """Refuse a value that is not among a field's choices (``Literal``), breaks its limit or is not finite; None passes.
 
     Args:
         values: a dataclass instance.
+        who: for messages; default: its class.
 
     Raises:
         UserError: naming the field.
     """
-    who = type(values).__name__
+    who = who or type(values).__name__
     for name, hint in get_type_hints(type(values), include_extras=True).items():
         value = getattr(values, name)
         choices = _choices(hint)

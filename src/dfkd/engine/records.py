@@ -7,7 +7,7 @@ from torch import Tensor
 from dfkd.data.overlap import NearDuplicates
 from dfkd.engine.measures import Measure
 
-__all__ = ["Agreement", "Estimate", "Evaluation", "Keep", "Observer", "RoundRecord", "RunInfo", "RunResult"]
+__all__ = ["Agreement", "Estimate", "Evaluation", "Keep", "Observer", "Picked", "RoundRecord", "RunInfo", "RunResult"]
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,8 @@ class Estimate:
 class RoundRecord:
     """One round: how long it took, the losses, what a test set (if any) says, and some of the newest images.
 
-    ``samples`` is (uint8 images (m, c, h, w), labels (m,)) on the CPU, or None.
+    ``samples`` is (uint8 images (m, c, h, w), labels (m,)) on the CPU, or None. ``stopped`` says why a rule ended
+    the run after this round.
     """
 
     round: int
@@ -96,13 +97,24 @@ class RoundRecord:
     evaluation: Evaluation | None = None
     samples: tuple[Tensor, Tensor] | None = None
     estimate: Estimate | None = None
+    stopped: str | None = None
+
+
+@dataclass(frozen=True)
+class Picked:
+    """A round (counted from 0) and its agreement with the teacher on held-out images of the kind ``held_out``."""
+
+    round: int
+    agreement: float
+    held_out: str
 
 
 @dataclass(frozen=True)
 class RunResult:
     """A whole run. ``seconds`` counts all rounds, those before a resume included.
 
-    ``stopped`` says why the run ended before its last round; None where it did not.
+    ``stopped`` says why the run ended before its last round; None where it did not. ``picked`` is the round that agreed
+    most with the teacher on held-out images, where its student was kept beside the last one.
     """
 
     info: RunInfo
@@ -112,6 +124,7 @@ class RunResult:
     seconds: float
     files: dict[str, str] = field(default_factory=dict)
     stopped: str | None = None
+    picked: Picked | None = None
 
 
 class Observer:

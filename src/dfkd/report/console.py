@@ -34,7 +34,7 @@ from dfkd.report.summary import (
     percent,
     stop_sentence,
 )
-from dfkd.report.without_test import estimate_sentence, last_estimate, short_estimate
+from dfkd.report.without_test import estimate_sentence, last_estimate, picked_sentence, short_estimate
 
 RECENT = 5  # rounds whose median says how long the next one will take
 
@@ -137,6 +137,8 @@ class Progress(Observer):
         estimate = last_estimate(result.rounds)
         if estimate is not None and estimate.sets:
             self.note(estimate_sentence(estimate))
+        if picked_sentence(result):
+            self.note(picked_sentence(result))
         if not self.quiet:
             self._print(f"done in {duration(result.seconds)}")
 

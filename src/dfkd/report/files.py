@@ -22,7 +22,7 @@ from typing import Any, Literal, get_args
 from dfkd.data.overlap import NearDuplicates, Pair
 from dfkd.engine.checkpoint import write_aside
 from dfkd.engine.measures import Alarm, Measure
-from dfkd.engine.records import Agreement, Estimate, Evaluation, RoundRecord, RunInfo, RunResult
+from dfkd.engine.records import Agreement, Estimate, Evaluation, Picked, RoundRecord, RunInfo, RunResult
 from dfkd.errors import UserError
 
 Status = Literal["running", "finished", "stopped", "interrupted", "failed"]
@@ -106,6 +106,7 @@ def record_from(row: Mapping[str, Any]) -> RoundRecord:
         evaluation=_evaluation(row["evaluation"]),
         samples=None,
         estimate=_estimate(row.get("estimate")),
+        stopped=_text(row.get("stopped")),
     )
 
 
@@ -119,6 +120,7 @@ def write_run(folder: Path, info: RunInfo, result: RunResult | None, status: Sta
             "seconds": result.seconds,
             "files": result.files,
             "stopped": result.stopped,
+            "picked": result.picked,
         }
     page = plain({"info": asdict(info), "result": told, "status": status, "reason": reason})
     text = json.dumps(page, allow_nan=False, ensure_ascii=False, indent=1)
@@ -285,4 +287,9 @@ def _result(info: RunInfo, rounds: list[RoundRecord], row: Mapping[str, Any] | N
         seconds=_float(row["seconds"]),
         files={str(name): str(value) for name, value in row["files"].items()},
         stopped=_text(row.get("stopped")),
+        picked=_picked(row.get("picked")),
     )
+
+
+def _picked(row: Mapping[str, Any] | None) -> Picked | None:
+    return None if row is None else Picked(int(row["round"]), _float(row["agreement"]), str(row["held_out"]))

@@ -36,7 +36,14 @@ from dfkd.report.summary import (
     stop_sentence,
     verdict_of,
 )
-from dfkd.report.without_test import agreement_curves, agreement_rows, estimate_sentence, last_estimate, signal_notes
+from dfkd.report.without_test import (
+    agreement_curves,
+    agreement_rows,
+    estimate_sentence,
+    last_estimate,
+    picked_sentence,
+    signal_notes,
+)
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -116,7 +123,7 @@ def _context(
         "table": [(row.name, cells(row)) for row in rows],
         "quality": _quality(rounds, result.teacher_evaluation if result else None),
         "teacher_accuracy": percent(rows[0].accuracy),
-        **_without_test(rounds),
+        **_without_test(rounds, result),
         "losses": _loss_charts(rounds),
         "health": _health_charts(rounds, info),
         "sheets": [named(info, *sheet) for sheet in fitting(sheets)],
@@ -137,11 +144,11 @@ def _context(
     }
 
 
-def _without_test(rounds: Sequence[RoundRecord]) -> dict[str, Any]:
+def _without_test(rounds: Sequence[RoundRecord], result: RunResult | None) -> dict[str, Any]:
     """What held-out synthetic images say of the student, where that was measured."""
     estimate = last_estimate(rounds)
     if estimate is None or not estimate.sets:
-        return {"estimate": "", "estimate_rows": [], "estimate_chart": [], "signals": []}
+        return {"estimate": "", "estimate_rows": [], "estimate_chart": [], "signals": [], "picked": ""}
     lines = [
         Line(kind, agreement_curves(rounds, kind), tone)
         for kind, tone in (("own", TONES[0]), ("inverted", TONES[1]))
@@ -154,6 +161,7 @@ def _without_test(rounds: Sequence[RoundRecord]) -> dict[str, Any]:
         "estimate_rows": agreement_rows(estimate),
         "estimate_chart": [(name, chart) for name, chart in zip(("wide", "narrow"), charts, strict=True) if chart],
         "signals": signal_notes(estimate),
+        "picked": picked_sentence(result),
     }
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from dfkd.engine.records import Agreement, Estimate, RoundRecord
+from dfkd.engine.records import Agreement, Estimate, RoundRecord, RunResult
 from dfkd.report.summary import finished_rounds, number, percent
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "agreement_rows",
     "estimate_sentence",
     "last_estimate",
+    "picked_sentence",
     "set_name",
     "short_estimate",
     "signal_notes",
@@ -56,6 +57,17 @@ def estimate_sentence(estimate: Estimate) -> str:
     if not said:
         return ""
     return f"Without test images: the student chooses the teacher's class {', and '.join(said)}."
+
+
+def picked_sentence(result: RunResult | None) -> str:
+    """One sentence: which round agreed most, and where its student is; "" where it was not kept."""
+    if result is None or result.picked is None or "picked" not in result.files:
+        return ""
+    picked = result.picked
+    return (
+        f"The agreement on held-out images ({picked.held_out}) was highest after round {picked.round + 1}, "
+        f"{percent(picked.agreement)}: that student is kept as {result.files['picked']}, the result is the last one."
+    )
 
 
 def short_estimate(estimate: Estimate) -> str:
