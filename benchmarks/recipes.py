@@ -51,6 +51,8 @@ def is_of(record: Mapping[str, Any], row: Row) -> bool:
     who = (record.get("method"), record.get("data"), name, record.get("student"))
     if who != (row.method, row.data, row.teacher, row.student) or record.get("accuracy") is None:
         return False
+    if record.get("bits", "") != row.bits:
+        return False
     if not (_plainly_run(record) and _shape(record) == _wanted_shape(row) and _same_settings(record, row)):
         return False
     return _same_text(record, row) and _same_stages(record, row)

@@ -87,6 +87,16 @@ def test_a_record_belongs_to_the_recipe_whose_settings_it_has() -> None:
     assert not recipes.is_of(plain, find("nayer/cifar10-wrn40-2-wrn16-2+clip"))
 
 
+def test_a_record_in_bits_belongs_to_the_recipe_of_these_bits() -> None:
+    tree = {key: value for key, value in recipe("nayer/digits-wrn16-2-w4a4").items() if key != "bits"}
+    _, method, plan = resolve(Distill, tree)
+    settings = json.loads(json.dumps({"settings": asdict(method), "plan": asdict(plan)}))  # type: ignore[call-overload]
+    record = _record(student="wrn16-2", bits="W4A4", **settings)
+    held = [name for name in names() if recipes.is_of(record, find(name))]
+    assert held == ["nayer/digits-wrn16-2-w4a4"]
+    assert not recipes.is_of({**record, "bits": ""}, find(held[0]))
+
+
 def test_a_record_names_the_text_it_used() -> None:
     row, digits = find(NAME), [str(digit) for digit in range(10)]
     shipped = embed(digits, 10).source

@@ -199,6 +199,26 @@ def test_a_whole_run_reports_three_stages_and_loads_again(digits_teacher: nn.Mod
 
 
 @needs_brevitas
+def test_a_recipe_says_the_bits_and_the_rest_is_put_over_it(
+    digits_teacher: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    torch.save(digits_teacher.state_dict(), tmp_path / "teacher.pt")
+    words = ["quantize", str(tmp_path / "teacher.pt"), "--recipe", "nayer/digits-wrn16-2-w3a3", "--teacher", "wrn16-1"]
+    short = "--calibration 64 --method.steps 1 --method.synthesis_batch 64 --method.width 8 --method.channels 4"
+    plan = "--plan.rounds 1 --plan.warmup 1 --plan.steps 1 --plan.batch_size 8 --watch.quiet --json"
+    words += [*short.split(), *plan.split()]
+    words += ["--watch.figures", "false", "--watch.export", "false", "--runtime.device", "cpu"]
+    assert main([*words, "--out", str(out)]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["bits"] == "W3A3"
+    assert told["stages"][0]["accuracy"] > 0.9  # the recipe names the test images
+    assert json.loads((out / "student.json").read_text())["network"]["bits"] == "W3A3"
+    assert main([*words, "--bits", "W1A1"]) == 2
+    assert "quantize needs bits such as W4A4, 2 to 8 of each, got 'W1A1'" in capsys.readouterr().err
+
+
+@needs_brevitas
 def test_a_quantized_student_resumes_exactly(digits_teacher: nn.Module, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"calibration": 64, "plan": plan(), "save_every": 0.0, **DIGITS}
     whole = dfkd.quantize(digits_teacher, "W4A4", method(), out=tmp_path / "whole", **settings)

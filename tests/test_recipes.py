@@ -22,6 +22,7 @@ from dfkd.errors import UserError
 from dfkd.inputs import facts_of
 from dfkd.methods import METHODS
 from dfkd.nets.count import count_parameters
+from dfkd.nets.quantized import Bits
 from dfkd.nets.zoo import build, check_image_shape, find
 from dfkd.prepare import embedding_of
 from dfkd.recipes import Row, expected, names, reached, recipe, rows, yaml_of
@@ -39,9 +40,12 @@ def test_names_are_unique_and_every_method_has_one() -> None:
 
 @pytest.mark.parametrize("row", rows(), ids=lambda row: row.name)
 def test_every_recipe_fits_its_types(row: Row) -> None:
-    settings, method, plan = resolve(Distill, yaml.safe_load(yaml_of(recipe(row.name))))
+    tree = yaml.safe_load(yaml_of(recipe(row.name)))
+    assert tree.pop("bits", "") == row.bits
+    settings, method, plan = resolve(Distill, tree)
     assert type(method).__name__ == row.method
-    assert settings.student.name == row.student
+    assert (settings.student.name or row.teacher) == row.student
+    assert bool(row.bits) == (settings.student.name is None)
     shape = settings.data.image_size or DATASETS[row.data].image_size
     for net in (row.teacher, row.student):
         if ":" not in net:
@@ -59,6 +63,32 @@ def test_published_rows_of_nayer() -> None:
     assert published["nayer/cifar10-resnet34-resnet18"] == 95.21
     assert published["nayer/cifar100-wrn40-2-wrn16-2"] == 71.72
     assert recipe("nayer/cifar100-wrn40-2-wrn16-2")["method"]["steps"] == 40
+
+
+def test_rows_of_the_table_of_quantized_networks() -> None:
+    """NAYER's Table 3, E = 300; networks as in ZAQ's, by their numbers of parameters in millions."""
+    rows_of_table = {
+        "nayer/cifar10-mobilenetv2-cifar-w6a6": (92.23, 2.30),
+        "nayer/cifar10-vgg19-w4a8": (93.15, None),  # ours has one linear layer, ZAQ's three
+        "nayer/cifar100-resnet20-w5a5": (68.23, 0.28),
+        "nayer/cifar100-resnet18-w4a4": (73.32, 11.22),
+    }
+    for name, (paper, millions) in rows_of_table.items():
+        row = find_row(name)
+        assert (row.paper, recipe(name)["bits"].lower()) == (paper, name.rpartition("-")[2])
+        assert Bits.parse(row.bits)
+        assert "student" not in recipe(name)
+        tree = {key: value for key, value in recipe(name).items() if key != "bits"}
+        _, _, plan = resolve(Distill, tree)
+        assert plan.rounds == 300
+        with torch.device("meta"):
+            made = build(row.teacher, 100 if row.data == "cifar100" else 10, 3).net
+        assert millions is None or count_parameters(made) / 1e6 == pytest.approx(millions, abs=0.005)
+
+
+def test_a_recipe_for_quantizing_does_not_distil() -> None:
+    with pytest.raises(UserError, match=r"recipe needs to be one that distils, got one for W6A6; give it to `dfkd qu"):
+        resolve(Distill, recipe("nayer/cifar10-mobilenetv2-cifar-w6a6"))
 
 
 def test_published_rows_of_cmi_dafl_and_dfnd() -> None:

@@ -190,8 +190,8 @@ _ALL = (
             ("4 bits, with test images that report", "dfkd quantize teachers/r20 --bits W4A4 --data.test cifar10"),
             ("a distilled student", "dfkd quantize runs/x --bits W6A6 --out runs/x-w6a6"),
             (
-                "with the settings of a recipe",
-                "dfkd quantize teachers/r20 --bits W5A5 --recipe nayer/cifar100-wrn40-2-wrn16-2",
+                "with the settings and bits of a recipe",
+                "dfkd quantize teachers/r20 --recipe nayer/cifar100-resnet20-w5a5",
             ),
             ("go on after a stop: the same, and", "dfkd quantize teachers/r20 --bits W5A5 --out runs/q --resume"),
         ),

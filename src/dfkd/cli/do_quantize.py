@@ -21,6 +21,7 @@ OWN = ("target", "bits", "calibration", "resume", "json", "out")
 
 def run(tree: Tree, show: bool = False) -> int:
     """Quantize a network and train it, both without its training data."""
+    tree = with_recipe(tree)
     mine = fill(Quantize, {key: tree.pop(key) for key in OWN if key in tree})
     if mine.target is None or show:
         got = "none" if mine.target is None else "--print_config"
@@ -51,7 +52,6 @@ def run(tree: Tree, show: bool = False) -> int:
 def _job(target: str, tree: Tree) -> Job:
     """The network as its own student; a packaged recipe or a file of settings says the rest."""
     network: Tree = {"weights": target} if Path(target).exists() else {"name": target}
-    tree = with_recipe(tree)
     tree = merge(tree, {"teacher": network})
     return prepare_job(*resolve(Distill, merge(tree, {"student": dict(tree["teacher"])})))
 

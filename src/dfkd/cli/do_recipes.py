@@ -53,8 +53,11 @@ def _table(shown: Sequence[Row], notes: Mapping[str, str]) -> "Table":
 
 def head(row: Row) -> list[str]:
     """What stands above a recipe: the command, what it is, and how to read the figures at its end."""
-    told = [f"dfkd distill {row.name} --teacher.weights TEACHER", ""]
-    told.append(f"{row.method}, {row.teacher} -> {row.student} on {row.part or row.data}")
+    if row.bits:
+        told = [f"dfkd quantize TEACHER --recipe {row.name}", ""]
+    else:
+        told = [f"dfkd distill {row.name} --teacher.weights TEACHER", ""]
+    told.append(f"{row.method}, {row.teacher} -> {row.bits or row.student} on {row.part or row.data}")
     told += [row.note] if row.note else []
     if not expected(row):
         return told

@@ -102,6 +102,8 @@ def resolve(cls: type[T], tree: Tree) -> tuple[T, Method[Any], Plan]:
     tree = _long(tree)
     if "stop" not in {item.name for item in fields(cls)}:  # type: ignore[arg-type]
         tree.pop("stop", None)  # a recipe's rules, to a command that does not follow them
+    if "bits" in tree:
+        raise UserError(f"recipe needs to be one that distils, got one for {tree['bits']}; give it to `dfkd quantize`")
     chosen = tree.get("method", {})
     chosen = {"name": DEFAULT_METHOD, **chosen} if isinstance(chosen, Mapping) else chosen
     method = _method(chosen, "method", tree.get("data"))

@@ -45,6 +45,8 @@ def find(name: str) -> Row:
 def recipe(name: str) -> dict[str, Any]:
     """The settings of a packaged recipe, section by section, as a recipe file holds them.
 
+    One with ``bits`` is for ``dfkd quantize``, and has no student: that is the teacher, quantized.
+
     Raises:
         UserError: no such recipe, with the nearest.
     """
@@ -52,9 +54,10 @@ def recipe(name: str) -> dict[str, Any]:
     tests = row.data if row.data in _READABLE else None
     data = {"preset": row.data, **({"test": tests} if tests else {}), **row.inputs}
     stages = {"stages": list(row.stages)} if row.stages else {}
+    student = {"bits": row.bits} if row.bits else {"student": {"name": row.student, **stages}}
     return {
         "teacher": {"name": row.teacher, **stages},
-        "student": {"name": row.student, **stages},
+        **student,
         "data": {key: value for key, value in data.items() if value is not None},
         **({"text": dict(row.text)} if row.text else {}),
         "method": {"name": row.method, **row.settings},
