@@ -11,7 +11,7 @@ from torch import nn
 
 import dfkd
 from dfkd.cli.main import main
-from dfkd.deploy.adapt import adapt, estimated
+from dfkd.deploy.adapt import estimated
 from dfkd.deploy.card import card_of
 from dfkd.deploy.predictor import Predictor
 
@@ -56,7 +56,7 @@ def test_what_helps_is_kept_beside_the_run_and_said(copied: Path, digits_teacher
     spoil(copied)
     before = (copied / "student.safetensors").read_bytes()
     images = dfkd.read_images("digits", "train").images[:64]
-    done = adapt(copied, images, teacher_of(digits_teacher))
+    done = dfkd.adapt(copied, images, teacher_of(digits_teacher))
     assert done.kept
     assert done.after > done.before
     assert done.folder == copied / "adapted"
@@ -74,7 +74,7 @@ def test_what_does_not_help_is_not_kept(copied: Path, digits_teacher: nn.Module)
     torch.save(digits_teacher.state_dict(), copied / "student.pt")
     noise = torch.randint(256, (8, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     student = dfkd.load(copied)
-    done = adapt(copied, noise, student)  # its own teacher: it agrees with itself
+    done = dfkd.adapt(copied, noise, student)  # its own teacher: it agrees with itself
     assert done.before == 1
     assert not done.kept
     assert not (copied / "adapted").exists()

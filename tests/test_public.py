@@ -14,7 +14,8 @@ NAMES = [
     "METHODS", "NAYER", "STATISTICS", "ZOO", "Anatomy", "Batch", "Clock", "Distilled", "Evaluation", "Exchange",
     "ImageSet", "Method", "Moments", "Need", "Observer", "Plan", "Pool", "Probe", "Readout", "Recombine", "RoundRecord",
     "Rows", "RunInfo", "RunResult", "Runtime", "State", "Task", "TextEmbedding", "UserError", "Watch", "__version__",
-    "build", "build_task", "class_list", "distill", "embed", "evaluate", "open_rows", "read_images", "run", "survey",
+    "adapt", "build", "build_task", "class_list", "distill", "embed", "evaluate", "export", "load", "open_rows",
+    "quantize", "read_images", "run", "survey",
 ]
 
 DISTILL = [

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from dfkd.data.readers import STATISTICS, ImageSet, read_images
     from dfkd.data.rows import Rows, open_rows
     from dfkd.data.text import TextEmbedding, class_list, embed
+    from dfkd.deploy.adapt import adapt
     from dfkd.deploy.export import export
     from dfkd.deploy.loading import load
     from dfkd.deploy.quantize import quantize
@@ -99,6 +100,7 @@ _WHERE = {
     "VanillaKD": "dfkd.methods.vanilla",
     "Watch": "dfkd.engine.driver",
     "Watching": "dfkd.settings",
+    "adapt": "dfkd.deploy.adapt",
     "build": "dfkd.nets.zoo",
     "build_task": "dfkd.prepare",
     "class_list": "dfkd.data.text",
@@ -169,6 +171,7 @@ __all__ = [
     "Watch",
     "Watching",
     "__version__",
+    "adapt",
     "build",
     "build_task",
     "class_list",

@@ -48,7 +48,7 @@ _RECIPE = "Every option has the same name in a recipe: --plan.rounds 5 is plan: 
 _ALL = (
     Command(
         "demo",
-        "teach, distil and compare on small digits, in two minutes",
+        "teach, distil and compare on small digits, in about three minutes",
         config.Demo,
         examples=(("the main job, start to end", "dfkd demo"), ("three students", "dfkd demo --seeds 3")),
         notes=(

@@ -43,7 +43,7 @@ def main_help(version: str) -> str:
     lines += [
         "",
         bold("Try"),
-        "  dfkd demo                        see it work, in two minutes",
+        "  dfkd demo                        see it work, in about three minutes",
         "  dfkd distill --help              the options of one command, with examples",
         "",
         bold("Everywhere"),
