@@ -11,7 +11,8 @@ from dfkd.engine.records import RunInfo
 from dfkd.errors import UserError
 from dfkd.methods import METHODS
 from dfkd.report.files import read_run
-from dfkd.report.summary import count, duration, file_size, percent
+from dfkd.report.summary import count, duration, file_size, percent, sentence, stop_sentence
+from dfkd.report.without_test import estimate_sentence, last_estimate
 
 __all__ = ["card_of"]
 
@@ -20,14 +21,15 @@ REAL = "it learnt from labelled training images"
 WEB = "it learnt from unlabelled images from elsewhere"
 
 
-def card_of(folder: Path, repository: str, licence: str = "unknown", estimate: str = "") -> str:
+def card_of(folder: Path, repository: str, licence: str = "unknown") -> str:
     """A README.md with the front matter of the Hugging Face hub.
+
+    Where there were no test images, the agreement with the teacher on held-out synthetic ones stands for the accuracy.
 
     Args:
         folder: of a finished run.
         repository: ``owner/name``.
         licence: an identifier of the hub, such as ``apache-2.0``.
-        estimate: what stands for the accuracy where there were no test images, as part of a sentence.
 
     Raises:
         UserError: the run is not finished, or its record is damaged.
@@ -45,6 +47,7 @@ def card_of(folder: Path, repository: str, licence: str = "unknown", estimate: s
     made = _images_of(info)
     adapted = about.get("adapted")
     final, first = result.final, result.teacher_evaluation
+    estimate = last_estimate(stored.rounds)
     plan: dict[str, Any] = dict(info.plan)
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     page = jinja2.Environment(
@@ -71,7 +74,8 @@ def card_of(folder: Path, repository: str, licence: str = "unknown", estimate: s
         agreement=percent(final.agreement) if final else "",
         images=f"{final.images:,}" if final else "",
         teacher_accuracy=percent(first.accuracy) if first else "–",
-        estimate=estimate,
+        estimate="" if estimate is None else estimate_sentence(estimate),
+        stopped="" if result.stopped is None else sentence(stop_sentence(stored.rounds, result.stopped)),
         rounds=plan.get("rounds", len(stored.rounds)),
         steps=plan.get("steps"),
         batch_size=plan.get("batch_size"),
