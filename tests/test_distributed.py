@@ -18,7 +18,10 @@ from torch.multiprocessing.spawn import spawn
 from dfkd.engine.checkpoint import Checkpoint, pools_of
 from dfkd.engine.core import Task
 from dfkd.engine.driver import Watch, run
+from dfkd.engine.estimate import Estimate as Expected
 from dfkd.engine.evaluate import evaluate
+from dfkd.engine.hours import fit_plan
+from dfkd.engine.plan import Plan
 from dfkd.engine.probe import Probe
 from dfkd.engine.records import Agreement, Estimate
 from dfkd.engine.runtime import Runtime
@@ -216,6 +219,18 @@ def end_by_a_rule(runtime: Runtime, folder: Path) -> Any:
     return found
 
 
+def plan_for_an_hour(runtime: Runtime, folder: Path) -> Any:
+    """Rounds that fit, where process 1 measures slower ones."""
+    pace = 1000.0 * (1 + 5 * runtime.rank)
+
+    def estimator(*given: Any) -> Callable[[Plan], Expected]:
+        return lambda plan: Expected({"student": pace * plan.rounds}, 0, 0, 0, 9, 0, 9)
+
+    with patch("dfkd.engine.hours.estimator", estimator):
+        task = tiny_task(SETTINGS["NAYER"], runtime=runtime)
+        return fit_plan(task, SETTINGS["NAYER"].method, tiny_plan(rounds=9), Watch(), 1).plan.rounds
+
+
 def everything(runtime: Runtime, folder: Path) -> Any:
     """One start of two processes for all tests: starting them is what takes the time."""
     return {
@@ -226,6 +241,7 @@ def everything(runtime: Runtime, folder: Path) -> Any:
         "whole": distil(Runtime(device="cpu", devices=runtime.world).launch(), folder / "whole"),
         "parts": distil_in_two_parts(Runtime(device="cpu", devices=runtime.world).launch(), folder / "parts"),
         "ruled": end_by_a_rule(Runtime(device="cpu", devices=runtime.world).launch(), folder / "ruled"),
+        "rounds": plan_for_an_hour(runtime, folder),
     }
 
 
@@ -309,6 +325,10 @@ def test_students_stay_equal_over_rounds_and_a_resume_is_exact(both: Both) -> No
 def test_a_rule_ends_all_processes_together(both: Both) -> None:
     for result in both[0]:
         assert result["ruled"] == [[3, 4, True], [0, 4, True]]  # warm-up, the best round, two without a higher one
+
+
+def test_the_plan_of_process_0_is_that_of_all(both: Both) -> None:
+    assert [result["rounds"] for result in both[0]] == [3, 3]
 
 
 def places(runtime: Runtime, folder: Path) -> Any:

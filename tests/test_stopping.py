@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import dfkd
 from dfkd.cli.main import main
 from dfkd.data.readers import STATISTICS
+from dfkd.engine import heldout
 from dfkd.engine.checkpoint import Checkpoint
 from dfkd.engine.core import Task
 from dfkd.engine.driver import Watch, run
@@ -223,6 +224,12 @@ LINE = (
 )
 
 
+@pytest.fixture
+def _quick_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Held-out images that are hardly optimised: these tests look at rounds, not at pixels."""
+    monkeypatch.setattr(heldout, "STEPS", 2)
+
+
 def distilled(teacher: nn.Module, **values: Any) -> dfkd.Distilled:
     torch.manual_seed(0)
     student = dfkd.build("wrn10-1", classes=10, channels=1)
@@ -231,6 +238,7 @@ def distilled(teacher: nn.Module, **values: Any) -> dfkd.Distilled:
     return dfkd.distill(teacher, student, METHOD, plan=PLAN, progress=False, **more, **values)  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("_quick_images")
 def test_python_and_shell_end_alike(
     digits_teacher: nn.Module, digits_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -281,6 +289,7 @@ def test_python_and_shell_end_alike(
         assert same(load_file(tmp_path / "shell" / file), load_file(tmp_path / "free" / file))
 
 
+@pytest.mark.usefixtures("_quick_images")
 def test_the_agreement_asked_for_ends_a_run_and_nothing_is_kept_unasked(
     digits_teacher: nn.Module, tmp_path: Path
 ) -> None:

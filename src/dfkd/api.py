@@ -23,8 +23,9 @@ from dfkd.engine.driver import Watch, check, run
 from dfkd.engine.evaluate import evaluate, predictions
 from dfkd.engine.fingerprint import inputs_of
 from dfkd.engine.heldout import Gauge, affordable, make_gauge
+from dfkd.engine.hours import fit_plan
 from dfkd.engine.plan import Plan
-from dfkd.engine.records import Evaluation, Keep, Observer, RoundRecord, RunInfo, RunResult
+from dfkd.engine.records import Evaluation, Fitted, Keep, Observer, RoundRecord, RunInfo, RunResult
 from dfkd.engine.runtime import Runtime
 from dfkd.engine.stopping import Judge
 from dfkd.errors import UserError
@@ -32,13 +33,17 @@ from dfkd.inputs import as_classifier, check_measured, runtime_of, threads_of, w
 from dfkd.methods import METHODS
 from dfkd.nets.zoo import Classifier
 from dfkd.prepare import instance, labelled, prepare
+from dfkd.report.console import announce
 from dfkd.report.conversion import Conversion
 from dfkd.report.figures import figures_of
+from dfkd.report.files import RUN_FILE
 from dfkd.report.gallery import FIGURES_FOLDER, Gallery, write_gallery
 from dfkd.report.page import write_page
 from dfkd.report.trackers import check_trackers
 from dfkd.runs import (
     CHECKPOINT_FOLDER,
+    begun_plan,
+    check_free,
     network_bytes,
     note_resume,
     open_run,
@@ -115,7 +120,8 @@ def distill(
         plan: how long; default: the method's published budget.
         runtime: device, precision, processes, seed.
         watch: evaluations, samples, saves, figures, export; nothing in it changes the student.
-        stop: rules that end the run earlier, by agreement with the teacher on held-out images; off by default.
+        stop: rules that end the run earlier, by agreement with the teacher on held-out images, and the hours that the
+            plan is shortened to fit, as measured before the first round; off by default.
         out: run folder, new or empty; without it nothing is written.
         resume: continue the run in ``out`` where it stopped.
         observers: told about every round, beside the built-in ones; one may end the run
@@ -183,8 +189,11 @@ def _distill(
         stack.callback(task.student.release)
         _check_varies(facts[0])
         check(task, method, _fitting(task))
-        info = _info(method, plan, task, facts, embedding, (teacher.name, student.name))
         exam = labelled(data.test, task, "test")
+        look = replace(watch, test=exam, samples_every=settings.samples_every if folder or observers else 0)
+        plan, fitted = _decided(task, method, plan, look, stop.hours, folder, resume, quiet)
+        info = _info(method, plan, task, facts, embedding, (teacher.name, student.name))
+        info = replace(info, fitted=fitted)
         stored = None
         if folder is not None and runtime.rank == 0:
             stored = stack.enter_context(open_run(folder, info, resume, settings.save_every))
@@ -199,15 +208,14 @@ def _distill(
         )
         if stored is not None and saves is not None:
             info = note_resume(info, stored, done, saves.notes)
-            info = replace(info, continues=earlier_stop(stored), overlap=stored.info.overlap)
+            info = replace(info, continues=earlier_stop(stored))
+            info = replace(info, overlap=stored.info.overlap, fitted=stored.info.fitted)
         info = look_for_duplicates(task, exam, info, watchers) if settings.overlap else info
         watchers = [keep, *watchers, *([] if runtime.rank else observers)]
         gauge = _gauge(task, method, plan, settings, stop, exam is None)
         watch = replace(
-            watch,
+            look,
             observers=watchers,
-            test=exam,
-            samples_every=settings.samples_every if folder or observers else 0,
             checkpoint=saves,
             gauge=gauge,
             judge=_judge(stop, gauge, runtime),
@@ -222,6 +230,28 @@ def _distill(
             _close(task, result, folder, watchers)
     weights = None if watch.judge is None else watch.judge.weights
     return Distilled(student.net.eval(), result, _export(folder, runtime, settings.onnx), weights)
+
+
+def _decided(
+    task: Task,
+    method: Method[Any],
+    plan: Plan,
+    watch: Watch,
+    hours: float | None,
+    folder: Path | None,
+    resume: bool,
+    quiet: bool,
+) -> tuple[Plan, Fitted | None]:
+    """The plan that runs: as it was asked for, or made to fit ``hours``, once for a run and all its resumes."""
+    if hours is None:
+        return plan, None
+    if resume and folder is not None and (folder / RUN_FILE).exists():
+        return begun_plan(folder, plan, hours)
+    if folder is not None:
+        check_free(folder)
+    announce(f"measuring the first rounds, to plan for {hours:g} hours", quiet or task.runtime.rank > 0)
+    fit = fit_plan(task, method, plan, watch, hours, folder if folder is not None and folder.is_dir() else None)
+    return fit.plan, Fitted(hours, fit.estimate.total, settings_of(plan))
 
 
 def _gauge(task: Task, method: Method[Any], plan: Plan, settings: Watching, stop: Stopping, untested: bool) -> Gauge:

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from dfkd.engine.checkpoint import Checkpoint, write_aside
 from dfkd.engine.core import Method
 from dfkd.engine.lock import LOCK_FILE, held
+from dfkd.engine.plan import Plan
 from dfkd.engine.probe import Probe
-from dfkd.engine.records import Picked, RunInfo
+from dfkd.engine.records import Fitted, Picked, RunInfo
 from dfkd.engine.runtime import Runtime
 from dfkd.engine.sharing import widened_by
 from dfkd.errors import UserError
@@ -31,6 +32,7 @@ from dfkd.report.files import METRICS_FILE, RUN_FILE, SAMPLES_FOLDER, StoredRun,
 
 __all__ = [
     "CHECKPOINT_FOLDER",
+    "begun_plan",
     "check_free",
     "forget_run",
     "network_bytes",
@@ -132,6 +134,25 @@ def open_run(folder: Path, info: RunInfo, resume: bool, save_every: float = 30.0
             check_free(folder)  # again, for a run that began in between
         _sweep(folder)
         yield stored
+
+
+def begun_plan(folder: Path, plan: Plan, hours: float) -> tuple[Plan, Fitted | None]:
+    """The plan that was decided on when the run in ``folder`` began with ``plan`` and ``hours``, and how.
+
+    Raises:
+        UserError: it began with another number of hours, or with none.
+    """
+    info = read_run(folder, mend=True).info
+    before = None if info.fitted is None else info.fitted.hours
+    if info.fitted is None or before != hours:
+        raise UserError(
+            f"resume needs the settings the run in {folder} began with, got stop.hours = {hours!r} instead of "
+            f"{before!r}; leave it out: the plan is in {RUN_FILE}"
+        )
+    if plain(settings_of(plan)) != plain(info.fitted.asked):
+        return plan, info.fitted
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in info.plan.items()}
+    return Plan(**values), info.fitted  # type: ignore[arg-type]
 
 
 def note_resume(info: RunInfo, stored: StoredRun, rounds: int, notes: Sequence[str] = ()) -> RunInfo:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from dfkd.datasets import DATASETS
 from dfkd.defaults import DEFAULT_METHOD
-from dfkd.engine.limits import Count, PositiveShare, check
+from dfkd.engine.limits import Count, Positive, PositiveShare, check
 from dfkd.errors import UserError
 
 __all__ = ["Images", "Machine", "MethodChoice", "Network", "Stopping", "TeachImages", "Text", "Watching"]
@@ -111,15 +111,16 @@ class Watching:
 
 @dataclass
 class Stopping:
-    """When a run ends before its plan, by agreement with the teacher on held-out synthetic images; off by default."""
+    """When a run ends: by agreement with the teacher on held-out synthetic images, or by the time there is."""
 
     patience: Count | None = None  # rounds without a higher agreement after which the run ends
     until_agreement: PositiveShare | None = None  # the agreement at which the run ends
+    hours: Positive | None = None  # shorten the plan, before the first round, until it fits this time
     held_out: Literal["inverted", "own"] = "inverted"  # whose: made from the teacher alone, or by the run's method
     picked: bool | None = None  # keep the student of the highest agreement, too; default: where it is measured
 
     def __post_init__(self) -> None:
-        for name in ("patience", "until_agreement"):
+        for name in ("patience", "until_agreement", "hours"):
             value = getattr(self, name)
             kinds = int if name == "patience" else int | float
             if value is not None and (isinstance(value, bool) or not isinstance(value, kinds)):

@@ -110,6 +110,8 @@ _ALL = (
             ),
             ("your own teacher", "dfkd distill --teacher.weights teachers/r34 --student resnet18 --out runs/x"),
             ("hours, memory and disk first", "dfkd distill my.yaml --dry-run"),
+            ("as many rounds as fit two hours", "dfkd distill my.yaml --hours 2"),
+            ("until the agreement no longer rises", "dfkd distill my.yaml --patience 20"),
             ("go on after a stop", "dfkd distill --resume runs/x"),
             (
                 "save the settings",

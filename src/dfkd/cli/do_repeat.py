@@ -34,6 +34,11 @@ def run(tree: Tree, show: bool = False) -> int:
     if show:
         print(yaml_of(resolved(prepare_job(*resolve(Distill, with_recipe(told))))), end="")
         return 0
+    if hours := resolve(Distill, with_recipe(told))[0].stop.hours:
+        raise UserError(
+            f"repeat needs one plan for all of its runs, got stop.hours {hours:g}, measured for each of them; see with "
+            "`dfkd distill --dry-run` what fits, and give that as --plan.rounds and --plan.warmup"
+        )
     if own.out is None:
         raise UserError("repeat needs a folder for its runs, got none; give --out runs/x")
     out = Path(own.out)

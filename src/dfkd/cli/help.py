@@ -26,7 +26,7 @@ _TITLES = {
     "plan": "Plan: how long, and the optimiser",
     "runtime": "Machine",
     "watch": "Watching and saving",
-    "stop": "Stopping early",
+    "stop": "Stopping early   (--patience, --until-agreement and --hours are short forms)",
 }
 
 

@@ -23,6 +23,9 @@ MOST_DEPTH = 50
 T = TypeVar("T")
 Tree = dict[str, Any]
 
+# `--hours 2` is short for `--stop.hours 2`, and so are these.
+RULES = ("patience", "until_agreement", "hours")
+
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 # `--teacher NAME` is short for `--teacher.name NAME`.
@@ -60,7 +63,7 @@ def flags(
         name, equals, value = word[2:].partition("=")
         if name in sections and name not in known:
             name = f"{name}.{SHORT[name]}"
-        name = name.replace("-", "_") if name.replace("-", "_") in known else name
+        name = _full(name, known)
         option = known.get(name)
         if option is None and name.partition(".")[0] not in free:
             raise unknown(f"--{name}", [f"--{other}" for other in known], "dfkd", "option")
@@ -187,6 +190,13 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     tails = {other.lstrip("-").rpartition(".")[2]: other for other in reversed(known)}
     close = difflib.get_close_matches(name.lstrip("-").rpartition(".")[2], list(tails), n=1, cutoff=0.75)
     return tails[close[0]] if close else None
+
+
+def _full(name: str, known: Iterable[str]) -> str:
+    """The known option that is meant: dashes for underscores, and short forms written out."""
+    plain = name.replace("-", "_")
+    rule = f"stop.{plain}"
+    return plain if plain in known else rule if plain in RULES and rule in known else name
 
 
 def _put_word(tree: Tree, word: str, positional: str | None) -> None:

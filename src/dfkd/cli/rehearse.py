@@ -6,8 +6,11 @@ from pathlib import Path
 
 from dfkd.cli.job import Job, exam_of, task_of
 from dfkd.cli.setup import wide_console
+from dfkd.engine.core import Task
 from dfkd.engine.driver import Watch
 from dfkd.engine.estimate import Estimate, estimate
+from dfkd.engine.hours import fit_plan
+from dfkd.engine.plan import Plan
 from dfkd.engine.runtime import Runtime
 from dfkd.report.summary import count, duration, file_size
 from dfkd.runs import check_free
@@ -32,13 +35,21 @@ def rehearse(job: Job, out: Path, runtime: Runtime) -> int:
         samples_every=settings.watch.samples_every,
         save_every=settings.watch.save_every,
     )
-    found = estimate(task, job.method, job.plan, watch, _existing(out))
+    found, plan = _expected(job, task, watch, _existing(out))
     if runtime.rank == 0:
         if settings.json:
-            _print_json(found)
+            _print_json(found, plan)
         else:
-            _print_table(found, runtime)
+            _print_table(found, runtime, plan if settings.stop.hours else None)
     return 0
+
+
+def _expected(job: Job, task: Task, watch: Watch, folder: Path) -> tuple[Estimate, Plan]:
+    """What the run takes, and its plan: the job's, or what of it fits the hours that were given."""
+    if job.settings.stop.hours is None:
+        return estimate(task, job.method, job.plan, watch, folder), job.plan
+    fit = fit_plan(task, job.method, job.plan, watch, job.settings.stop.hours, folder)
+    return fit.estimate, fit.plan
 
 
 def warnings_of(found: Estimate) -> list[str]:
@@ -57,16 +68,19 @@ def warnings_of(found: Estimate) -> list[str]:
     return said
 
 
-def _print_json(found: Estimate) -> None:
-    print(json.dumps({**asdict(found), "total": found.total, "warnings": warnings_of(found)}))
+def _print_json(found: Estimate, plan: Plan) -> None:
+    told = {"plan": asdict(plan), "total": found.total, "warnings": warnings_of(found)}
+    print(json.dumps({**asdict(found), **told}))
 
 
-def _print_table(found: Estimate, runtime: Runtime) -> None:
+def _print_table(found: Estimate, runtime: Runtime, plan: Plan | None) -> None:
     from rich.table import Table
 
     console = wide_console()
     each = " (each process)" if runtime.world > 1 else ""
     grid = Table(box=None, show_header=False, pad_edge=False)
+    if plan is not None:
+        grid.add_row("plan", f"{plan.rounds} rounds" + (f", {plan.warmup} of warm-up before" if plan.warmup else ""))
     grid.add_row("time", f"{duration(found.total)} ({found.total / 3600:.2f} hours)")
     for phase, seconds in found.seconds.items():
         grid.add_row(f"  {phase}", f"{duration(seconds)}")

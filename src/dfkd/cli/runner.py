@@ -1,6 +1,7 @@
 """Running a job of the command line: distil into its folder, which keeps the recipe the run began with."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from dfkd.api import Distilled, distill
@@ -24,7 +25,7 @@ def run_job(job: Job, out: Path, machine: Runtime, resume: bool) -> Distilled:
         "",
         " ".join(["dfkd", *map(decoded, sys.argv[1:])]),
     )
-    recipe: list[Observer] = [] if resume else [_SaveRecipe(out, yaml_of(resolved(job), head))]
+    recipe: list[Observer] = [] if resume else [_SaveRecipe(out, job, head)]
     return distill(
         job.teacher.classifier,
         job.student.classifier,
@@ -42,10 +43,16 @@ def run_job(job: Job, out: Path, machine: Runtime, resume: bool) -> Distilled:
 
 
 class _SaveRecipe(Observer):
-    """Writes the resolved recipe when the run begins: after the folder was found free, before the first round."""
+    """Writes the resolved recipe when the run begins: after the folder was found free, before the first round.
 
-    def __init__(self, folder: Path, text: str) -> None:
-        self.folder, self.text = folder, text
+    Its plan is the one that runs: one that was shortened for a time is not measured again.
+    """
+
+    def __init__(self, folder: Path, job: Job, head: Sequence[str]) -> None:
+        self.folder, self.job, self.head = folder, job, head
 
     def started(self, info: RunInfo) -> None:
-        write_whole(self.folder / RECIPE_FILE, self.text.encode())
+        tree = resolved(self.job)
+        rules = {name: value for name, value in tree["stop"].items() if name != "hours"}
+        text = yaml_of({**tree, "plan": {**tree["plan"], **info.plan}, "stop": rules}, self.head)
+        write_whole(self.folder / RECIPE_FILE, text.encode())

@@ -6,6 +6,7 @@ import resource
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
@@ -22,7 +23,7 @@ from dfkd.engine.plan import Plan
 from dfkd.engine.records import Observer, RoundRecord
 from dfkd.types import Batch
 
-__all__ = ["Estimate", "Measured", "Pools", "Timing", "estimate", "extrapolate"]
+__all__ = ["Estimate", "Measured", "Pools", "Timing", "estimate", "estimator", "extrapolate"]
 
 STEPS = 25
 """Student steps measured in a round: they are all alike."""
@@ -121,6 +122,13 @@ def estimate(
     Raises:
         UserError: whatever the run itself would refuse.
     """
+    return estimator(task, method, plan, watch, out)(plan)
+
+
+def estimator(
+    task: Task, method: Method[Any], plan: Plan, watch: Watch | None = None, out: Path | None = None
+) -> Callable[[Plan], Estimate]:
+    """What :func:`estimate` measures of ``plan``, to be extrapolated to it and to plans with fewer rounds."""
     watch = watch or Watch()
     weights, training = copy.deepcopy(task.student.net.state_dict()), task.student.training
     streams = task.runtime.streams()
@@ -132,7 +140,8 @@ def estimate(
         task.student.net.load_state_dict(weights)
         task.student.train(training)
         task.runtime.restore_streams(streams)
-    return extrapolate(measured, plan, watch, free, free_disk(out))
+    disk_free = free_disk(out)
+    return lambda other: extrapolate(measured, other, watch, free, disk_free)
 
 
 def extrapolate(measured: Measured, plan: Plan, watch: Watch, free: int, disk_free: int) -> Estimate:

@@ -7,7 +7,27 @@ from torch import Tensor
 from dfkd.data.overlap import NearDuplicates
 from dfkd.engine.measures import Measure
 
-__all__ = ["Agreement", "Estimate", "Evaluation", "Keep", "Observer", "Picked", "RoundRecord", "RunInfo", "RunResult"]
+__all__ = [
+    "Agreement",
+    "Estimate",
+    "Evaluation",
+    "Fitted",
+    "Keep",
+    "Observer",
+    "Picked",
+    "RoundRecord",
+    "RunInfo",
+    "RunResult",
+]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """For how many hours a plan was shortened, the seconds it then takes as measured, and the plan before."""
+
+    hours: float
+    seconds: float
+    asked: dict[str, object]
 
 
 @dataclass(frozen=True)
@@ -29,6 +49,7 @@ class RunInfo:
     overlap: NearDuplicates | None = None  # of evaluation images among the web images, where that was looked for
     measures: dict[str, Measure] = field(default_factory=dict)  # what the method's metrics mean
     continues: str | None = None  # "stopped after round 7 of 20: why", where an earlier start was stopped
+    fitted: Fitted | None = None  # how ``plan`` came about, where it was made for a time
 
 
 @dataclass(frozen=True)

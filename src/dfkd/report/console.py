@@ -23,6 +23,7 @@ from dfkd.report.summary import (
     duration,
     file_size,
     finished_rounds,
+    fitted_sentence,
     images_per_second,
     known_measures,
     last_evaluation,
@@ -96,6 +97,8 @@ class Progress(Observer):
             self.note(f"goes on with a run that was {info.continues}")
         for note in notes_of(info):
             self.note(f"note: {note}")
+        if info.fitted is not None:
+            self.note(fitted_sentence(info))
         if info.overlap is not None:
             self.note(overlap_told(info.overlap))
         if self.console.is_terminal:
@@ -169,6 +172,12 @@ class Progress(Observer):
             Text("  ".join(part for part in (self._phase, left) if part), style="dim"),
         )
         return Group(bar, Text(_state(self._records), overflow="fold"))
+
+
+def announce(line: str, quiet: bool = False) -> None:
+    """Say on standard output what takes a while before a run can begin."""
+    if not quiet:
+        Console(file=sys.stdout).print(Text(line, style="dim"), soft_wrap=True)
 
 
 def table(rows: Sequence[Row]) -> Table:

@@ -22,7 +22,7 @@ from typing import Any, Literal, get_args
 from dfkd.data.overlap import NearDuplicates, Pair
 from dfkd.engine.checkpoint import write_aside
 from dfkd.engine.measures import Alarm, Measure
-from dfkd.engine.records import Agreement, Estimate, Evaluation, Picked, RoundRecord, RunInfo, RunResult
+from dfkd.engine.records import Agreement, Estimate, Evaluation, Fitted, Picked, RoundRecord, RunInfo, RunResult
 from dfkd.errors import UserError
 
 Status = Literal["running", "finished", "stopped", "interrupted", "failed"]
@@ -254,9 +254,14 @@ def _info(row: Mapping[str, Any]) -> RunInfo:
         overlap=_overlap(row.get("overlap")),  # newer than the first run folders, as is what follows
         measures={str(name): _measure(about) for name, about in row.get("measures", {}).items()},
         continues=_text(row.get("continues")),
+        fitted=_fitted(row.get("fitted")),
         inputs={str(key): str(value) for key, value in row.get("inputs", {}).items()},
         notes=tuple(str(note) for note in row.get("notes", ())),
     )
+
+
+def _fitted(row: Mapping[str, Any] | None) -> Fitted | None:
+    return None if row is None else Fitted(_float(row["hours"]), _float(row["seconds"]), dict(row["asked"]))
 
 
 def _overlap(row: Mapping[str, Any] | None) -> NearDuplicates | None:

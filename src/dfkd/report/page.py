@@ -25,6 +25,7 @@ from dfkd.report.summary import (
     duration,
     file_size,
     finished_rounds,
+    fitted_sentence,
     known_measures,
     last_evaluation,
     measure_names,
@@ -139,6 +140,7 @@ def _context(
         "sections": _sections(info),
         "loading": _loading(info, result),
         "overlap": _overlap(info),
+        "fitted": sentence(fitted_sentence(info)),
         "notes": info.notes,
         "files": {} if result is None else result.files,
     }
