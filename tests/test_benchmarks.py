@@ -12,6 +12,7 @@ from benchmarks.estimate import FILE as ESTIMATES
 from benchmarks.estimate import cases, method_for
 from benchmarks.estimate_tables import judge
 from benchmarks.experiments import EXPERIMENTS
+from benchmarks.false_alarms import counted, runs
 from benchmarks.records import RESULTS
 from benchmarks.run import slug
 from benchmarks.speed_table import speed_page
@@ -192,3 +193,9 @@ def test_a_short_run_of_the_study_gives_a_line() -> None:
     assert isinstance(method, NAYER)
     assert (method.lr, method.pad, method.flip) == (3.0, 1, False)
     assert len(set(cases())) == len(cases()) >= 150
+
+
+def test_no_good_run_of_the_records_is_warned_of() -> None:
+    good = counted(runs())["good"]
+    assert good["runs"] >= 91
+    assert good["warned_of"] == []
