@@ -1,12 +1,15 @@
-"""Students of finished runs exported and adapted: one record for each run.
+"""Trained networks exported, and students of runs adapted: one record for each.
 
-``python -m benchmarks.deploy DATA-NAME=RUN[:TEACHER] ...`` writes ``results/deploy/DATA-NAME.json``. With a teacher,
-BatchNorm is also estimated anew on 16, 64 and 256 images of DATA (three draws each). ``fresh`` instead of a run exports
-the network NAME of the zoo, timm or torchvision with untrained weights, on images of cifar10.
+``python -m benchmarks.deploy DATA-NAME=FOLDER[:TEACHER] ...`` writes ``results/deploy/DATA-NAME.json``; FOLDER is a run
+or a folder of `dfkd teach`. With a teacher, BatchNorm is also estimated anew on 16, 64 and 256 images of DATA, three
+draws each. ``fresh`` instead of a folder exports the network NAME of the zoo, timm or torchvision with untrained
+weights, on images of CIFAR-10. Peak memory is that of the process: one row in each call tells it.
+``python -m benchmarks.deploy table`` prints the tables of docs/deploy.md.
 """
 
 import json
 import resource
+import statistics
 import sys
 import tempfile
 import time
@@ -22,20 +25,35 @@ from dfkd.deploy.adapt import adapt
 from dfkd.deploy.export import export
 from dfkd.deploy.loading import load, open_network
 from dfkd.nets.zoo import build
-from dfkd.report.files import plain
+from dfkd.report.files import RUN_FILE, plain
 
-COUNTS, DRAWS = (16, 64, 256), 3
+FOLDER = "deploy"
+COUNTS, DRAWS, IMAGES = (16, 64, 256), 3, 512
 
 
-def measured(run: Path, teacher: str, data: str) -> dict[str, Any]:
+def measured(folder: Path, teacher: str, data: str) -> dict[str, Any]:
     """Export figures, and what adapting does at each count."""
-    with tempfile.TemporaryDirectory() as folder:
+    opened = open_network(folder)
+    size, info = opened.predictor.image_size, opened.info
+    made = (folder / RUN_FILE).is_file()
+    images = None if made else read_images(data, "train", side=size[1:], channels=size[0]).images[:IMAGES]
+    with tempfile.TemporaryDirectory() as place:
         began = time.perf_counter()
-        done = export(run, out=Path(folder) / "files")
+        done = export(folder, images=images, out=Path(place) / "files")
         seconds = time.perf_counter() - began
-        opened = open_network(run)
-        rows = plain({"network": opened.name, "seconds": seconds, "artefacts": list(done.artefacts)})
-        return {**rows, "images": done.images, "adapt": adapted(run, teacher, data, Path(folder)) if teacher else []}
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return {
+            "network": opened.name,
+            "image_size": list(size),
+            "weights": f"distilled by {info.method}" if info else "trained",
+            "accuracy": accuracy(opened.predictor, read_images(data, "test", side=size[1:], channels=size[0])),
+            "seconds": seconds,
+            "peak_bytes": peak,
+            "artefacts": plain(list(done.artefacts)),
+            "compared_on": "synthetic images" if made else "training images",
+            "images": done.images,
+            "adapt": adapted(folder, teacher, data, Path(place)) if teacher else [],
+        }
 
 
 def adapted(run: Path, teacher: str, data: str, folder: Path) -> list[dict[str, Any]]:
@@ -64,7 +82,7 @@ def untrained(network: str) -> dict[str, Any]:
     """Export figures of a network with fresh weights."""
     torch.manual_seed(0)
     built = build(network, 10, 3)
-    images = read_images("cifar10:.data/cifar-10-batches-py", "test").images[:512]
+    images = read_images("cifar10:.data/cifar-10-batches-py", "test").images[:IMAGES]
     with tempfile.TemporaryDirectory() as folder:
         save_file(built.net.state_dict(), Path(folder) / "student.safetensors")
         about = {"network": built.spec, "image_shape": [3, 32, 32], "classes": 10, "mean": [0.5] * 3, "std": [0.25] * 3}
@@ -73,17 +91,75 @@ def untrained(network: str) -> dict[str, Any]:
         done = export(folder, images=images)
         seconds = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    rows: dict[str, Any] = plain({"network": network, "weights": "untrained", "artefacts": list(done.artefacts)})
-    return {**rows, "seconds": seconds, "images": done.images, "peak_bytes": peak}
+    about = {"network": network, "image_size": [3, 32, 32], "weights": "untrained", "accuracy": None}
+    rows: dict[str, Any] = {**about, "artefacts": plain(list(done.artefacts)), "compared_on": "real images"}
+    return {**rows, "seconds": seconds, "images": done.images, "peak_bytes": peak, "adapt": []}
+
+
+def tables(folder: Path = RESULTS / FOLDER) -> tuple[str, str]:
+    """Markdown: what exporting gives, and what adapting does."""
+    held = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))]
+    exports = [
+        "| network | weights | accuracy, % | ONNX: difference | INT8: agreement, % | ONNX → INT8, kB | ONNX over "
+        "PyTorch | INT8 over ONNX | seconds |",
+        "|---|---|---|---|---|---|---|---|---|",
+        *(_exported(record) for record in held),
+    ]
+    changes = [
+        "| student | images | agreement before, % | after | kept | test accuracy before, % | after, where kept |",
+        "|---|---|---|---|---|---|---|",
+        *(line for record in held for line in _adapted(record)),
+    ]
+    return "\n".join(exports) + "\n", "\n".join(changes) + "\n"
+
+
+def _exported(record: dict[str, Any]) -> str:
+    """Times are ratios for 1 and for 32 images: above 1, the first is so many times as fast."""
+    by_format = {row["format"]: row for row in record["artefacts"]}
+    onnx, int8 = by_format["onnx"], by_format["int8"]
+    size = "x".join(map(str, record["image_size"]))
+    cells = [
+        f"{record['network'].rpartition('/')[2]}, {size}",
+        record["weights"],
+        "–" if record["accuracy"] is None else f"{100 * record['accuracy']:.2f}",
+        f"{onnx['difference']:.1e}",
+        f"{100 * int8['agreement']:.2f}",
+        f"{onnx['bytes'] / 1000:.0f} → {int8['bytes'] / 1000:.0f}",
+        " / ".join(f"{onnx['speedup'][count]:.1f}" for count in ("1", "32")),
+        " / ".join(f"{int8['over_onnx'][count]:.1f}" for count in ("1", "32")),
+        f"{record['seconds']:.0f}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _adapted(record: dict[str, Any]) -> list[str]:
+    lines = []
+    for count in COUNTS:
+        rows = [row for row in record["adapt"] if row["images"] == count]
+        if not rows:
+            continue
+        before, after = (statistics.fmean(100 * row[key] for row in rows) for key in ("before", "after"))
+        kept = [row for row in rows if row["kept"]]
+        better = f"{statistics.fmean(100 * row['test_after'] for row in kept):.2f}" if kept else "–"
+        lines.append(
+            f"| {record['network']}, {record['weights']} | {count} | {before:.2f} | {after:.2f} | {len(kept)} of "
+            f"{len(rows)} | {100 * rows[0]['test_before']:.2f} | {better} |"
+        )
+    return lines
 
 
 def main(words: list[str]) -> None:
+    """Measure and write, or print the tables."""
+    if words == ["table"]:
+        print("\n".join(tables()), end="")
+        return
     for word in words:
         name, _, rest = word.partition("=")
         run, _, teacher = rest.partition(":")
         data, _, network = name.partition("-")
-        found = untrained(network) if run == "fresh" else measured(Path(run), teacher, data)
-        print(write_record(f"deploy/{name.replace(':', '-')}", found, RESULTS))
+        source = f"{data}:.data/{'MNIST' if data == 'mnist' else 'cifar-10-batches-py'}" if data != "digits" else data
+        found = untrained(network) if run == "fresh" else measured(Path(run), teacher, source)
+        print(write_record(f"{FOLDER}/{name.replace(':', '-')}", found))
 
 
 if __name__ == "__main__":

@@ -4,12 +4,11 @@ import importlib
 import importlib.util
 import re
 import shlex
-import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -20,66 +19,24 @@ from dfkd.cli.main import main
 from dfkd.cli.parse import fill, flags
 from dfkd.methods import COMBINATIONS, METHODS
 from dfkd.recipes import recipe
+from docs_blocks import FENCE, ROOT, blocks, console_commands, execute, named
 
-ROOT = Path(__file__).resolve().parent.parent
 TOP = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
 SKETCHES = {"docs/architecture.md"}  # its code is an outline, not a program
 CARDS = sorted(path for path in (ROOT / "docs/methods").glob("*.md") if path.name != "index.md")
 PAGES = [ROOT / name for name in TOP] + sorted(path for path in (ROOT / "docs").rglob("*.md") if path not in CARDS)
-FENCE = re.compile(r"^(?P<indent> *)```(?P<info>[^\n`]*)\n(?P<body>.*?)^(?P=indent)```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<!\!)\[[^\]]*\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)")
+
+
+def _run_elsewhere(path: Path) -> bool:
+    """Outlines run nowhere, tutorials in a test of their own, with their commands."""
+    return named(path) in SKETCHES or path.parent.name == "tutorials"
 
 
 HEAD_12 = "Linear(2 * width, 12)"  # the README's commands name twelve classes
 
 
-class Block(NamedTuple):
-    """A fenced block: language, file name it is to be saved under (or none), text, and its first line's number."""
-
-    language: str
-    title: str
-    text: str
-    line: int
-
-
-def blocks(path: Path, language: str) -> list[Block]:
-    text = path.read_text("utf-8")
-    found = []
-    for match in FENCE.finditer(text):
-        first, _, rest = match["info"].strip().partition(" ")
-        title = re.search(r'title="([^"]+)"', rest)
-        if first == language:
-            line = text.count("\n", 0, match.start()) + 2
-            found.append(Block(first, title[1] if title else "", match["body"], line))
-    return found
-
-
-def named(path: Path) -> str:
-    return path.relative_to(ROOT).as_posix()
-
-
-@pytest.fixture
-def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty current folder from which modules are imported; they are forgotten afterwards."""
-    before = set(sys.modules)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setenv("DFKD_CACHE", str(tmp_path / "cache"))
-    yield tmp_path
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "") or "").startswith(str(tmp_path)):
-            del sys.modules[name]
-
-
-def execute(path: Path, block: Block, names: dict[str, Any]) -> None:
-    """Save a block that has a file name, run any other, as it stands, lines numbered as in the page."""
-    if block.title:
-        Path(block.title).write_text(block.text, "utf-8")
-        return
-    exec(compile("\n" * (block.line - 1) + block.text, named(path), "exec"), names)
-
-
-@pytest.mark.parametrize("path", [p for p in PAGES if blocks(p, "python") and named(p) not in SKETCHES], ids=named)
+@pytest.mark.parametrize("path", [p for p in PAGES if blocks(p, "python") and not _run_elsewhere(p)], ids=named)
 def test_python_on_a_page_runs(path: Path, empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, Any] = {"__name__": "page"}
     for block in blocks(path, "python"):
@@ -98,13 +55,9 @@ def test_python_on_a_card_runs(path: Path, empty_folder: Path) -> None:
 
 
 def commands(path: Path) -> Iterator[tuple[str, ...]]:
-    """Words of every `dfkd ...` line in the console blocks of a page, and in the text."""
+    """Words of every `dfkd ...` line in the console blocks of a page."""
     for block in blocks(path, "console"):
-        for line in block.text.replace("\\\n", " ").splitlines():
-            assert line.startswith("$ ") or not line.strip(), f"{named(path)}: a console line begins with '$ ': {line}"
-            words = shlex.split(line.removeprefix("$ "), comments=True)
-            if "dfkd" in words:
-                yield tuple(words[words.index("dfkd") + 1 :])
+        yield from console_commands(path, block)
 
 
 def test_the_readmes_commands_run_on_a_bare_network(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -150,7 +150,7 @@ def test_normalisation_outside_takes_normalised_images(finished_run: Path, tmp_p
 def test_a_network_of_ones_own_is_exported_from_its_program(copied: Path, form: Any) -> None:
     about = json.loads((copied / "student.json").read_text())
     (copied / "student.json").write_text(json.dumps({**about, "network": {"class": "__main__.Small"}}))
-    with pytest.raises(dfkd.UserError, match=r"load needs the name of the network.*or student.pt2 for the program"):
+    with pytest.raises(dfkd.UserError, match=r"export needs the name of the network.*or student.pt2 for the program"):
         dfkd.export(copied, formats=[form], calibration=CALIBRATION)
     done = dfkd.export(copied, formats=[form], calibration=CALIBRATION, network="student.pt2")
     assert done.folder == copied / "export"

@@ -73,13 +73,13 @@ def adapt(
     Raises:
         UserError: too few images, a student without BatchNorm, or one that is an exported program.
     """
-    opened = open_network(source, network)
+    opened = open_network(source, network, "adapt")
     given = as_images(images_for(opened, count, images, "adapt"))
     if len(given) < FEWEST:
         raise UserError(f"adapt needs at least {FEWEST} images, got {len(given)}; give more with --images")
     if not _norms(opened.predictor):
         raise UserError(f"adapt needs a student with BatchNorm layers, got {opened.name} without; use it as it is")
-    oracle = open_network(teacher).predictor if isinstance(teacher, str | Path) else teacher.eval()
+    oracle = open_network(teacher, who="adapt").predictor if isinstance(teacher, str | Path) else teacher.eval()
     wanted = _classes(oracle, given)
     right = _classes(opened.predictor, given) == wanted
     mended = torch.zeros_like(right)

@@ -10,7 +10,7 @@ from dfkd.engine.needs import Need
 from dfkd.engine.records import RunInfo
 from dfkd.errors import UserError
 from dfkd.methods import METHODS
-from dfkd.report.files import read_run
+from dfkd.report.files import RUN_FILE, read_run
 from dfkd.report.summary import count, duration, file_size, percent, sentence, stop_sentence
 from dfkd.report.without_test import estimate_sentence, last_estimate
 
@@ -36,6 +36,8 @@ def card_of(folder: Path, repository: str, licence: str = "unknown") -> str:
     """
     import jinja2
 
+    if not (folder / RUN_FILE).is_file():
+        raise UserError(f"a model card needs the folder of a run, got {folder} without {RUN_FILE}; give one")
     stored = read_run(folder)
     if stored.result is None:
         raise UserError(

@@ -103,7 +103,7 @@ def export(
             has been written then.
     """
     wanted = _wanted(formats, normalisation, calibration, batch)
-    opened = open_network(source, network)
+    opened = open_network(source, network, "export")
     if normalisation == "outside" and not opened.rebuilt:
         raise UserError(
             f"normalisation outside needs the network itself, got an exported program in {opened.folder}; give what "

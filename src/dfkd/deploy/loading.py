@@ -63,8 +63,8 @@ def load(source: str | Path, network: str | None = None) -> Predictor:
     return open_network(source, network).predictor
 
 
-def open_network(source: str | Path, network: str | None = None) -> Opened:
-    """What :func:`load` does, with what is known of the network.
+def open_network(source: str | Path, network: str | None = None, who: str = "load") -> Opened:
+    """What :func:`load` does, with what is known of the network; ``who`` asks for it, in messages.
 
     Raises:
         UserError: nothing there, or nothing from which the network can be built.
@@ -73,43 +73,43 @@ def open_network(source: str | Path, network: str | None = None) -> Opened:
     if not place.exists() and is_repository(str(source)) and not place.parent.is_dir():
         place = fetch(str(source))
     if not place.exists():
-        raise UserError(f"load needs a run folder or a weights file, got {source}, which is not there; check the path")
+        raise UserError(f"{who} needs a run folder or a weights file, got {source}, which is not there; check the path")
     folder = place if place.is_dir() else place.parent
     if (folder / RUN_FILE).is_file() and place.is_dir() and not (folder / "student.safetensors").is_file():
         raise UserError(
-            f"load needs a finished run, got {folder} without a student; go on with `dfkd distill --resume {folder}`"
+            f"{who} needs a finished run, got {folder} without a student; go on with `dfkd distill --resume {folder}`"
         )
-    weights = find_weights(place, "load")
+    weights = find_weights(place, who)
     sidecar = read_sidecar(weights)
     for what, value in (("image_shape", sidecar.image_size), ("mean", sidecar.mean), ("std", sidecar.std)):
         if value is None:
             raise UserError(
-                f"load needs {what} in the description beside the weights, got none in "
+                f"{who} needs {what} in the description beside the weights, got none in "
                 f"{weights.with_suffix('.json')}; give the folder of a run or of `dfkd teach`"
             )
     info = read_run(folder).info if (folder / RUN_FILE).is_file() else None
     net: nn.Module
     told: dict[str, Any] = {}
     if network == PROGRAM:
-        net = _program(folder / PROGRAM)
+        net = _program(folder / PROGRAM, who)
     else:
-        net, told = _rebuilt(weights, sidecar, network), {"mean": sidecar.mean, "std": sidecar.std}
+        net, told = _rebuilt(weights, sidecar, network, who), {"mean": sidecar.mean, "std": sidecar.std}
     names = sidecar.names or tuple(str(k) for k in range(sidecar.classes or 0))
     predictor = Predictor(net, sidecar.image_size or (1, 1, 1), names, **told).requires_grad_(False)
     name = network or sidecar.name or _class_name(weights.with_suffix(".json")) or type(net).__name__
     return Opened(predictor, folder, sidecar, info, name, bool(told))
 
 
-def _rebuilt(weights: Path, sidecar: Sidecar, network: str | None) -> nn.Module:
+def _rebuilt(weights: Path, sidecar: Sidecar, network: str | None, who: str) -> nn.Module:
     name, size = network or sidecar.name, sidecar.image_size or (1, 1, 1)
     if name is None or sidecar.classes is None:
         raise UserError(
-            f"load needs the name of the network, got {weights} without; name what builds it as package.module:callable"
-            f", or {PROGRAM} for the program beside it where you trust that ({_HOW})"
+            f"{who} needs the name of the network, got {weights} without; name what builds it as "
+            f"package.module:callable, or {PROGRAM} for the program beside it where you trust that ({_HOW})"
         )
     if network is None and own_code(name):
         raise UserError(
-            f"load needs code to be named by you, got {name} only from the description beside {weights}; name it if "
+            f"{who} needs code to be named by you, got {name} only from the description beside {weights}; name it if "
             f"you trust it ({_HOW})"
         )
     net = build(name, sidecar.classes, size[0]).net
@@ -117,18 +117,18 @@ def _rebuilt(weights: Path, sidecar: Sidecar, network: str | None) -> nn.Module:
         widen(net, size, **sidecar.projector)
     if sidecar.bits is not None:
         net = frozen_copy(net, sidecar.bits)
-    load_weights(net, weights, "load")
+    load_weights(net, weights, who)
     return net
 
 
-def _program(path: Path) -> Program:
+def _program(path: Path, who: str) -> Program:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return Program(torch.export.load(path).module())
     except Exception as error:  # a damaged archive makes the reader raise almost anything
         raise UserError(
-            f"load needs a whole exported program, got {path} ({type(error).__name__}); name what builds the network "
+            f"{who} needs a whole exported program, got {path} ({type(error).__name__}); name what builds the network "
             "as package.module:callable"
         ) from error
 
