@@ -15,7 +15,7 @@ _PLAN = "--plan.rounds 1 --plan.warmup 1 --plan.steps 1 --plan.batch_size 8"
 _RUN = f"{_PLAN} --runtime.device cpu --watch.quiet --watch.figures false --watch.export false"
 _NAYER = "--method.steps 1 --method.synthesis_batch 40 --method.batches 2 --method.width 8 --method.channels 4"
 LESS = {  # what is put after a command so that it takes a second
-    "teach": "--plan.epochs 1 --quiet --runtime.device cpu",
+    "teach": "--plan.epochs 3 --plan.batch_size 32 --plan.lr 0.05 --quiet --runtime.device cpu",
     "distill": f"{_RUN} {_NAYER}",
     "repeat": _RUN,
     "quantize": f"{_RUN} {_NAYER}",
@@ -29,6 +29,7 @@ def shortened(words: tuple[str, ...]) -> list[str]:
     return [*words, *more.split(), *(_NAYER.split() if words[0] == "repeat" and "NAYER" in words else ())]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("path", PAGES, ids=named)
 def test_a_tutorial_runs_from_start_to_end(path: Path, empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
