@@ -3,6 +3,7 @@
 import base64
 import importlib.util
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -275,9 +276,23 @@ def test_the_card_says_what_the_record_says(finished_run: Path, capsys: pytest.C
     assert "\n\n\n" not in card.replace("\n\n\n```", "")
 
 
-def test_the_card_of_a_run_that_read_real_images_or_was_not_measured(finished_run: Path, tmp_path: Path) -> None:
-    import shutil
+def test_the_card_of_a_quantized_student(finished_run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished_run, folder)
+    assert "quantized" not in card_of(folder, "me/x")
+    stages = [
+        {"name": name, "accuracy": accuracy, "agreement": None, "synthetic_agreement": 0.5, "bytes": size}
+        for name, accuracy, size in (("fp32", 0.99, 700_000), ("calibrated", 0.7, 90_000), ("trained", 0.9, 90_000))
+    ]
+    (folder / "quantize.json").write_text(json.dumps({"bits": "W4A4", "stages": stages}))
+    card = card_of(folder, "me/x")
+    assert "It was quantized to W4A4" in card
+    assert "| calibrated | 70.00 % | – | 50.00 % | 90 kB |\n| trained | 90.00 % | – | 50.00 % | 90 kB |\n" in card
+    (folder / "quantize.json").write_text("{}")
+    assert "quantized" not in card_of(folder, "me/x")
 
+
+def test_the_card_of_a_run_that_read_real_images_or_was_not_measured(finished_run: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(finished_run, tmp_path / "run"))
     run = json.loads((folder / "run.json").read_text())
     run["info"]["method"], run["result"]["final"] = "KD3", None

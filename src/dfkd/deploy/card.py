@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dfkd.deploy.export import EXPORT_FILE, EXPORT_FOLDER
+from dfkd.deploy.quantize import QUANTIZE_FILE
 from dfkd.engine.needs import Need
 from dfkd.engine.records import RunInfo
 from dfkd.errors import UserError
@@ -83,6 +84,7 @@ def card_of(folder: Path, repository: str, licence: str = "unknown") -> str:
         batch_size=plan.get("batch_size"),
         duration=duration(result.seconds),
         provenance=info.provenance,
+        **_quantized(folder),
         **_exported(folder),
     )
 
@@ -130,6 +132,25 @@ def _licence(licence: str) -> str:
             "bind it."
         )
     return f"`{licence}`, as stated by who published this. The licence of the teacher may bind it as well."
+
+
+def _quantized(folder: Path) -> dict[str, Any]:
+    """The stages of `dfkd quantize`, where the network was quantized."""
+    try:
+        record = json.loads((folder / QUANTIZE_FILE).read_text("utf-8"))
+        rows = [
+            {
+                "name": row["name"],
+                "accuracy": percent(row["accuracy"]),
+                "agreement": percent(row["agreement"]),
+                "synthetic": percent(row["synthetic_agreement"]),
+                "size": file_size(row["bytes"]),
+            }
+            for row in record["stages"]
+        ]
+        return {"bits": str(record["bits"]), "stages": rows}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {"bits": "", "stages": []}
 
 
 def _exported(folder: Path) -> dict[str, Any]:
