@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 
 import dfkd
 from dfkd.cli.main import main
+from dfkd.deploy.quantize import _warn_of_loss
+from dfkd.deploy.stages import Stage
 from dfkd.engine.records import Observer
 from dfkd.nets.quantized import Bits, quantized, quantized_bytes
 from dfkd.nets.ranges import Largest, check_ranges, freeze_ranges, ranges_of
@@ -196,6 +199,15 @@ def test_a_whole_run_reports_three_stages_and_loads_again(digits_teacher: nn.Mod
     assert [row["name"] for row in record["stages"]] == ["fp32", "calibrated", "trained"]
     assert json.loads((out / "student.json").read_text())["network"]["bits"] == "W8A8"
     assert main(["evaluate", str(out), "--data.test", "digits", "--runtime.device", "cpu"]) == 0
+
+
+def test_training_that_loses_what_calibrating_reached_is_told() -> None:
+    fp32, calibrated = Stage("fp32", None, None, 1.0, 9), Stage("calibrated", None, None, 0.9, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _warn_of_loss((fp32, calibrated, Stage("trained", None, None, 0.95, 3)))
+        with pytest.raises(UserWarning, match=r"on 50.0% of the synthetic images, after calibrating alone on 90.0%"):
+            _warn_of_loss((fp32, calibrated, Stage("trained", None, None, 0.5, 3)))
 
 
 @needs_brevitas

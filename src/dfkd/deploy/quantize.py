@@ -5,6 +5,7 @@ network is the teacher of its own quantized copy, and any method that makes imag
 """
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -106,7 +107,20 @@ def quantize(
     check_ranges(done.student)
     stages = (*stages, look.trained(made, stages))
     _write(folder, wanted, stages)
+    _warn_of_loss(stages)
     return Quantized(done.student, wanted, stages, done.record)
+
+
+def _warn_of_loss(stages: Sequence[Stage]) -> None:
+    """Say where training took away what calibrating had reached."""
+    calibrated, trained = (next(stage for stage in stages if stage.name == name) for name in ("calibrated", "trained"))
+    if trained.synthetic_agreement < calibrated.synthetic_agreement:
+        warnings.warn(
+            f"trained, it agrees with fp32 on {trained.synthetic_agreement:.1%} of the synthetic images, after "
+            f"calibrating alone on {calibrated.synthetic_agreement:.1%}: train it longer, or with a lower rate "
+            "(plan.rounds, plan.lr)",
+            stacklevel=3,
+        )
 
 
 def _student(teacher: Classifier, bits: Bits) -> Classifier:
