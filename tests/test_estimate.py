@@ -21,6 +21,7 @@ from dfkd.engine.core import Clock, Method, Metrics, Need, State, Task
 from dfkd.engine.driver import Watch, run
 from dfkd.engine.estimate import Estimate, Measured, Pools, Timing, estimate, extrapolate
 from dfkd.engine.plan import Plan
+from dfkd.engine.stopping import Judge
 from dfkd.methods.nayer import NAYER
 from dfkd.types import Batch
 from settings import SETTINGS, tiny_plan, tiny_task
@@ -108,6 +109,8 @@ def test_arithmetic() -> None:
     assert found.pool == 360 * 20
     assert found.memory == 5000 + (360 - 100) * 20
     assert found.disk == 3 * 300 + 360 * 20 + 2 * 70 + 3 * 100 * 3
+    picked = extrapolate(measured, plan, replace(watch, judge=Judge()), free=9000, disk_free=10**6)
+    assert picked == replace(found, disk=found.disk + 4 * 70)
     small = extrapolate(replace(measured, pools=replace(pools, capacity=200, reserved=True)), plan, watch, 1, 1)
     assert (small.pool, small.memory) == (200 * 20, 5000)
     seldom = extrapolate(measured, plan, replace(watch, save_every=100.0), 1, 1)

@@ -22,7 +22,7 @@ from dfkd.engine.core import Method, Need, Task, unmet
 from dfkd.engine.driver import Watch, check, run
 from dfkd.engine.evaluate import evaluate, predictions
 from dfkd.engine.fingerprint import inputs_of
-from dfkd.engine.heldout import Gauge, affordable, make_gauge
+from dfkd.engine.heldout import Gauge, is_measured, make_gauge
 from dfkd.engine.hours import fit_plan
 from dfkd.engine.plan import Plan
 from dfkd.engine.records import Evaluation, Fitted, Keep, Observer, RoundRecord, RunInfo, RunResult
@@ -256,10 +256,8 @@ def _decided(
 
 def _gauge(task: Task, method: Method[Any], plan: Plan, settings: Watching, stop: Stopping, untested: bool) -> Gauge:
     """Held-out images, if they are asked for, or, where nothing is said, needed and cheap beside the run."""
-    estimate = settings.estimate
-    if estimate is None:
-        estimate = stop.measured is not None or (untested and affordable(plan, task.classes))
-    gauge = make_gauge(task, method, plan) if estimate else Gauge({})
+    measured = is_measured(settings.estimate, stop.measured is not None, untested, plan, task.classes)
+    gauge = make_gauge(task, method, plan) if measured else Gauge({})
     if stop.measured is not None and stop.held_out not in gauge.sets:
         raise UserError(
             f"stop.held_out needs images that the run makes of its own, got {stop.held_out!r} with "

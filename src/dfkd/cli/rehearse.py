@@ -9,9 +9,12 @@ from dfkd.cli.setup import wide_console
 from dfkd.engine.core import Task
 from dfkd.engine.driver import Watch
 from dfkd.engine.estimate import Estimate, estimate
+from dfkd.engine.heldout import is_measured
 from dfkd.engine.hours import fit_plan
 from dfkd.engine.plan import Plan
 from dfkd.engine.runtime import Runtime
+from dfkd.engine.stopping import Judge
+from dfkd.inputs import check_measured
 from dfkd.report.summary import count, duration, file_size
 from dfkd.runs import check_free
 
@@ -25,11 +28,15 @@ def rehearse(job: Job, out: Path, runtime: Runtime) -> int:
         UserError: whatever the run would refuse.
     """
     settings = job.settings
+    check_measured(settings.stop, settings.watch)
     check_free(out)
     runtime.launch()
     task = task_of(job, runtime)
+    exam, stop = exam_of(job, task), settings.stop
+    measured = is_measured(settings.watch.estimate, stop.measured is not None, exam is None, job.plan, task.classes)
     watch = Watch(
-        test=exam_of(job, task),
+        test=exam,
+        judge=Judge(keep=stop.picked is not False) if measured else None,
         evaluate_every=settings.watch.evaluate_every,
         metrics_every=settings.watch.metrics_every,
         samples_every=settings.watch.samples_every,

@@ -116,7 +116,8 @@ def estimate(
 
     Args:
         task, method, plan: what :func:`~dfkd.engine.driver.run` would take.
-        watch: its test images, and how often it would look and save; its observers and checkpoint are not used.
+        watch: its test images, how often it would look and save, and whether its judge keeps a student; its observers
+            and checkpoint are not used.
         out: folder whose disk has to take the run (default: the one of temporary files). Nothing is written there.
 
     Raises:
@@ -168,7 +169,8 @@ def extrapolate(measured: Measured, plan: Plan, watch: Watch, free: int, disk_fr
     growth = 0 if pools.reserved else pool - round(pools.rows * pools.row_bytes)
     sheets = math.ceil(plan.total / watch.samples_every) if watch.samples_every else 0
     spill = round(pools.capacity * pools.row_bytes) if pools.spilled else 0
-    disk = 3 * measured.state + pool + 2 * measured.student + sheets * watch.samples * measured.image + spill
+    picked = 4 * measured.student if watch.judge is not None and watch.judge.keep else 0  # in each save, and at the end
+    disk = 3 * measured.state + picked + pool + 2 * measured.student + sheets * watch.samples * measured.image + spill
     return Estimate(seconds, images, pool, measured.peak + growth, free, disk, disk_free)
 
 

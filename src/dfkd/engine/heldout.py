@@ -25,7 +25,7 @@ from dfkd.ops.intervals import wilson
 from dfkd.ops.pixels import as_bytes, as_images
 from dfkd.types import Bytes, Labels
 
-__all__ = ["Gauge", "affordable", "agreement_on", "make_gauge", "signals_of"]
+__all__ = ["Gauge", "affordable", "agreement_on", "is_measured", "make_gauge", "signals_of"]
 
 OWN = 512  # images of the run's own method, at most
 INVERTED = 128  # images by inversion at least, two of each class up to four times as many
@@ -158,6 +158,11 @@ def make_gauge(task: Task, method: Method[Any], plan: Plan, inverted: Bytes | No
 def affordable(plan: Plan, classes: int) -> bool:
     """Is the run so long that making the held-out images is at most a twentieth of what its student looks at?"""
     return SHARE * plan.rounds * plan.steps * plan.batch_size >= _inversions(classes) * STEPS
+
+
+def is_measured(asked: bool | None, ruled: bool, untested: bool, plan: Plan, classes: int) -> bool:
+    """Is the agreement measured: where that is asked for, else for a rule, or in a long run without test images."""
+    return asked if asked is not None else ruled or (untested and affordable(plan, classes))
 
 
 def _inversions(classes: int) -> int:
