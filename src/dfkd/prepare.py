@@ -136,8 +136,8 @@ def fitted(
     """
     before = widened_by(student.net)
     net = method.fit(teacher.net, student.net, image_size)
-    same = widened_by(net) == before
-    return replace(student, net=net) if same else Classifier(net, spec=student.spec, name=student.name)
+    unchanged = widened_by(net) == before
+    return replace(student, net=net) if unchanged else Classifier(net, spec=student.spec, name=student.name)
 
 
 def _match_stages(old: Anatomy, new: Anatomy) -> tuple[Anatomy, Anatomy]:
@@ -149,14 +149,14 @@ def _match_stages(old: Anatomy, new: Anatomy) -> tuple[Anatomy, Anatomy]:
     return _deepest(old, shared), _deepest(new, shared)
 
 
-def _deepest(facts: Anatomy, wanted: Counter[tuple[int, int]]) -> Anatomy:
+def _deepest(facts: Anatomy, targets: Counter[tuple[int, int]]) -> Anatomy:
     """``facts`` with as many stages of every size as are wanted."""
-    left, kept = Counter(wanted), []
+    remaining, layers = Counter(targets), []
     for name, side in reversed(list(zip(facts.stages, facts.sides, strict=True))):
-        if left[side[1:]]:
-            left[side[1:]] -= 1
-            kept.append((name, side))
-    return replace(facts, stages=tuple(name for name, _ in kept[::-1]), sides=tuple(side for _, side in kept[::-1]))
+        if remaining[side[1:]]:
+            remaining[side[1:]] -= 1
+            layers.append((name, side))
+    return replace(facts, stages=tuple(name for name, _ in layers[::-1]), sides=tuple(side for _, side in layers[::-1]))
 
 
 def instance(method: Method[Any] | None, default: Method[Any]) -> Method[Any]:
@@ -168,9 +168,9 @@ def instance(method: Method[Any] | None, default: Method[Any]) -> Method[Any]:
     if method is None:
         return default
     if not isinstance(method, Method):
-        got = f"the class {method.__name__}" if isinstance(method, type) else repr(method)
+        value = f"the class {method.__name__}" if isinstance(method, type) else repr(method)
         raise UserError(
-            f"distill needs a method with its settings, got {got}; give an instance, such as dfkd.{DEFAULT_METHOD}()"
+            f"distill needs a method with its settings, got {value}; give an instance, such as dfkd.{DEFAULT_METHOD}()"
         )
     return method
 
@@ -181,18 +181,18 @@ def _shape(image_size: Any) -> tuple[int, int, int]:
     except TypeError:
         size = ()
     if len(size) != 3 or min(size) < 1:
-        got = tuple(image_size) if isinstance(image_size, Sequence) else image_size
-        raise UserError(f"distill needs image_size as (channels, height, width), got {got}; give all three")
+        sizes = tuple(image_size) if isinstance(image_size, Sequence) else image_size
+        raise UserError(f"distill needs image_size as (channels, height, width), got {sizes}; give all three")
     return size
 
 
-def _per_channel(what: str, given: Any, channels: int) -> tuple[float, ...]:
+def _per_channel(name: str, values: Any, channels: int) -> tuple[float, ...]:
     """One number per channel."""
     try:
-        numbers = tuple(float(number) for number in given)
+        numbers = tuple(float(number) for number in values)
     except (TypeError, ValueError) as error:
         raise UserError(
-            f"distill needs {what} as a list with one number per channel, got {given!r}; give {channels} in a list"
+            f"distill needs {name} as a list with one number per channel, got {values!r}; give {channels} in a list"
         ) from error
     if len(numbers) != channels:
         raise UserError(
@@ -208,8 +208,9 @@ def embedding_of(text: Text | TextEmbedding | Tensor | str, names: tuple[str, ..
     elif isinstance(text, Tensor):
         embedding = TextEmbedding(text.detach().float(), {"encoder": "given as a tensor"})
     else:
-        made = Text(text) if isinstance(text, str) else text  # type: ignore[arg-type]
-        embedding = embed(names or None, k, made.encoder, made.prompt, None if made.file is None else Path(made.file))
+        source = Text(text) if isinstance(text, str) else text  # type: ignore[arg-type]
+        file = None if source.file is None else Path(source.file)
+        embedding = embed(names or None, k, source.encoder, source.prompt, file)
     if embedding.vectors.shape[0] != k:
         raise UserError(
             f"distill needs one embedding for each of {k} classes, got {embedding.vectors.shape[0]}; give {k} rows"
@@ -217,25 +218,25 @@ def embedding_of(text: Text | TextEmbedding | Tensor | str, names: tuple[str, ..
     return embedding
 
 
-def labelled(given: Labelled | None, task: Task, role: str) -> tuple[Tensor, Tensor] | None:
+def labelled(dataset: Labelled | None, task: Task, role: str) -> tuple[Tensor, Tensor] | None:
     """Labelled images as uint8 and int64, checked against the task, labels in the order of its classes.
 
     Raises:
         UserError: images or labels of another kind, shape or range.
     """
-    return _labelled(given, task.image_shape, task.names, task.classes, role)
+    return _labelled(dataset, task.image_shape, task.names, task.classes, role)
 
 
 def _labelled(
-    given: Labelled | None, shape: tuple[int, int, int], names: tuple[str, ...], classes: int, role: str
+    dataset: Labelled | None, shape: tuple[int, int, int], names: tuple[str, ...], classes: int, role: str
 ) -> tuple[Tensor, Tensor] | None:
-    if given is None:
+    if dataset is None:
         return None
-    if isinstance(given, str | Path):
+    if isinstance(dataset, str | Path):
         split = "test" if role == "test" else "train"
-        given = read_images(given, split, side=shape[1:], channels=shape[0])
-    held = given if isinstance(given, ImageSet) else ImageSet(*_pair(given, role), (), role)
-    images, labels = _tensor(held.images, role, "images"), _tensor(held.labels, role, "labels")
+        dataset = read_images(dataset, split, side=shape[1:], channels=shape[0])
+    given = dataset if isinstance(dataset, ImageSet) else ImageSet(*_pair(dataset, role), (), role)
+    images, labels = _tensor(given.images, role, "images"), _tensor(given.labels, role, "labels")
     if tuple(images.shape[1:]) != shape:
         raise UserError(f"{role} images need the shape {shape} of the task, got {tuple(images.shape[1:])}; resize them")
     if labels.dim() != 1 or labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
@@ -247,29 +248,28 @@ def _labelled(
         raise UserError(
             f"{role} images need one label each, got {len(images)} images and {len(labels)} labels; give as many"
         )
-    held = replace(held, images=_pixels(images, role), labels=labels.long())
-    held = in_order(held, names, classes, role)
-    return held.images, held.labels
+    ordered = in_order(replace(given, images=_pixels(images, role), labels=labels.long()), names, classes, role)
+    return ordered.images, ordered.labels
 
 
-def _pair(given: Any, role: str) -> tuple[Any, Any]:
-    if not isinstance(given, tuple | list) or len(given) != 2:
+def _pair(dataset: Any, role: str) -> tuple[Any, Any]:
+    if not isinstance(dataset, tuple | list) or len(dataset) != 2:
         raise UserError(
-            f"{role} needs images with labels, got {type(given).__name__}; give (images, labels), an ImageSet, or a "
+            f"{role} needs images with labels, got {type(dataset).__name__}; give (images, labels), an ImageSet, or a "
             "source that read_images knows"
         )
-    return given[0], given[1]
+    return dataset[0], dataset[1]
 
 
-def _tensor(given: Any, role: str, what: str) -> Tensor:
+def _tensor(values: Any, role: str, name: str) -> Tensor:
     """A tensor as it is, an array as a tensor."""
-    if isinstance(given, Tensor):
-        return given
+    if isinstance(values, Tensor):
+        return values
     try:
-        return torch.from_numpy(np.array(given, order="C"))
+        return torch.from_numpy(np.array(values, order="C"))
     except (TypeError, ValueError) as error:
         raise UserError(
-            f"{role} needs {what} as a tensor or an array of numbers, got {type(given).__name__}; convert it"
+            f"{role} needs {name} as a tensor or an array of numbers, got {type(values).__name__}; convert it"
         ) from error
 
 

@@ -90,9 +90,9 @@ def read_weights(path: Path, role: str = "network", key: str | None = None) -> d
         UserError: a file that is truncated, wants to run code, holds no state dict, or several.
     """
     path = find_weights(path, role)
-    found = _sets_in(path, role, key)
-    largest = max(len(one.weights) for one in found)
-    return _one_of([one for one in found if len(one.weights) == largest], path, role).weights
+    candidates = _sets_in(path, role, key)
+    largest = max(len(candidate.weights) for candidate in candidates)
+    return _one_of([candidate for candidate in candidates if len(candidate.weights) == largest], path, role).weights
 
 
 def load_weights(net: nn.Module, path: Path, role: str = "network", key: str | None = None) -> None:
@@ -112,33 +112,39 @@ def load_weights(net: nn.Module, path: Path, role: str = "network", key: str | N
     Raises:
         UserError: what :func:`read_weights` refuses, or weights of another network; the first names are given.
     """
-    path, own = find_weights(path, role), {name: t for name, t in net.state_dict().items() if isinstance(t, Tensor)}
-    found = _sets_in(path, role, None)
-    fitting = [fit for one in found for fit in _fits(own, one) if _chosen(fit.key, key)]
-    fitting = [fit for fit in fitting if not _misshapen(own, fit.weights)] or fitting
+    path, state = find_weights(path, role), {name: t for name, t in net.state_dict().items() if isinstance(t, Tensor)}
+    candidates = _sets_in(path, role, None)
+    fitting = [fit for candidate in candidates for fit in _fits(state, candidate) if _chosen(fit.key, key)]
+    fitting = [fit for fit in fitting if not _misshapen(state, fit.weights)] or fitting
     if not fitting:
-        found = [one for one in found if _chosen(one.key, key)] or _refuse_key(found, path, role, key)
-        raise _unlike(net, own, max(found, key=lambda one: len(own.keys() & one.weights.keys())), path, role)
-    given = _one_of(fitting, path, role)
-    if wrong := _misshapen(own, given.weights):
-        raise _wrong_shape(own, given.weights, wrong, path, role)
-    if others := sorted(frozenset.intersection(*(fit.others for fit in fitting))):
-        warnings.warn(f"{role}: {_few(others)} in {path} belong to no layer and were left out", stacklevel=2)
-    net.load_state_dict(given.weights, strict=False)
+        candidates = [candidate for candidate in candidates if _chosen(candidate.key, key)] or _refuse_key(
+            candidates, path, role, key
+        )
+        raise _unlike(
+            net, state, max(candidates, key=lambda candidate: len(state.keys() & candidate.weights.keys())), path, role
+        )
+    chosen_set = _one_of(fitting, path, role)
+    if wrong := _misshapen(state, chosen_set.weights):
+        raise _wrong_shape(state, chosen_set.weights, wrong, path, role)
+    if unused := sorted(frozenset.intersection(*(fit.others for fit in fitting))):
+        warnings.warn(f"{role}: {_few(unused)} in {path} belong to no layer and were left out", stacklevel=2)
+    net.load_state_dict(chosen_set.weights, strict=False)
 
 
 def _sets_in(path: Path, role: str, key: str | None) -> list[_Found]:
     """Every set of weights in the file that ``key`` does not exclude, in its order."""
-    held = open_weights(path, role)
-    found = [_Found(where, _unwrapped(weights)) for where, weights in _walk(held, "", 0)]
-    if not found:
+    content = open_weights(path, role)
+    candidates = [_Found(where, _unwrapped(weights)) for where, weights in _walk(content, "", 0)]
+    if not candidates:
         raise UserError(
-            f"{role} needs a state dict (names to tensors), got {path} with {_describe(held)}; save net.state_dict()"
+            f"{role} needs a state dict (names to tensors), got {path} with {_describe(content)}; save net.state_dict()"
         )
-    found = [one for one in found if not _NO_NETWORK.search(one.key)] or found
-    for one in found:
-        _check_dense(one, path, role)
-    return [one for one in found if _chosen(one.key, key)] or _refuse_key(found, path, role, key)
+    candidates = [candidate for candidate in candidates if not _NO_NETWORK.search(candidate.key)] or candidates
+    for candidate in candidates:
+        _check_dense(candidate, path, role)
+    return [candidate for candidate in candidates if _chosen(candidate.key, key)] or _refuse_key(
+        candidates, path, role, key
+    )
 
 
 def _walk(value: object, where: str, depth: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
@@ -169,28 +175,32 @@ def _tensors_of_module(module: Extra, prefix: str, depth: int) -> Iterator[tuple
 
 def _unwrapped(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Without the prefix ``module.`` of all names, and without the names of wrappers among theirs."""
-    named = {_WRAPPERS.sub("", name): tensor for name, tensor in weights.items()}
-    inner = [name for name in named if name != "n_averaged"]  # what AveragedModel counts
+    tensors = {_WRAPPERS.sub("", name): tensor for name, tensor in weights.items()}
+    inner = [name for name in tensors if name != "n_averaged"]  # what AveragedModel counts
     while inner and all(name.startswith("module.") for name in inner):
-        named = {name.removeprefix("module."): named[name] for name in inner}
-        inner = list(named)
-    return named
+        tensors = {name.removeprefix("module."): tensors[name] for name in inner}
+        inner = list(tensors)
+    return tensors
 
 
-def _fits(own: Mapping[str, Tensor], one: _Found) -> Iterator[_Found]:
+def _fits(state: Mapping[str, Tensor], candidate: _Found) -> Iterator[_Found]:
     """The weights under the network's own names, once for each prefix under which all of them are there."""
-    needed = [name for name in own if not name.endswith(_COUNTER)]
-    plain = {_WRAPPERS.sub("", name): name for name in own}
+    required = [name for name in state if not name.endswith(_COUNTER)]
+    plain = {_WRAPPERS.sub("", name): name for name in state}
     shared = _shared(plain)
-    for mine in [shared[:end] for end in range(len(shared) + 1) if end == 0 or shared[end - 1] == "."]:
-        first = next((name.removeprefix(mine) for name in plain if not name.endswith(_COUNTER)), None)
-        theirs = {name[: -len(first)] for name in one.weights if first and f".{name}".endswith(f".{first}")}
+    for own_prefix in [shared[:end] for end in range(len(shared) + 1) if end == 0 or shared[end - 1] == "."]:
+        first = next((name.removeprefix(own_prefix) for name in plain if not name.endswith(_COUNTER)), None)
+        theirs = {name[: -len(first)] for name in candidate.weights if first and f".{name}".endswith(f".{first}")}
         for prefix in sorted(theirs, key=len)[:64]:
-            inside = {name: mine + name.removeprefix(prefix) for name in one.weights if name.startswith(prefix)}
-            taken = {plain[told]: one.weights[name] for name, told in inside.items() if told in plain}
-            if len(taken) == len(inside) and all(name in taken for name in needed):
-                where = ".".join(filter(None, (one.key, prefix.rstrip("."))))
-                yield _Found(where, taken, frozenset(one.weights.keys() - inside.keys()))
+            inside = {
+                name: own_prefix + name.removeprefix(prefix) for name in candidate.weights if name.startswith(prefix)
+            }
+            fitting = {
+                plain[own_name]: candidate.weights[name] for name, own_name in inside.items() if own_name in plain
+            }
+            if len(fitting) == len(inside) and all(name in fitting for name in required):
+                where = ".".join(filter(None, (candidate.key, prefix.rstrip("."))))
+                yield _Found(where, fitting, frozenset(candidate.weights.keys() - inside.keys()))
 
 
 def _shared(names: Iterable[str]) -> str:
@@ -199,20 +209,20 @@ def _shared(names: Iterable[str]) -> str:
     if not parts:
         return ""
     low, high = min(parts), max(parts)
-    same = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
-    return "".join(f"{part}." for part in low[:same])
+    length = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
+    return "".join(f"{part}." for part in low[:length])
 
 
-def _one_of(found: list[_Found], path: Path, role: str) -> _Found:
+def _one_of(candidates: list[_Found], path: Path, role: str) -> _Found:
     """The only one; of weights and their average the weights, and that is said."""
-    plain = [one for one in found if not one.average] or found
-    if len(plain) > 1 and not all(_same(plain[0].weights, one.weights) for one in plain[1:]):
-        told = ", ".join(repr(one.key) for one in plain)
+    plain = [candidate for candidate in candidates if not candidate.average] or candidates
+    if len(plain) > 1 and not all(_same(plain[0].weights, candidate.weights) for candidate in plain[1:]):
+        keys = ", ".join(repr(candidate.key) for candidate in plain)
         raise UserError(
-            f"{role} needs one set of weights, got {len(plain)} that fit in {path}: {told}; choose by --{role}.key "
+            f"{role} needs one set of weights, got {len(plain)} that fit in {path}: {keys}; choose by --{role}.key "
             f"{plain[0].key or '...'} (in Python key={plain[0].key!r})"
         )
-    averages = [one.key for one in found if one.average and one is not plain[0]]
+    averages = [candidate.key for candidate in candidates if candidate.average and candidate is not plain[0]]
     if averages and not plain[0].average:
         warnings.warn(
             f"{role}: took {plain[0].key!r} of {path}; it also holds the running average {averages[0]!r}, which "
@@ -222,9 +232,9 @@ def _one_of(found: list[_Found], path: Path, role: str) -> _Found:
     return plain[0]
 
 
-def _same(some: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> bool:
-    return some.keys() == others.keys() and all(
-        some[name].shape == others[name].shape and bool((some[name] == others[name]).all()) for name in some
+def _same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(
+        first[name].shape == second[name].shape and bool((first[name] == second[name]).all()) for name in first
     )
 
 
@@ -232,50 +242,52 @@ def _chosen(where: str, key: str | None) -> bool:
     return key is None or where == key or where.startswith(f"{key}.")
 
 
-def _refuse_key(found: list[_Found], path: Path, role: str, key: str | None) -> list[_Found]:
-    keys = ", ".join(dict.fromkeys(repr(one.key) for one in found))
+def _refuse_key(candidates: list[_Found], path: Path, role: str, key: str | None) -> list[_Found]:
+    keys = ", ".join(dict.fromkeys(repr(candidate.key) for candidate in candidates))
     raise UserError(f"{role} needs a key of {path}, got {key!r}; weights are under {keys}")
 
 
-def _check_dense(one: _Found, path: Path, role: str) -> None:
-    for name, tensor in one.weights.items():
+def _check_dense(candidate: _Found, path: Path, role: str) -> None:
+    for name, tensor in candidate.weights.items():
         kind = "no values" if tensor.is_meta else "quantized values" if tensor.is_quantized else ""
         kind = kind or ("sparse values" if tensor.layout is not strided else "")
         if kind:
             raise UserError(f"{role} needs plain tensors, got {path} with {kind} in {name}; save plain ones")
 
 
-def _misshapen(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+def _misshapen(state: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:
     """Names of tensors of another shape, or of another kind of numbers: integers are no weights."""
     return [
         name
-        for name, tensor in given.items()
-        if tensor.shape != own[name].shape
-        or tensor.is_complex() != own[name].is_complex()
-        or (own[name].is_floating_point() and not tensor.is_floating_point())
+        for name, tensor in weights.items()
+        if tensor.shape != state[name].shape
+        or tensor.is_complex() != state[name].is_complex()
+        or (state[name].is_floating_point() and not tensor.is_floating_point())
     ]
 
 
 def _wrong_shape(
-    own: Mapping[str, Tensor], given: Mapping[str, Tensor], wrong: list[str], path: Path, role: str
+    state: Mapping[str, Tensor], weights: Mapping[str, Tensor], wrong: list[str], path: Path, role: str
 ) -> UserError:
     name = wrong[0]
     more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-    wanted, got = (str(tuple(tensors[name].shape)) for tensors in (own, given))
-    if wanted == got:
-        wanted, got = (f"{dims} of {tensors[name].dtype}" for dims, tensors in ((wanted, own), (got, given)))
+    expected, actual = (str(tuple(tensors[name].shape)) for tensors in (state, weights))
+    if expected == actual:
+        expected, actual = (
+            f"{dims} of {tensors[name].dtype}" for dims, tensors in ((expected, state), (actual, weights))
+        )
     return UserError(
-        f"{role} needs {name} of shape {wanted}, got {got} in {path}{more}; check network, classes and channels"
+        f"{role} needs {name} of shape {expected}, got {actual} in {path}{more}; check network, classes and channels"
     )
 
 
-def _unlike(net: nn.Module, own: Mapping[str, Tensor], given: _Found, path: Path, role: str) -> UserError:
-    missing = [name for name in own if name not in given.weights and not name.endswith(_COUNTER)]
-    extra = [name for name in given.weights if name not in own]
-    told = [f"without {_few(missing)}"] if missing else []
-    told += [f"with the unknown {_few(extra)}"] if extra else []
+def _unlike(net: nn.Module, state: Mapping[str, Tensor], candidate: _Found, path: Path, role: str) -> UserError:
+    missing = [name for name in state if name not in candidate.weights and not name.endswith(_COUNTER)]
+    extra = [name for name in candidate.weights if name not in state]
+    differences = [f"without {_few(missing)}"] if missing else []
+    differences += [f"with the unknown {_few(extra)}"] if extra else []
     return UserError(
-        f"{role} needs the weights of {type(net).__name__}, got {path} {' and '.join(told)}; "
+        f"{role} needs the weights of {type(net).__name__}, got {path} {' and '.join(differences)}; "
         "name the network these weights belong to"
     )
 
@@ -327,26 +339,26 @@ def _finite(value: Any) -> float:
     return float(value)
 
 
-def _projector(told: Mapping[str, Any]) -> dict[str, Any]:
+def _projector(row: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of :func:`dfkd.engine.sharing.widen`."""
-    if not told.keys() <= {"features", "side", "bias", "relu"}:
+    if not row.keys() <= {"features", "side", "bias", "relu"}:
         raise KeyError("projector")
-    side = told.get("side")
+    side = row.get("side")
     return {
-        "features": _counted(told["features"]),
+        "features": _counted(row["features"]),
         "side": None if side is None else (_counted(side[0]), _counted(side[1])),
-        "bias": bool(told.get("bias", True)),
-        "relu": bool(told.get("relu", True)),
+        "bias": bool(row.get("bias", True)),
+        "relu": bool(row.get("relu", True)),
     }
 
 
-def _describe(held: object) -> str:
-    if not isinstance(held, Mapping):
-        return kind_held(held)
-    return next((f"something else under {str(key)!r}" for key in held), "nothing in it")
+def _describe(content: object) -> str:
+    if not isinstance(content, Mapping):
+        return kind_held(content)
+    return next((f"something else under {str(key)!r}" for key in content), "nothing in it")
 
 
 def _few(names: Iterable[str]) -> str:
     names = list(names)
-    shown = ", ".join(names[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+    listing = ", ".join(names[:3])
+    return listing if len(names) <= 3 else f"{listing} and {len(names) - 3} more"

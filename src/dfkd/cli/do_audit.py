@@ -34,21 +34,21 @@ def run(settings: Audit) -> int:
     job, test = rebuilt_job(folder, "audit", merge(NO_DATA, flags))
     out = _folder(folder, settings.out)
     private = images_of(settings.private or "", "train", job.facts.image_size)
-    told = test if settings.heldout is None else None if settings.heldout == "none" else settings.heldout
-    heldout = None if told is None else images_of(told, "test", job.facts.image_size)
+    source = test if settings.heldout is None else None if settings.heldout == "none" else settings.heldout
+    heldout = None if source is None else images_of(source, "test", job.facts.image_size)
     task = task_of(job, runtime_of(job.settings.runtime).launch())
-    finished = (folder / STUDENT_FILE).is_file()
-    if finished:
+    has_student = (folder / STUDENT_FILE).is_file()
+    if has_student:
         load_weights(task.student.net, folder / STUDENT_FILE, "student")
     stream = torch.Generator().manual_seed(settings.seed)
-    student = task.student.freeze() if finished else None
+    student = task.student.freeze() if has_student else None
     audit = audit_images(task.teacher, images, private, heldout, settings.count, stream, student)
     facts = {
         "run": folder.name,
         "method": type(job.method).__name__,
         "private": str(settings.private),
-        "held-out": told or "none",
-        "student": STUDENT_FILE if finished else "not finished",
+        "held-out": source or "none",
+        "student": STUDENT_FILE if has_student else "not finished",
         "most images of a kind": f"{settings.count:,}",
         "seed": str(settings.seed),
     }

@@ -27,61 +27,66 @@ __all__ = ["run"]
 
 def run(tree: Tree, show: bool = False) -> int:
     """Time a few rounds and say where the time went."""
-    mine = fill(Bench, {key: tree.pop(key) for key in ("rounds", "json") if key in tree})
-    if mine.rounds < 1:
-        raise UserError(f"bench needs --rounds of at least 1, got {mine.rounds}; raise it")
-    asked = tree.get("data", {}).get("test") is not None
+    own_settings = fill(Bench, {key: tree.pop(key) for key in ("rounds", "json") if key in tree})
+    if own_settings.rounds < 1:
+        raise UserError(f"bench needs --rounds of at least 1, got {own_settings.rounds}; raise it")
+    evaluates = tree.get("data", {}).get("test") is not None
     job = prepare_job(*resolve(Distill, with_recipe(tree)), trained=False)
-    job = replace(job, plan=replace(job.plan, rounds=mine.rounds, warmup=job.method.least_warmup()))
+    job = replace(job, plan=replace(job.plan, rounds=own_settings.rounds, warmup=job.method.least_warmup()))
     if show:
         print(yaml_of(resolved(job)), end="")
         return 0
     machine = runtime_of(job.settings.runtime)
-    found = _measure(job, machine, asked)
+    measured = _measure(job, machine, evaluates)
     if machine.rank:
         return 0
-    if mine.json:
-        print(json.dumps(_plain(job, found), indent=1))
+    if own_settings.json:
+        print(json.dumps(_plain(job, measured), indent=1))
     else:
-        _show(job, found)
+        _show(job, measured)
     return 0
 
 
-def _measure(job: Job, machine: Runtime, asked: bool) -> Account:
+def _measure(job: Job, machine: Runtime, evaluates: bool) -> Account:
     machine.launch()
     task = task_of(job, machine)
-    exam = _exam(job, task, asked)
+    exam = _exam(job, task, evaluates)
     with tempfile.TemporaryDirectory(prefix="dfkd-bench-") as folder:
         save = Checkpoint(Path(folder), machine.rank, machine.world, machine.barrier)
         return account(task, job.method, job.plan, exam, save)
 
 
-def _exam(job: Job, task: Task, asked: bool) -> tuple[Bytes, Labels] | None:
+def _exam(job: Job, task: Task, evaluates: bool) -> tuple[Bytes, Labels] | None:
     """The test images; a recipe's own may be missing here, those that were ``asked`` for may not."""
     try:
         return exam_of(job, task)
     except UserError as error:
-        if asked:
+        if evaluates:
             raise
         if not task.runtime.rank:
             print(f"evaluation is not timed, the recipe's test images are left out: {error}", file=sys.stderr)
         return None
 
 
-def _plain(job: Job, found: Account) -> Tree:
+def _plain(job: Job, account: Account) -> Tree:
     about = {"teacher": job.teacher.name, "student": job.student.name, "method": type(job.method).__name__}
-    return {**about, **asdict(found), "typical": asdict(found.typical), "rounds_per_hour": 3600 / found.typical.total}
+    return {
+        **about,
+        **asdict(account),
+        "typical": asdict(account.typical),
+        "rounds_per_hour": 3600 / account.typical.total,
+    }
 
 
-def _show(job: Job, found: Account) -> None:
+def _show(job: Job, account: Account) -> None:
     from rich.table import Table
 
     sheet = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for title in ("phase", "s / round", "share", "FLOPs", "FLOP/s", "of ceiling", "bytes/s", "of ceiling"):
         sheet.add_column(title, justify="left" if title == "phase" else "right")
-    for cells in _rows(found):
+    for cells in _rows(account):
         sheet.add_row(*cells)
-    typical, top = found.typical, found.ceilings
+    typical, top = account.typical, account.ceilings
     console = wide_console()
     shape = " x ".join(map(str, job.facts.image_size))
     console.print(f"{type(job.method).__name__}, {job.teacher.name} to {job.student.name}, images {shape}")
@@ -90,27 +95,29 @@ def _show(job: Job, found: Account) -> None:
     console.print(sheet)
     if job.plan.warmup:  # the first round, which is not in the table
         console.print(
-            f"\nimages    {found.rounds[0].synthesis:.3g} s in a warm-up round, before the first of the table"
+            f"\nimages    {account.rounds[0].synthesis:.3g} s in a warm-up round, before the first of the table"
         )
     console.print(
-        f"\nround     {typical.total:.3g} s, {3600 / typical.total:.3g} an hour; the plan has {found.steps} student "
+        f"\nround     {typical.total:.3g} s, {3600 / typical.total:.3g} an hour; the plan has {account.steps} student "
         f"steps in each\nceilings  {operations(round(top.flops))}FLOP/s (matrix product), {top.bytes / 1e9:.3g} GB/s "
-        f"(copy)\nmemory    {found.peak_bytes / 1e6:,.0f} MB at most, of them "
-        f"{file_size(found.pool_bytes)} for the pool of these rounds"
+        f"(copy)\nmemory    {account.peak_bytes / 1e6:,.0f} MB at most, of them "
+        f"{file_size(account.pool_bytes)} for the pool of these rounds"
     )
 
 
-def _rows(found: Account) -> Iterator[tuple[str, ...]]:
-    typical, total = found.typical, found.typical.total
-    student = None if found.step is None else Work(found.step.flops * found.steps, found.step.bytes * found.steps)
+def _rows(account: Account) -> Iterator[tuple[str, ...]]:
+    typical, total = account.typical, account.typical.total
+    student = (
+        None if account.step is None else Work(account.step.flops * account.steps, account.step.bytes * account.steps)
+    )
     for name, seconds, work in (
-        ("synthesis", typical.synthesis, found.synthesis),
+        ("synthesis", typical.synthesis, account.synthesis),
         ("drawing batches", typical.batch, None),
         ("student steps", typical.step, student),
         ("evaluation", typical.evaluation, None),
         ("saving", typical.saving, None),
     ):
-        yield name, f"{seconds:.3g}", f"{seconds / total:.1%}", *_rates(work, _seconds(name, typical, seconds), found)
+        yield name, f"{seconds:.3g}", f"{seconds / total:.1%}", *_rates(work, _seconds(name, typical, seconds), account)
 
 
 def _seconds(name: str, typical: Phases, seconds: float) -> float:
@@ -118,14 +125,14 @@ def _seconds(name: str, typical: Phases, seconds: float) -> float:
     return seconds + typical.batch if name == "student steps" else seconds
 
 
-def _rates(work: Work | None, seconds: float, found: Account) -> tuple[str, ...]:
+def _rates(work: Work | None, seconds: float, account: Account) -> tuple[str, ...]:
     if work is None or not seconds:
         return ("",) * 5
-    flops, moved = work.flops / seconds, work.bytes / seconds
+    flops, traffic = work.flops / seconds, work.bytes / seconds
     return (
         operations(work.flops),
         operations(round(flops)),
-        f"{flops / found.ceilings.flops:.0%}",
-        f"{moved / 1e9:.3g} GB",
-        f"{moved / found.ceilings.bytes:.0%}",
+        f"{flops / account.ceilings.flops:.0%}",
+        f"{traffic / 1e9:.3g} GB",
+        f"{traffic / account.ceilings.bytes:.0%}",
     )

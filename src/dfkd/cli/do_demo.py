@@ -71,12 +71,12 @@ def run(settings: Demo) -> int:
     return 0
 
 
-def free_folder(wanted: Path) -> Path:
+def free_folder(folder: Path) -> Path:
     """``wanted``, or with the first number behind it that is free."""
-    number, path = 1, wanted
+    number, path = 1, folder
     while path.exists():
         number += 1
-        path = wanted.with_name(f"{wanted.name}-{number}")
+        path = folder.with_name(f"{folder.name}-{number}")
     return path
 
 
@@ -86,10 +86,10 @@ def _teacher(folder: Path, row: Tree, settings: Demo) -> tuple[Path, float]:
     train, test = read_images("digits", "train"), read_images("digits", "test")
     mean, std = STATISTICS["digits"]
     plan = TeachPlan(epochs=EPOCHS, flip=False)
-    built = build(row["teacher"]["name"], len(train.names), 1)
+    classifier = build(row["teacher"]["name"], len(train.names), 1)
     with epoch_progress(plan.epochs, settings.quiet) as watch:
-        done = teach(
-            built.net,
+        training = teach(
+            classifier.net,
             train.images,
             train.labels,
             plan,
@@ -101,8 +101,8 @@ def _teacher(folder: Path, row: Tree, settings: Demo) -> tuple[Path, float]:
         )
     path = save_teacher(
         folder,
-        done,
-        spec=built.spec,
+        training,
+        spec=classifier.spec,
         image_shape=(1, 8, 8),
         names=train.names,
         classes=len(train.names),
@@ -111,7 +111,7 @@ def _teacher(folder: Path, row: Tree, settings: Demo) -> tuple[Path, float]:
         plan=plan,
         seed=settings.seed,
     )
-    return path, done.seconds
+    return path, training.seconds
 
 
 def _student(tree: Tree, out: Path, seed: int, quiet: bool, noise: bool = False) -> Trained:
@@ -120,7 +120,7 @@ def _student(tree: Tree, out: Path, seed: int, quiet: bool, noise: bool = False)
     method: Any = job.method
     if noise:
         method = replace(cast(Any, METHODS[NOISE_METHOD]()), temperature=method.temperature)
-    done = distill(
+    result = distill(
         job.teacher.classifier,
         job.student.classifier,
         method,
@@ -132,7 +132,7 @@ def _student(tree: Tree, out: Path, seed: int, quiet: bool, noise: bool = False)
         out=out,
         progress=not quiet,
     )
-    return Trained("noise" if noise else "nayer", seed, done)
+    return Trained("noise" if noise else "nayer", seed, result)
 
 
 def _rows(students: Sequence[Trained], seconds: float) -> list[Row]:
@@ -141,14 +141,14 @@ def _rows(students: Sequence[Trained], seconds: float) -> list[Row]:
     teacher, student = rows_of(first.info, first.rounds, first)
     rows = [replace(teacher, seconds=seconds)]
     for method, name in (("nayer", student.name), ("noise", "fed noise")):
-        mine = [one for one in students if one.method == method]
+        of_method = [run for run in students if run.method == method]
         rows.append(
             replace(
                 student,
                 name=name,
-                accuracy=statistics.fmean(one.final.accuracy for one in mine),
-                agreement=statistics.fmean(one.final.agreement for one in mine),
-                seconds=statistics.fmean(one.done.record.seconds for one in mine),
+                accuracy=statistics.fmean(run.final.accuracy for run in of_method),
+                agreement=statistics.fmean(run.final.agreement for run in of_method),
+                seconds=statistics.fmean(run.done.record.seconds for run in of_method),
             )
         )
     return rows
@@ -156,18 +156,18 @@ def _rows(students: Sequence[Trained], seconds: float) -> list[Row]:
 
 def _record(path: Path, students: Sequence[Trained], rows: Sequence[Row], took: float) -> None:
     """Everything in the table, and each seed, as JSON."""
-    each = [
-        {"method": one.method, "seed": one.seed, "seconds": one.done.record.seconds, **asdict(one.final)}
-        for one in students
+    runs_of = [
+        {"method": run.method, "seed": run.seed, "seconds": run.done.record.seconds, **asdict(run.final)}
+        for run in students
     ]
-    told = {
+    content = {
         "recipe": RECIPE,
         "seconds": took,
         "rows": [asdict(row) for row in rows],
-        "students": each,
+        "students": runs_of,
         "provenance": students[0].done.record.info.provenance,
     }
-    write_whole(path, json.dumps(plain(told), indent=1).encode() + b"\n")
+    write_whole(path, json.dumps(plain(content), indent=1).encode() + b"\n")
 
 
 def _tell(rows: Sequence[Row], seeds: int, page: Path, took: float) -> None:

@@ -67,9 +67,9 @@ def _resumed(tree: Tree, folder: Path) -> Tree:
         )
     if "recipe" in tree or "out" in tree:
         raise UserError("resume needs neither a recipe nor --out, got one of them; the run keeps its own")
-    held, told = read_yaml(file), {key: value for key, value in tree.items() if key != "resume"}
-    refuse_code(held, told, file)
-    return merge(held, told)
+    recipe, overrides = read_yaml(file), {key: value for key, value in tree.items() if key != "resume"}
+    refuse_code(recipe, overrides, file)
+    return merge(recipe, overrides)
 
 
 def _out(job: Job) -> Path:
@@ -90,10 +90,10 @@ def _stopped(out: Path, stop: BaseException, job: Job) -> int:
     """Say how to go on."""
     code = stop.code if isinstance(stop, Stopped) else 130
     if (out / "run.json").is_file() and (out / RECIPE_FILE).is_file():
-        stored = read_run(out, mend=True)
-        if stored.status not in ("finished", "stopped"):
+        record = read_run(out, mend=True)
+        if record.status not in ("finished", "stopped"):
             with suppress(UserError), held(out):  # a run that another process goes on with stays as it is
-                write_run(out, stored.info, None, "interrupted")
+                write_run(out, record.info, None, "interrupted")
             print(f"stopped; go on with: dfkd distill --resume {out}{to_repeat(resolved(job))}", file=sys.stderr)
             return code
     print("stopped before the first round; nothing is lost, start again", file=sys.stderr)
@@ -103,20 +103,20 @@ def _stopped(out: Path, stop: BaseException, job: Job) -> int:
 def _given_up(out: Path, rank: int) -> None:
     """The last words of a process that a signal does not reach: the run goes on from its last save."""
     if rank == 0 and (out / "run.json").is_file():
-        stored = read_run(out, mend=True)
-        if stored.status == "running":
-            write_run(out, stored.info, None, "interrupted")
+        record = read_run(out, mend=True)
+        if record.status == "running":
+            write_run(out, record.info, None, "interrupted")
     print(f"stopped; go on with: dfkd distill --resume {out}, or start again", file=sys.stderr, flush=True)
 
 
-def _tell(done: Distilled, job: Job, out: Path) -> None:
+def _tell(result: Distilled, job: Job, out: Path) -> None:
     """The comparison, and where everything is."""
     from rich.console import Console
 
     from dfkd.report.console import table
     from dfkd.report.summary import rows_of
 
-    rows = rows_of(done.record.info, done.record.rounds, done.record)
+    rows = rows_of(result.record.info, result.record.rounds, result.record)
     rows[0] = replace(rows[0], seconds=job.teacher.sidecar.seconds)
     console = Console(soft_wrap=True)
     console.print()

@@ -58,14 +58,16 @@ class Finding:
 
 def run(settings: Doctor) -> int:
     """Print what is there; the exit code is 2 where something needed is broken."""
-    found = examine()
+    findings = examine()
     if settings.json:
-        print(json.dumps([vars(one) for one in found], indent=1))
+        print(json.dumps([vars(finding) for finding in findings], indent=1))
     else:
-        for one in found:
-            mark = {"ok": "ok", "absent": "--", "broken": "!!"}[one.state]
-            print(f"{mark}  {one.what:<18}{one.text}" + (f"\n{'':<22}{one.repair}" if one.repair else ""))
-    return 2 if any(one.state == "broken" for one in found) else 0
+        for finding in findings:
+            mark = {"ok": "ok", "absent": "--", "broken": "!!"}[finding.state]
+            print(
+                f"{mark}  {finding.what:<18}{finding.text}" + (f"\n{'':<22}{finding.repair}" if finding.repair else "")
+            )
+    return 2 if any(finding.state == "broken" for finding in findings) else 0
 
 
 def examine() -> list[Finding]:
@@ -130,6 +132,6 @@ def _extra(extra: str, module: str) -> Finding:
 def _data() -> Finding:
     folder = Path(os.environ.get("DFKD_DATA", "data")).expanduser()
     if folder.is_dir():
-        held = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-        return Finding("data folder", "ok", f"{folder}: {', '.join(held[:8]) or 'empty'}")
+        names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+        return Finding("data folder", "ok", f"{folder}: {', '.join(names[:8]) or 'empty'}")
     return Finding("data folder", "absent", f"{folder} is not there", "export DFKD_DATA=/where/your/data/is")

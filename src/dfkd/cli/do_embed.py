@@ -24,15 +24,17 @@ def run(settings: Embed) -> int:
     if settings.nearest < 0:
         raise UserError(f"embed needs --nearest of at least 0, got {settings.nearest}; raise it")
     facts = facts_of(Images(classes=settings.classes), spared=("image_size", "mean", "std"))
-    made = embedding_of(settings.text, facts.names, facts.classes)
-    source = made.source
-    told = f"{source.get('encoder')}, prompt {source.get('prompt')!r}" if "prompt" in source else source.get("encoder")
-    print(f"{len(made.vectors)} classes x {made.vectors.shape[1]}, {told}")
+    embedding = embedding_of(settings.text, facts.names, facts.classes)
+    source = embedding.source
+    origin = (
+        f"{source.get('encoder')}, prompt {source.get('prompt')!r}" if "prompt" in source else source.get("encoder")
+    )
+    print(f"{len(embedding.vectors)} classes x {embedding.vectors.shape[1]}, {origin}")
     names = facts.names or tuple(str(k) for k in range(facts.classes))
-    for a, b, cosine in nearest(made.vectors, settings.nearest):
+    for a, b, cosine in nearest(embedding.vectors, settings.nearest):
         print(f"  {cosine:.3f}  {visible(names[a])} - {visible(names[b])}")
     if settings.out is not None:
-        print(f"written {_write(Path(settings.out), made)}")
+        print(f"written {_write(Path(settings.out), embedding)}")
     return 0
 
 
@@ -45,13 +47,13 @@ def nearest(vectors: Tensor, pairs: int) -> list[tuple[int, int, float]]:
     return [(int(first[i]), int(second[i]), float(cosine[i])) for i in top]
 
 
-def _write(path: Path, made: TextEmbedding) -> Path:
+def _write(path: Path, embedding: TextEmbedding) -> Path:
     from safetensors.torch import save_file
 
     if path.suffix != ".safetensors":
         raise UserError(f"embed needs --out to end in .safetensors, got {path}; rename it")
     if path.exists():
         raise UserError(f"embed needs a new file, got {path}, which is there; choose another name")
-    vectors = {"vectors": made.vectors.contiguous()}
-    write_aside(path, lambda aside: save_file(vectors, aside, metadata=made.source))
+    vectors = {"vectors": embedding.vectors.contiguous()}
+    write_aside(path, lambda aside: save_file(vectors, aside, metadata=embedding.source))
     return path

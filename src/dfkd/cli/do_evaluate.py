@@ -46,23 +46,25 @@ def run(settings: Evaluate) -> int:
     student = _probe(settings.network, facts, runtime, "network")
     teacher = None
     if settings.teacher.name or settings.teacher.weights:
-        _, told = known(settings.teacher, "teacher")
+        _, of_teacher = known(settings.teacher, "teacher")
         # What is not said of the teacher is as for the network that it taught.
         teacher = _probe(
             settings.teacher,
-            replace(facts, mean=told.mean or facts.mean, std=told.std or facts.std),
+            replace(facts, mean=of_teacher.mean or facts.mean, std=of_teacher.std or facts.std),
             runtime,
             "teacher",
         )
-    seen = evaluate(student, images.images, images.labels, facts.classes, runtime, teacher)
+    evaluation = evaluate(student, images.images, images.labels, facts.classes, runtime, teacher)
     if settings.json:
-        row: dict[str, Any] = asdict(seen)
+        row: dict[str, Any] = asdict(evaluation)
         if teacher is None:
             row["agreement"], row["class_agreement"] = None, None
         print(json.dumps(row))
         return 0
-    agreement = "" if teacher is None else f", agreement with the teacher {percent(seen.agreement)}"
-    print(f"accuracy {percent(seen.accuracy)}{agreement}, loss {seen.loss:.4f}, {seen.images:,} images")
+    agreement = "" if teacher is None else f", agreement with the teacher {percent(evaluation.agreement)}"
+    print(
+        f"accuracy {percent(evaluation.accuracy)}{agreement}, loss {evaluation.loss:.4f}, {evaluation.images:,} images"
+    )
     return 0
 
 
@@ -77,20 +79,20 @@ def _with_target(settings: Evaluate) -> Evaluate:
         return settings
     if not (target / "student.safetensors").is_file():
         raise UserError(f"evaluate needs a finished run, got {target} without a student; resume it first")
-    held = read_yaml(target / RECIPE_FILE)
-    data = settings.data if settings.data.test else replace(settings.data, test=held.get("data", {}).get("test"))
+    recipe = read_yaml(target / RECIPE_FILE)
+    data = settings.data if settings.data.test else replace(settings.data, test=recipe.get("data", {}).get("test"))
     teacher = settings.teacher
-    told = held.get("teacher", {})
-    if not (teacher.name or teacher.weights) and told.get("weights") and Path(told["weights"]).exists():
-        refuse_code({"teacher": told}, {}, target / RECIPE_FILE)
-        teacher = Network(name=told.get("name"), weights=told["weights"], key=told.get("key"))
+    row = recipe.get("teacher", {})
+    if not (teacher.name or teacher.weights) and row.get("weights") and Path(row["weights"]).exists():
+        refuse_code({"teacher": row}, {}, target / RECIPE_FILE)
+        teacher = Network(name=row.get("name"), weights=row["weights"], key=row.get("key"))
     return replace(settings, data=data, teacher=teacher)
 
 
 def _probe(network: Network, facts: Facts, runtime: Runtime, role: str) -> Probe:
     net = load(network, facts, role, trained=True).classifier.net
     anatomy = survey(net, facts.image_size, facts.classes or None, role)
-    wrapped = verified(
+    probe = verified(
         net,
         runtime,
         image_shape=facts.image_size,
@@ -101,6 +103,6 @@ def _probe(network: Network, facts: Facts, runtime: Runtime, role: str) -> Probe
         norms=(),
         outputs=anatomy.outputs,
     )
-    for note in (*anatomy.notes, *wrapped.notes):
+    for note in (*anatomy.notes, *probe.notes):
         print(f"note: {note}", file=sys.stderr)
-    return wrapped.probe.freeze()
+    return probe.probe.freeze()

@@ -40,15 +40,15 @@ def run(settings: Inspect) -> int:
     nets = [load(settings.teacher, facts, "teacher")]
     if settings.student.name or settings.student.weights:
         nets.append(load(settings.student, facts, "student"))
-    found = [
+    anatomies = [
         survey(net.classifier.net, facts.image_size, facts.classes, role, **net.classifier.layers)
         for net, role in zip(nets, ("teacher", "student"), strict=False)
     ]
     missing = _missing(settings, facts, nets)
     if settings.json:
-        print(json.dumps(_plain(facts, nets, found, missing), indent=1))
+        print(json.dumps(_plain(facts, nets, anatomies, missing), indent=1))
     else:
-        _show(facts, nets, found, missing)
+        _show(facts, nets, anatomies, missing)
     return 0
 
 
@@ -99,11 +99,11 @@ def _missing(settings: Inspect, facts: Facts, nets: Sequence[Loaded]) -> dict[st
 
 
 def _plain(
-    facts: Facts, nets: Sequence[Loaded], found: Sequence[Anatomy], missing: dict[str, list[Need]]
+    facts: Facts, nets: Sequence[Loaded], anatomies: Sequence[Anatomy], missing: dict[str, list[Need]]
 ) -> dict[str, Any]:
     about: dict[str, Any] = {
         role: {"name": net.name, **asdict(anatomy)}
-        for role, net, anatomy in zip(("teacher", "student"), nets, found, strict=False)
+        for role, net, anatomy in zip(("teacher", "student"), nets, anatomies, strict=False)
     }
     return {
         **about,
@@ -114,14 +114,14 @@ def _plain(
     }
 
 
-def _show(facts: Facts, nets: Sequence[Loaded], found: Sequence[Anatomy], missing: dict[str, list[Need]]) -> None:
+def _show(facts: Facts, nets: Sequence[Loaded], anatomies: Sequence[Anatomy], missing: dict[str, list[Need]]) -> None:
     from rich.table import Table
 
     sheet = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     sheet.add_column("")
     for role, net in zip(("teacher", "student"), nets, strict=False):
         sheet.add_column(f"{role} {net.name}", overflow="fold")
-    for title, cells in zip(_TITLES, zip(*(_cells(anatomy) for anatomy in found), strict=True), strict=True):
+    for title, cells in zip(_TITLES, zip(*(_cells(anatomy) for anatomy in anatomies), strict=True), strict=True):
         sheet.add_row(title, *cells)
     console = wide_console()
     shape = " x ".join(map(str, facts.image_size))
@@ -129,8 +129,8 @@ def _show(facts: Facts, nets: Sequence[Loaded], found: Sequence[Anatomy], missin
     console.print(sheet)
     console.print("\nMethods, with their default settings", style="bold")
     for name, needs in missing.items():
-        said = "fits" if not needs else f"needs {'; '.join(need.what for need in needs)}"
-        console.print(f"  {name:<14}{said}", highlight=False, style="" if not needs else "dim")
+        verdict = "fits" if not needs else f"needs {'; '.join(need.what for need in needs)}"
+        console.print(f"  {name:<14}{verdict}", highlight=False, style="" if not needs else "dim")
     if len(nets) == 1:
         console.print("\nFor a pair add --student NAME.", highlight=False)
 

@@ -60,8 +60,8 @@ def _with_earlier(out: Path, gallery: Gallery) -> Gallery:
         earlier = read_gallery(out).figures if gallery.skipped else ()
     except UserError:  # damaged: drawn anew as far as possible
         return gallery
-    drawn = {figure.name for figure in gallery.figures}
-    return replace(gallery, figures=[*gallery.figures, *(old for old in earlier if old.name not in drawn)])
+    names = {figure.name for figure in gallery.figures}
+    return replace(gallery, figures=[*gallery.figures, *(old for old in earlier if old.name not in names)])
 
 
 def _compare(out: Path, settings: Plot) -> int:
@@ -76,10 +76,10 @@ def _over(name: str, folders: Sequence[str], settings: Plot) -> int:
     """The last accuracies of several runs over one setting; one file, and its numbers on the screen."""
     runs = {folder: read_run(Path(folder)) for folder in _different(folders)}
     sweep = sweep_of(runs, name)
-    means, spreads, many = sweep.means(), sweep.spreads(), [len(found) for found in sweep.accuracies.values()]
+    means, spreads, many = sweep.means(), sweep.spreads(), [len(values) for values in sweep.accuracies.values()]
     for value, mean, spread, n in zip(sweep.accuracies, means, spreads, many, strict=True):
-        told = f" ± {100 * spread:.2f}, {n} runs" if n > 1 else ""
-        print(f"{name} = {value:<12}{percent(mean)}{told}")
+        text = f" ± {100 * spread:.2f}, {n} runs" if n > 1 else ""
+        print(f"{name} = {value:<12}{percent(mean)}{text}")
     if sweep.others:
         print(f"the runs also differ in {', '.join(sweep.others)}")
     out = _writable(Path(settings.out or ".")) / f"over-{name}.{settings.format}"
@@ -124,8 +124,8 @@ def _of_run(folder: Path, settings: Plot) -> Gallery:
         exam = exam_of(job, task)
     except UserError as error:
         skipped["test images"] = str(error)
-    rest = figures_of(task, job.method, job.plan, state, exam, settings.format, stored_run.info.overlap)
-    return Gallery([*curves, *rest.figures], {**skipped, **rest.skipped})
+    gallery = figures_of(task, job.method, job.plan, state, exam, settings.format, stored_run.info.overlap)
+    return Gallery([*curves, *gallery.figures], {**skipped, **gallery.skipped})
 
 
 def _rebuilt(folder: Path, settings: Plot) -> tuple[Job, Task]:
@@ -171,12 +171,12 @@ def _compared(folders: Sequence[str], settings: Plot) -> Figure:
         raise UserError(
             f"plot --compare needs runs that were evaluated on test images, got {blank[0]} without; leave it out"
         )
-    shown = {_short(name, folders): records for name, records in runs.items()}
-    told = f"Accuracy of {len(shown)} students over rounds and over seconds of distillation."
-    return Figure("comparison", told, comparison(shown, settings.format), "Two charts with one curve per run")
+    by_name = {_short(name, folders): records for name, records in runs.items()}
+    caption = f"Accuracy of {len(by_name)} students over rounds and over seconds of distillation."
+    return Figure("comparison", caption, comparison(by_name, settings.format), "Two charts with one curve per run")
 
 
 def _short(folder: str, folders: Sequence[str]) -> str:
     """The last part of a path, if that tells it from the others."""
     name = Path(folder).name
-    return name if sum(Path(other).name == name for other in folders) == 1 else folder
+    return name if sum(Path(path).name == name for path in folders) == 1 else folder

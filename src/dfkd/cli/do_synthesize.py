@@ -31,19 +31,19 @@ __all__ = ["run"]
 
 def run(tree: Tree, show: bool = False) -> int:
     """Take the newest images of a run, or run a recipe's plan and take those."""
-    own: Tree = {key: tree.pop(key) for key in ("run", "count", "format", "out") if key in tree}
-    mine = fill(Synthesize, own)
+    own_tree: Tree = {key: tree.pop(key) for key in ("run", "count", "format", "out") if key in tree}
+    own_settings = fill(Synthesize, own_tree)
     if show:
         print(yaml_of(resolved(prepare_job(*resolve(Distill, with_recipe(tree))))), end="")
         return 0
-    out = _free(mine)
-    if mine.run is not None:
+    out = _free(own_settings)
+    if own_settings.run is not None:
         if tree:
             raise UserError(f"synthesize needs --run alone, got also {', '.join(tree)}; a run keeps its own settings")
-        images, labels, names = _from_run(Path(mine.run), mine.count)
+        images, labels, names = _from_run(Path(own_settings.run), own_settings.count)
     else:
-        images, labels, names = _from_recipe(tree, mine.count)
-    if mine.format == "png":
+        images, labels, names = _from_recipe(tree, own_settings.count)
+    if own_settings.format == "png":
         _write_folder(out, images, labels, names)
     else:
         _write_file(out, images, labels, names)
@@ -126,6 +126,6 @@ def _write_file(out: Path, images: Bytes, labels: Labels, names: tuple[str, ...]
     """One file with images (uint8, n c h w) and labels."""
     from safetensors.torch import save_file
 
-    held = {"images": images.contiguous(), "labels": labels.contiguous()}
+    tensors = {"images": images.contiguous(), "labels": labels.contiguous()}
     path = out / "images.safetensors"
-    write_aside(path, lambda aside: save_file(held, aside, metadata={"names": json.dumps(list(names))}))
+    write_aside(path, lambda aside: save_file(tensors, aside, metadata={"names": json.dumps(list(names))}))

@@ -32,23 +32,23 @@ def run(settings: Teach) -> int:
     check_name(settings.network, "network")
     out = _free(Path(settings.out or f"teachers/{settings.network.name.replace(':', '-').replace('/', '-')}"))
     train, test = _read(settings)
-    told = replace(
+    images = replace(
         data,
         image_size=data.image_size or _shape(train),
         classes=_classes(settings, train),
     )
     if data.preset is None and data.mean is None and data.std is None:
-        told.mean, told.std = _statistics(train)
-    facts = facts_of(told, Sidecar(), "teach")
+        images.mean, images.std = _statistics(train)
+    facts = facts_of(images, Sidecar(), "teach")
     train = in_order(train, facts.names, facts.classes, "train")
     test = None if test is None else in_order(test, facts.names, facts.classes, "test")
     if data.preset and DATASETS[data.preset].upright:
         plan = replace(plan, flip=False)
     seed_everything(settings.runtime.seed, settings.runtime.threads)
-    loaded = load(settings.network, facts, "network")
+    built = load(settings.network, facts, "network")
     with epoch_progress(plan.epochs, settings.quiet) as watch:
-        done = teach(
-            loaded.classifier.net,
+        result = teach(
+            built.classifier.net,
             train.images,
             train.labels,
             plan,
@@ -60,8 +60,8 @@ def run(settings: Teach) -> int:
         )
     path = save_teacher(
         out,
-        done,
-        spec=loaded.classifier.spec,
+        result,
+        spec=built.classifier.spec,
         image_shape=facts.image_size,
         names=facts.names,
         classes=facts.classes,
@@ -70,16 +70,16 @@ def run(settings: Teach) -> int:
         plan=plan,
         seed=settings.runtime.seed,
     )
-    print(f"{_sentence(done)}\nweights {path}")
-    for note in done.notes:
+    print(f"{_sentence(result)}\nweights {path}")
+    for note in result.notes:
         print(f"note: {note}", file=sys.stderr)
-    _warn_of_silence(done.silent)
+    _warn_of_silence(result.silent)
     return 0
 
 
-def _warn_of_silence(found: Sequence[Silent]) -> None:
+def _warn_of_silence(layers: Sequence[Silent]) -> None:
     """A teacher with dead filters classifies well and teaches badly: its accuracy does not show it."""
-    worst = max(found, key=lambda layer: layer.silent / layer.units, default=None)
+    worst = max(layers, key=lambda layer: layer.silent / layer.units, default=None)
     if worst is not None and worst.silent >= worst.units / 2:
         print(
             f"warning: {worst.silent} of {worst.units} channels of {worst.layer!r} hardly ever fire; without "
@@ -136,9 +136,10 @@ def _free(out: Path) -> Path:
     return out
 
 
-def _sentence(done: TeachResult) -> str:
-    last = done.epochs[-1]
-    if done.evaluation is None:
-        return f"{last.accuracy:.2%} of the training images right after {last.epochs} epochs, {done.seconds:.0f} s"
-    n = done.evaluation.images
-    return f"{done.evaluation.accuracy:.2%} of {n:,} test images right after {last.epochs} epochs, {done.seconds:.0f} s"
+def _sentence(result: TeachResult) -> str:
+    last = result.epochs[-1]
+    if result.evaluation is None:
+        return f"{last.accuracy:.2%} of the training images right after {last.epochs} epochs, {result.seconds:.0f} s"
+    n = result.evaluation.images
+    accuracy, seconds = f"{result.evaluation.accuracy:.2%}", f"{result.seconds:.0f} s"
+    return f"{accuracy} of {n:,} test images right after {last.epochs} epochs, {seconds}"

@@ -58,7 +58,7 @@ def command_help(command: Command) -> str:
     """`dfkd COMMAND --help`."""
     lines = [f"{command.summary[0].upper()}{command.summary[1:]}.", ""]
     lines += [f"{bold('Usage')}  dfkd {command.name} {command.usage}", "", bold("Examples")]
-    lines += [f"  {line}" for what, line in command.examples for line in (f"# {what}", line)] or [
+    lines += [f"  {line}" for purpose, line in command.examples for line in (f"# {purpose}", line)] or [
         f"  dfkd {command.name}"
     ]
     for note in command.notes:
@@ -78,12 +78,12 @@ def bold(text: str) -> str:
 def _sections(command: Command) -> Iterator[str]:
     types = get_type_hints(command.settings)
     plain = [item.name for item in fields(command.settings) if not is_dataclass(types[item.name])]
-    nested = [item.name for item in fields(command.settings) if is_dataclass(types[item.name])]
-    told = notes(command.settings)
+    sections = [item.name for item in fields(command.settings) if is_dataclass(types[item.name])]
+    comments = notes(command.settings)
     flat = [option for option in options(command.settings) if option.name in plain]
-    rows = [_row(Option(o.name, o.type, o.default, told.get(o.name, "")), command) for o in flat]
+    rows = [_row(Option(o.name, o.type, o.default, comments.get(o.name, "")), command) for o in flat]
     yield from ["", bold("Options"), *(line for row in rows for line in row)]
-    for name in nested:
+    for name in sections:
         hint = f"   (--{name} X is short for --{name}.{SHORT[name]} X)" if name in SHORT else ""
         yield from ["", bold(_TITLES[name]) + hint]
         for option in options(types[name], f"{name}."):
@@ -97,10 +97,10 @@ def _row(option: Option, command: Command) -> list[str]:
     else:
         head = f"  --{option.name}" + ("" if option.boolean and option.default is False else f" {_value(option.type)}")
     text = option.note + _told(option, command)
-    wrapped = textwrap.wrap(text, WIDTH - COLUMN) or [""]
+    lines = textwrap.wrap(text, WIDTH - COLUMN) or [""]
     if len(head) > COLUMN - 2:
-        return [head, *(" " * COLUMN + line for line in wrapped)]
-    return [head.ljust(COLUMN) + wrapped[0], *(" " * COLUMN + line for line in wrapped[1:])]
+        return [head, *(" " * COLUMN + line for line in lines)]
+    return [head.ljust(COLUMN) + lines[0], *(" " * COLUMN + line for line in lines[1:])]
 
 
 def _value(kind: Any) -> str:
@@ -118,14 +118,14 @@ def _value(kind: Any) -> str:
 
 def _told(option: Option, command: Command) -> str:
     kinds = [part for part in parts(option.type) if part is not type(None)]
-    told = []
+    defaults = []
     if get_origin(kinds[0]) is Literal and len("|".join(map(str, kinds[0].__args__))) > 24:
-        told.append(", ".join(map(str, kinds[0].__args__)))
+        defaults.append(", ".join(map(str, kinds[0].__args__)))
     if option.name.startswith("plan.") and command.free:
         pass  # each method has its own budget
     elif option.default is not None and option.default is not False and option.default != ():
-        told.append(f"default {_plain(option.default)}")
-    return (" " if option.note and told else "") + (f"[{'; '.join(told)}]" if told else "")
+        defaults.append(f"default {_plain(option.default)}")
+    return (" " if option.note and defaults else "") + (f"[{'; '.join(defaults)}]" if defaults else "")
 
 
 def _plain(value: object) -> str:

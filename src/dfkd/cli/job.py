@@ -104,8 +104,8 @@ def rebuilt_job(folder: Path, who: str, flags: Tree) -> tuple[Job, str | None]:
         )
     recipe = read_yaml(file)
     refuse_code(recipe, flags, file, "own_method")
-    here: Tree = {"runtime": {"device": "auto", "devices": 1, "compile": False}}
-    job = prepare_job(*resolve(Distill, merge(merge(recipe, here), flags)))
+    machine: Tree = {"runtime": {"device": "auto", "devices": 1, "compile": False}}
+    job = prepare_job(*resolve(Distill, merge(merge(recipe, machine), flags)))
     return job, recipe.get("data", {}).get("test")
 
 
@@ -116,7 +116,7 @@ def resolved(job: Job) -> Tree:
     data |= {"image_size": facts.image_size, "mean": facts.mean, "std": facts.std, "classes": facts.named}
     data |= {key: absolute(data[key]) for key in ("test", "web", "real") if key in data}
     name = settings.method.name
-    own = {"name": name} if ":" in name or "." in name else {}  # as it was written
+    written_name = {"name": name} if ":" in name or "." in name else {}  # as it was written
     return {
         "teacher": _network(settings.teacher, job.teacher),
         "student": _network(settings.student, job.student),
@@ -124,7 +124,7 @@ def resolved(job: Job) -> Tree:
         "text": {
             key: absolute(value) if key == "file" else value for key, value in plain_settings(settings.text).items()
         },
-        "method": {**method_settings(job.method), **own},
+        "method": {**method_settings(job.method), **written_name},
         "plan": asdict(job.plan),
         "runtime": plain_settings(settings.runtime),
         "watch": plain_settings(settings.watch),
@@ -161,6 +161,6 @@ def exam_of(job: Job, task: Task) -> tuple[Bytes, Labels] | None:
     return labelled(job.settings.data.test, task, "test")
 
 
-def _network(network: Network, loaded: Loaded) -> Tree:
-    told = {**plain_settings(network), "name": loaded.name}
-    return {**told, "weights": str(Path(told["weights"]).resolve())} if "weights" in told else told
+def _network(network: Network, built: Loaded) -> Tree:
+    settings = {**plain_settings(network), "name": built.name}
+    return {**settings, "weights": str(Path(settings["weights"]).resolve())} if "weights" in settings else settings

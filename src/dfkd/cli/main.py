@@ -98,8 +98,8 @@ def _failed(error: Exception) -> int:
         )
         return 2
     reason = (str(error).strip() or "no message").splitlines()[0]
-    told = f"error: dfkd failed with {type(error).__name__}: {reason}; --debug shows where"
-    print(visible(told), file=sys.stderr)
+    sentence = f"error: dfkd failed with {type(error).__name__}: {reason}; --debug shows where"
+    print(visible(sentence), file=sys.stderr)
     return 1
 
 

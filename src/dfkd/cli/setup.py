@@ -85,8 +85,8 @@ def _repeated(words: Any, section: Any) -> Any:
     if not isinstance(words, Mapping) or not isinstance(section, Mapping):
         return words
     parts = {key: part for key, part in section.items() if isinstance(part, Mapping)}
-    same = [key for key, part in parts.items() if _plain_name(words.get(key)) == _plain_name(part.get("name"))]
-    return {key: {"name": word} if key in same and isinstance(word, str) else word for key, word in words.items()}
+    doubled = [key for key, part in parts.items() if _plain_name(words.get(key)) == _plain_name(part.get("name"))]
+    return {key: {"name": word} if key in doubled and isinstance(word, str) else word for key, word in words.items()}
 
 
 def _plain_name(name: Any) -> Any:
@@ -107,30 +107,30 @@ def resolve(cls: type[T], tree: Tree) -> tuple[T, Method[Any], Plan]:
     chosen = tree.get("method", {})
     chosen = {"name": DEFAULT_METHOD, **chosen} if isinstance(chosen, Mapping) else chosen
     method = _method(chosen, "method", tree.get("data"))
-    told = tree.get("plan", {})
-    if not isinstance(told, Mapping):
-        raise UserError(f"plan needs settings of its own (name: value), got {told!r}; indent them below it")
-    plan = fill(Plan, merge(asdict(method.budget()), told), "plan.")
+    plan_tree = tree.get("plan", {})
+    if not isinstance(plan_tree, Mapping):
+        raise UserError(f"plan needs settings of its own (name: value), got {plan_tree!r}; indent them below it")
+    plan = fill(Plan, merge(asdict(method.budget()), plan_tree), "plan.")
     settings = fill(cls, {**tree, "method": {"name": str(chosen["name"])}, "plan": asdict(plan)})
     return settings, method, plan
 
 
-def _method(told: Any, at: str, data: Any) -> Method[Any]:
+def _method(setting: Any, at: str, data: Any) -> Method[Any]:
     """A method with its settings; methods it is made of first, each from settings of its own.
 
     ``data`` are the settings of the images, from which some defaults follow.
     """
-    if not isinstance(told, Mapping) or "name" not in told:
-        got, last = told if told is not None else "none", at.rpartition(".")[2]
+    if not isinstance(setting, Mapping) or "name" not in setting:
+        actual, last = setting if setting is not None else "none", at.rpartition(".")[2]
         raise UserError(
-            f"{at} needs the name of a method, got {got}; give --{at} {DEFAULT_METHOD}, or {last}: {{name: "
+            f"{at} needs the name of a method, got {actual}; give --{at} {DEFAULT_METHOD}, or {last}: {{name: "
             f"{DEFAULT_METHOD}}}"
         )
-    kind = find_method(str(told["name"]))
+    kind = find_method(str(setting["name"]))
     inner = made_of(kind)
-    ready = {part: _method(told.get(part), f"{at}.{part}", data) for part in inner}
-    own = {key: value for key, value in told.items() if key not in ("name", *inner)}
-    return fill(kind, {**_augmentation(kind, data), **own}, f"{at}.", ready)
+    ready = {part: _method(setting.get(part), f"{at}.{part}", data) for part in inner}
+    values = {key: value for key, value in setting.items() if key not in ("name", *inner)}
+    return fill(kind, {**_augmentation(kind, data), **values}, f"{at}.", ready)
 
 
 def _augmentation(kind: type[Method[Any]], data: Any) -> Tree:
@@ -150,16 +150,16 @@ def made_of(kind: type[Method[Any]]) -> tuple[str, ...]:
     """The fields of a method that hold other methods."""
     types = get_type_hints(kind)
     classes = {item.name: get_origin(types[item.name]) or types[item.name] for item in fields(kind)}  # type: ignore[arg-type]
-    return tuple(name for name, held in classes.items() if isinstance(held, type) and issubclass(held, Method))
+    return tuple(name for name, field in classes.items() if isinstance(field, type) and issubclass(field, Method))
 
 
 def method_settings(method: Method[Any]) -> Tree:
     """A method as a recipe holds it: its name and its hyper-parameters, methods within it likewise."""
     kind = type(method)
-    known = _all_methods().get(kind.__name__) is kind
+    packaged = _all_methods().get(kind.__name__) is kind
     values = {item.name: getattr(method, item.name) for item in fields(method)}  # type: ignore[arg-type]
-    told = {key: method_settings(value) if isinstance(value, Method) else value for key, value in values.items()}
-    return {"name": kind.__name__ if known else f"{kind.__module__}:{kind.__qualname__}", **told}
+    settings = {key: method_settings(value) if isinstance(value, Method) else value for key, value in values.items()}
+    return {"name": kind.__name__ if packaged else f"{kind.__module__}:{kind.__qualname__}", **settings}
 
 
 def _all_methods() -> Mapping[str, type[Method[Any]]]:
@@ -175,19 +175,19 @@ def find_method(name: str) -> type[Method[Any]]:
     by_lower = {short.lower(): kind for short, kind in _all_methods().items()}
     if name.lower() in by_lower:
         return by_lower[name.lower()]
-    offered = {short.lower(): point for short, point in offered_methods().items()}
-    if name.lower() in offered:
-        return load_offered(offered[name.lower()])
+    entries = {short.lower(): point for short, point in offered_methods().items()}
+    if name.lower() in entries:
+        return load_offered(entries[name.lower()])
     module, separator, attribute = name.partition(":") if ":" in name else _dotted(name)
     if not separator:
         raise unknown(name, {**_all_methods(), **offered_methods()}, "method", "name")
     with working_folder_importable():
-        found = getattr(own_module(f"method {name}", module), attribute, None)
-    if not (isinstance(found, type) and issubclass(found, Method)):
+        loaded = getattr(own_module(f"method {name}", module), attribute, None)
+    if not (isinstance(loaded, type) and issubclass(loaded, Method)):
         raise UserError(
             f"method needs a subclass of dfkd.Method, got {name!r}; name one, or one of {', '.join(_all_methods())}"
         )
-    return found
+    return loaded
 
 
 def known(network: Network, role: str) -> tuple[str, Sidecar]:
@@ -227,35 +227,39 @@ def load(network: Network, facts: Facts, role: str, trained: bool = False) -> Lo
         UserError: an unknown network, unfit images, missing or unfit weights.
     """
     name, sidecar = known(network, role)
-    own = ":" in name and not name.startswith(("timm:", "torchvision:"))
-    if trained and network.weights is None and not own:
+    foreign = ":" in name and not name.startswith(("timm:", "torchvision:"))
+    if trained and network.weights is None and not foreign:
         raise UserError(
             f"{role} needs trained weights, got the name {name} only; give --{role}.weights, or make them with "
             f"`dfkd teach {name}`"
         )
     check_image_shape(name, facts.image_size)
-    built = build(name, facts.classes, facts.image_size[0])
-    if trained and network.weights is None and _is_random(built, name, facts):
+    classifier = build(name, facts.classes, facts.image_size[0])
+    if trained and network.weights is None and _is_random(classifier, name, facts):
         warnings.warn(
             f"{role} {name} has other weights at every call: it is not trained; give --{role}.weights, or load them in "
             "the callable",
             stacklevel=2,
         )
     if sidecar.projector is not None:
-        built = widened(built, facts.image_size, sidecar.projector)
+        classifier = widened(classifier, facts.image_size, sidecar.projector)
     if sidecar.bits is not None:
-        built = replace(built, net=frozen_copy(built.net, sidecar.bits), spec={**built.spec, "bits": sidecar.bits})
+        classifier = replace(
+            classifier, net=frozen_copy(classifier.net, sidecar.bits), spec={**classifier.spec, "bits": sidecar.bits}
+        )
     if network.weights is not None:
-        load_weights(built.net, find_weights(Path(network.weights), role), role, network.key)
-    found = replace(built, head=network.head or built.head, stages=network.stages or built.stages, name=name)
-    return Loaded(found, sidecar)
+        load_weights(classifier.net, find_weights(Path(network.weights), role), role, network.key)
+    described = replace(
+        classifier, head=network.head or classifier.head, stages=network.stages or classifier.stages, name=name
+    )
+    return Loaded(described, sidecar)
 
 
-def _is_random(built: Classifier, name: str, facts: Facts) -> bool:
+def _is_random(classifier: Classifier, name: str, facts: Facts) -> bool:
     """Does the callable of that name give other weights when it is called again?"""
     with torch.random.fork_rng(devices=[]):
         again = build(name, facts.classes, facts.image_size[0])
-    pairs = zip(built.net.parameters(), again.net.parameters(), strict=False)
+    pairs = zip(classifier.net.parameters(), again.net.parameters(), strict=False)
     return any(a.shape == b.shape and not torch.equal(a, b) for a, b in pairs)
 
 
@@ -297,17 +301,17 @@ def _long(tree: Tree) -> Tree:
     return {**tree, "method": _long_method(tree["method"])} if "method" in tree else tree
 
 
-def _long_method(told: Any) -> Any:
+def _long_method(setting: Any) -> Any:
     """A method's settings with its name among them, and those of the methods it is made of likewise."""
-    if isinstance(told, str):
-        return {"name": told}
-    if not isinstance(told, Mapping):
-        return told
-    if "class_path" in told:
-        rest = {key: value for key, value in told.items() if key not in ("class_path", "init_args")}
-        told = {"name": told["class_path"], **(told.get("init_args") or {}), **rest}
-    inner = made_of(find_method(str(told["name"]))) if "name" in told else ()
-    return {key: _long_method(value) if key in inner else value for key, value in told.items()}
+    if isinstance(setting, str):
+        return {"name": setting}
+    if not isinstance(setting, Mapping):
+        return setting
+    if "class_path" in setting:
+        arguments = {key: value for key, value in setting.items() if key not in ("class_path", "init_args")}
+        setting = {"name": setting["class_path"], **(setting.get("init_args") or {}), **arguments}
+    inner = made_of(find_method(str(setting["name"]))) if "name" in setting else ()
+    return {key: _long_method(value) if key in inner else value for key, value in setting.items()}
 
 
 def _dotted(name: str) -> tuple[str, str, str]:

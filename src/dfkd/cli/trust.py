@@ -17,7 +17,9 @@ __all__ = ["refuse_code", "to_repeat"]
 NETWORKS = ("teacher", "student", "network")
 
 
-def refuse_code(held: Mapping[str, Any], flags: Mapping[str, Any], source: object, method_flag: str = "method") -> None:
+def refuse_code(
+    stored: Mapping[str, Any], flags: Mapping[str, Any], source: object, method_flag: str = "method"
+) -> None:
     """Refuse names of code in ``held``, settings from a file, that ``flags``, from the command line, do not repeat.
 
     Args:
@@ -30,12 +32,12 @@ def refuse_code(held: Mapping[str, Any], flags: Mapping[str, Any], source: objec
         UserError: the first such name, and what to repeat.
     """
     for section in NETWORKS:
-        name, repeated = _name(held.get(section)), _name(flags.get(section))
-        if name is not None and own_code(name) and repeated is None:
+        name, given_name = _name(stored.get(section)), _name(flags.get(section))
+        if name is not None and own_code(name) and given_name is None:
             raise _unrepeated(section, name, source)
-    told = dict(_methods(flags.get("method"), "method"))
-    for at, name in _methods(held.get("method"), "method"):
-        if _own_method(name) and at not in told:
+    given_methods = dict(_methods(flags.get("method"), "method"))
+    for at, name in _methods(stored.get("method"), "method"):
+        if _own_method(name) and at not in given_methods:
             raise _unrepeated(at.replace("method", method_flag, 1), name, source)
 
 
@@ -46,29 +48,32 @@ def _unrepeated(at: str, name: str, source: object) -> UserError:
     )
 
 
-def _name(told: Any) -> str | None:
+def _name(setting: Any) -> str | None:
     """Of a network: a word, or a section with a name."""
-    name = told.get("name") if isinstance(told, Mapping) else told
+    name = setting.get("name") if isinstance(setting, Mapping) else setting
     return name if isinstance(name, str) else None
 
 
-def _methods(told: Any, at: str) -> Iterator[tuple[str, str]]:
+def _methods(setting: Any, at: str) -> Iterator[tuple[str, str]]:
     """(dotted place, name) of a method and of those it is made of."""
-    if isinstance(told, str):
-        yield at, told
-    if not isinstance(told, Mapping):
+    if isinstance(setting, str):
+        yield at, setting
+    if not isinstance(setting, Mapping):
         return
-    yield from ((at, told[key]) for key in ("name", "class_path") if isinstance(told.get(key), str))
-    names = [told[key] for key in ("name", "class_path") if isinstance(told.get(key), str)]
-    own = any(_own_method(name) for name in names)
-    for key, part in {**told, **(told["init_args"] if isinstance(told.get("init_args"), Mapping) else {})}.items():
-        if key not in ("name", "class_path", "init_args") and _may_be_method(key, part, own):
+    yield from ((at, setting[key]) for key in ("name", "class_path") if isinstance(setting.get(key), str))
+    names = [setting[key] for key in ("name", "class_path") if isinstance(setting.get(key), str)]
+    foreign = any(_own_method(name) for name in names)
+    for key, part in {
+        **setting,
+        **(setting["init_args"] if isinstance(setting.get("init_args"), Mapping) else {}),
+    }.items():
+        if key not in ("name", "class_path", "init_args") and _may_be_method(key, part, foreign):
             yield from _methods(part, f"{at}.{key}")
 
 
-def _may_be_method(key: str, part: Any, own: bool) -> bool:
+def _may_be_method(key: str, part: Any, foreign: bool) -> bool:
     """A word may be any setting: with a dot it names code where methods stand, and anywhere in an ``own`` class."""
-    word = isinstance(part, str) and (":" in part or ("." in part and (own or key in _parts())))
+    word = isinstance(part, str) and (":" in part or ("." in part and (foreign or key in _parts())))
     return word or isinstance(part, Mapping)
 
 
@@ -86,9 +91,9 @@ def _own_method(name: str) -> bool:
     return name.lower() not in {short.lower() for short in (*METHODS, *COMBINATIONS)} and (":" in name or "." in name)
 
 
-def to_repeat(held: Mapping[str, Any]) -> str:
+def to_repeat(stored: Mapping[str, Any]) -> str:
     """The flags that :func:`refuse_code` asks for, each after a space."""
-    names = [(section, _name(held.get(section))) for section in NETWORKS]
-    told = [(section, name) for section, name in names if name is not None and own_code(name)]
-    told += [(at, name) for at, name in _methods(held.get("method"), "method") if _own_method(name)]
-    return "".join(f" --{at} {name}" for at, name in told)
+    names = [(section, _name(stored.get(section))) for section in NETWORKS]
+    named_code = [(section, name) for section, name in names if name is not None and own_code(name)]
+    named_code += [(at, name) for at, name in _methods(stored.get("method"), "method") if _own_method(name)]
+    return "".join(f" --{at} {name}" for at, name in named_code)

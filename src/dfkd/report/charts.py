@@ -112,10 +112,10 @@ NARROW: tuple[float, float] = (3.6, 2.4)  # on a phone a wide chart would be a s
 
 def quality_chart(records: Sequence[RoundRecord], teacher: Evaluation | None, size: tuple[float, float] = WIDE) -> str:
     """Accuracy (first tone) and agreement (second tone) of the student; dashed, the teacher's accuracy."""
-    seen = [(finished_rounds(record), record.evaluation) for record in records if record.evaluation is not None]
+    evaluated = [(finished_rounds(record), record.evaluation) for record in records if record.evaluation is not None]
     lines = [
-        Line("accuracy", [(step, evaluation.accuracy) for step, evaluation in seen], "first"),
-        Line("agreement", [(step, evaluation.agreement) for step, evaluation in seen], "second"),
+        Line("accuracy", [(step, evaluation.accuracy) for step, evaluation in evaluated], "first"),
+        Line("agreement", [(step, evaluation.agreement) for step, evaluation in evaluated], "second"),
     ]
     level = None if teacher is None else number(teacher.accuracy)
     title = "Accuracy of the student and agreement with the teacher over rounds"
@@ -159,8 +159,8 @@ def _draw(axes: "Axes", line: Line) -> None:
 
 def _isolated(values: Sequence[float]) -> bool:
     """Whether some value stands alone between gaps, where a line would not show it."""
-    there = [False, *(math.isfinite(value) for value in values), False]
-    return any(there[i] and not there[i - 1] and not there[i + 1] for i in range(1, len(there) - 1))
+    finite = [False, *(math.isfinite(value) for value in values), False]
+    return any(finite[i] and not finite[i - 1] and not finite[i + 1] for i in range(1, len(finite) - 1))
 
 
 def _embed(figure: "Figure", title: str) -> str:

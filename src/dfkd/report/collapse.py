@@ -26,7 +26,7 @@ class Concern:
 
 
 def warnings_of(
-    records: Sequence[RoundRecord], classes: int, known: Mapping[str, Measure] = RUN_MEASURES
+    records: Sequence[RoundRecord], classes: int, measures: Mapping[str, Measure] = RUN_MEASURES
 ) -> list[Concern]:
     """Signs of collapse in the rounds so far, as of the last one; an empty list where there are none.
 
@@ -42,9 +42,9 @@ def warnings_of(
       none), ``one class`` (most are of one class). Rarely being of their class alone is no bad sign: adversarial
       methods make such images on purpose, and good students.
     """
-    alarms = [_alarm(records, name, measure, classes) for name, measure in known.items()]
-    found = [_nonfinite(records), *alarms, _chance(records, classes), *_seen_in_images(records, classes)]
-    return [concern for concern in found if concern is not None]
+    alarms = [_alarm(records, name, measure, classes) for name, measure in measures.items()]
+    concerns = [_nonfinite(records), *alarms, _chance(records, classes), *_seen_in_images(records, classes)]
+    return [concern for concern in concerns if concern is not None]
 
 
 def _nonfinite(records: Sequence[RoundRecord]) -> Concern | None:
@@ -99,11 +99,15 @@ def _beyond(guess: float, images: int) -> float:
 
 def _chance_without_test(records: Sequence[RoundRecord], guess: float) -> Concern | None:
     record = next((record for record in reversed(records) if record.estimate is not None), None)
-    made = {} if record is None or record.estimate is None else record.estimate.sets
-    asked = [made[kind] for kind in ("own", "inverted") if kind in made]
-    if record is None or not asked or any(held.agreement > _beyond(guess, held.images) for held in asked):
+    sets = {} if record is None or record.estimate is None else record.estimate.sets
+    agreements = [sets[kind] for kind in ("own", "inverted") if kind in sets]
+    if (
+        record is None
+        or not agreements
+        or any(agreement.agreement > _beyond(guess, agreement.images) for agreement in agreements)
+    ):
         return None
-    best = max(held.agreement for held in asked)
+    best = max(agreement.agreement for agreement in agreements)
     text = (
         f"After round {finished_rounds(record)} the student agrees with the teacher on {percent(best)} of held-out "
         f"synthetic images, and guessing gives {percent(guess)}; it has learned next to nothing: raise plan.lr or the "
@@ -117,38 +121,38 @@ def _signal(records: Sequence[RoundRecord], name: str) -> float | None:
     if not records or 4 * finished_rounds(records[-1]) <= records[-1].rounds:
         return None
     values = [record.estimate.signals.get(name) for record in records if record.estimate is not None]
-    known = [value for value in map(number, values) if value is not None]
-    return sum(known[-WINDOW:]) / len(known[-WINDOW:]) if known else None
+    values = [value for value in map(number, values) if value is not None]
+    return sum(values[-WINDOW:]) / len(values[-WINDOW:]) if values else None
 
 
 def _seen_in_images(records: Sequence[RoundRecord], classes: int) -> list[Concern | None]:
     """Concerns about what the teacher sees in the newest images."""
     within, retention = _signal(records, "within"), _signal(records, "retention")
     rough, sure, largest = (_signal(records, name) for name in ("roughness", "confidence", "largest"))
-    guess, found = 1 / classes, list[Concern | None]()
+    guess, concerns = 1 / classes, list[Concern | None]()
     if within is not None and within < LEAST_WITHIN:
         text = (
             f"The synthetic images of a class look all alike: the distance between two of them is {percent(within)} of "
             "that between any two; lower the generator's learning rate, or renew its noise more often."
         )
-        found.append(Concern("within", text))
+        concerns.append(Concern("within", text))
     if rough is not None and rough > NOISE and retention is not None and retention <= _beyond(guess, LOOKED_AT):
         text = (
             "The synthetic images are noise: neighbouring pixels do not resemble each other, and the teacher puts "
             f"{percent(retention)} of them into the class they were made for; lower the synthesis rate, or give it "
             "more steps."
         )
-        found.append(Concern("noise", text))
+        concerns.append(Concern("noise", text))
     if sure is not None and sure < guess + LEAST_CONFIDENCE * (1 - guess):
         text = (
             f"The teacher is sure of nothing the student learns from: its largest probability is {percent(sure)} on "
             "average; check mean and std, and raise the synthesis steps."
         )
-        found.append(Concern("unsure", text))
+        concerns.append(Concern("unsure", text))
     if largest is not None and classes > 2 and largest > guess + MOST_OF_ONE * (1 - guess):
         text = (
             f"Most images the student learns from are of one class: the teacher puts {percent(largest)} of them there; "
             "check mean and std, balance the labels, or give more images of other classes."
         )
-        found.append(Concern("one class", text))
-    return found
+        concerns.append(Concern("one class", text))
+    return concerns

@@ -68,14 +68,14 @@ def write_comparison(folders: Sequence[Path], out: Path) -> Path:
         raise UserError(
             f"report needs another run to compare with, got only {folders[0]} twice; give two different folders"
         )
-    stored = [read_run(folder) for folder in folders]
-    sheets = [_last_sheet(run.info, folder) for run, folder in zip(stored, folders, strict=True)]
+    records = [read_run(folder) for folder in folders]
+    sheets = [_last_sheet(run.info, folder) for run, folder in zip(records, folders, strict=True)]
     if sum(len(sheet.png) for sheet in sheets if sheet is not None) > SHEET_BYTES:
         sheets = [None] * len(sheets)
     names = short_names(folders)
     runs = [
         _Run(name, run, TONES[i % len(TONES)], i % MOST_RUNS >= len(TONES), sheet)
-        for i, (name, run, sheet) in enumerate(zip(names, stored, sheets, strict=True))
+        for i, (name, run, sheet) in enumerate(zip(names, records, sheets, strict=True))
     ]
     write_whole(out, _page(runs, folders).encode())
     return out
@@ -87,9 +87,11 @@ def short_names(folders: Sequence[Path]) -> list[str]:
     return [name if last.count(name) == 1 else str(folder) for name, folder in zip(last, folders, strict=True)]
 
 
-def verdict_over(seen: Mapping[str, Evaluation | None]) -> Verdict:
+def verdict_over(evaluations: Mapping[str, Evaluation | None]) -> Verdict:
     """Which run is best, and whether the test images can tell: runs whose 95 % intervals overlap are not told apart."""
-    scores = {name: look for name, look in seen.items() if look is not None and number(look.accuracy) is not None}
+    scores = {
+        name: look for name, look in evaluations.items() if look is not None and number(look.accuracy) is not None
+    }
     if len(scores) < 2:
         return Verdict("open", "Nothing says which is better: fewer than two of the runs have test images.")
     counts = {look.images for look in scores.values()}
@@ -119,9 +121,9 @@ def differing(infos: Mapping[str, RunInfo]) -> list[tuple[str, list[str]]]:
 
 
 def _settings(info: RunInfo) -> dict[str, str]:
-    told = asdict(info)
-    parts = {"method": {"name": info.method, **told["settings"]}}
-    parts |= {name: told[name] for name in ("plan", "teacher", "student", "text", "provenance") if told[name]}
+    tree = asdict(info)
+    parts = {"method": {"name": info.method, **tree["settings"]}}
+    parts |= {name: tree[name] for name in ("plan", "teacher", "student", "text", "provenance") if tree[name]}
     parts["data"] = {"image_shape": list(info.image_shape), "classes": info.classes}
     return {name: value for name, value in _flat(parts) if name.rpartition(".")[2] not in _SIDE}
 
@@ -132,8 +134,8 @@ def _flat(values: Mapping[str, object], prefix: str = "") -> list[tuple[str, str
         if isinstance(value, Mapping):
             rows += _flat(value, f"{prefix}{name}.")
         else:
-            found = number(value)
-            rows.append((prefix + name, f"{found:.12g}" if found is not None else str(plain(value))))
+            numeric = number(value)
+            rows.append((prefix + name, f"{numeric:.12g}" if numeric is not None else str(plain(value))))
     return rows
 
 
@@ -143,23 +145,23 @@ def _last_sheet(info: RunInfo, folder: Path) -> Sheet | None:
 
 
 def _page(runs: Sequence[_Run], folders: Sequence[Path]) -> str:
-    seen = {run.name: run.seen for run in runs}
+    evaluations = {run.name: run.seen for run in runs}
     infos = {run.name: run.run.info for run in runs}
     teachers = {str(info.teacher.get("sha256")) for info in infos.values()}
-    drawn = sorted(runs, key=_rank)[:MOST_RUNS]
-    drawn = [run for run in runs if run in drawn]
+    plotted = sorted(runs, key=_rank)[:MOST_RUNS]
+    plotted = [run for run in runs if run in plotted]
     return rendered(
         "comparison.html.j2",
         {
             "runs": runs,
-            "drawn": drawn,
-            "verdict": verdict_over(seen),
+            "drawn": plotted,
+            "verdict": verdict_over(evaluations),
             "table": [(run.name, _cells(run)) for run in runs],
             "heads": ["method", "rounds", "accuracy", "agreement", "parameters", "FLOPs", "file", "time"],
-            "charts": _charts(drawn),
+            "charts": _charts(plotted),
             "differing": differing(infos),
             "one_teacher": len(teachers) == 1,
-            "folders": dict(zip(seen, (str(folder) for folder in folders), strict=True)),
+            "folders": dict(zip(evaluations, (str(folder) for folder in folders), strict=True)),
         },
     )
 
@@ -170,22 +172,22 @@ def _rank(run: _Run) -> float:
 
 
 def _cells(run: _Run) -> tuple[str, ...]:
-    stored = run.run
-    student = rows_of(stored.info, stored.rounds, stored.result)[1]
-    done = f"{finished_rounds(stored.rounds[-1])} of {stored.rounds[-1].rounds}" if stored.rounds else "no"
-    told = done if stored.status == "finished" else f"{done}, {stored.status}"
-    return (stored.info.method, told, *cells(student))
+    record = run.run
+    student = rows_of(record.info, record.rounds, record.result)[1]
+    progress = f"{finished_rounds(record.rounds[-1])} of {record.rounds[-1].rounds}" if record.rounds else "no"
+    state = progress if record.status == "finished" else f"{progress}, {record.status}"
+    return (record.info.method, state, *cells(student))
 
 
 def _charts(runs: Sequence[_Run]) -> list[_Chart]:
     """Accuracy and agreement over rounds and seconds, then losses and measures that two runs or more have."""
-    found = [
+    panels = [
         _over("Accuracy over rounds", runs, partial(_scores, which="accuracy"), as_percent=True, large=True),
         _over("Agreement with the teacher", runs, partial(_scores, which="agreement"), as_percent=True),
         _over("Accuracy over seconds", runs, partial(_scores, which="accuracy", seconds=True), as_percent=True),
     ]
-    found += [_over(name.removeprefix("loss/"), runs, partial(_metric, name=name)) for name in _common(runs)]
-    return [chart for chart in found if chart is not None]
+    panels += [_over(name.removeprefix("loss/"), runs, partial(_metric, name=name)) for name in _common(runs)]
+    return [chart for chart in panels if chart is not None]
 
 
 def _over(
@@ -206,13 +208,13 @@ def _over(
     return _Chart(caption, Markup(charts[0]), Markup(charts[1]) if large else None)
 
 
-def _scores(run: _Run, which: str, seconds: bool = False) -> list[tuple[float, float]]:
-    spent, points = 0.0, []
+def _scores(run: _Run, field: str, seconds: bool = False) -> list[tuple[float, float]]:
+    seconds_spent, points = 0.0, []
     for record in run.run.rounds:
-        spent += record.seconds
+        seconds_spent += record.seconds
         if record.evaluation is not None:
-            at = spent if seconds else float(finished_rounds(record))
-            points.append((at, float(getattr(record.evaluation, which))))
+            at = seconds_spent if seconds else float(finished_rounds(record))
+            points.append((at, float(getattr(record.evaluation, field))))
     return points
 
 
@@ -223,6 +225,8 @@ def _metric(run: _Run, name: str) -> list[tuple[float, float]]:
 
 def _common(runs: Sequence[_Run]) -> list[str]:
     """Losses, then other measures, that at least two of the runs have."""
-    held = [[*loss_names(run.run.rounds), *measure_names(run.run.rounds)] for run in runs]
-    names = dict.fromkeys(name for names in held for name in names if name != "images")  # the pool says the same
-    return [name for name in names if sum(name in names for names in held) > 1]
+    names_by_run = [[*loss_names(run.run.rounds), *measure_names(run.run.rounds)] for run in runs]
+    names = dict.fromkeys(
+        name for names in names_by_run for name in names if name != "images"
+    )  # the pool says the same
+    return [name for name in names if sum(name in names for names in names_by_run) > 1]

@@ -125,8 +125,8 @@ class Progress(Observer):
         last = self._done >= self._total
         if self._live is None and (last or now - self._written >= self.interval):
             self._written = now
-            left = "" if last else f"  {self._left()}"
-            self._print(f"round {self._done}/{self._total}  {_state(self._records)}{left}")
+            remaining = "" if last else f"  {self._left()}"
+            self._print(f"round {self._done}/{self._total}  {_state(self._records)}{remaining}")
         for concern in warnings_of(self._records, self._classes, self._known):
             if concern.kind not in self._told:
                 self._told.add(concern.kind)
@@ -155,21 +155,21 @@ class Progress(Observer):
         kind = self._records[-1].warmup
         recent = [record.seconds for record in self._records if record.warmup == kind][-RECENT:]
         rounds = (self._warmup if kind else self._total) - self._done
-        left = f"{duration(statistics.median(recent) * rounds)} left"
+        remaining = f"{duration(statistics.median(recent) * rounds)} left"
         if kind:
-            return f"{left} of the warm-up" if rounds > 0 else "end of the warm-up"
-        return left
+            return f"{remaining} of the warm-up" if rounds > 0 else "end of the warm-up"
+        return remaining
 
     def _render(self) -> RenderableType:
         bar = Table.grid(padding=(0, 2), expand=True)
         bar.add_column(no_wrap=True)
         bar.add_column(ratio=1)
         bar.add_column(no_wrap=True)
-        left = self._left() if self._done < self._total else "all rounds done"
+        remaining = self._left() if self._done < self._total else "all rounds done"
         bar.add_row(
             Text(f"round {self._done}/{self._total}", style="bold"),
             ProgressBar(total=max(1, self._total), completed=self._done),
-            Text("  ".join(part for part in (self._phase, left) if part), style="dim"),
+            Text("  ".join(part for part in (self._phase, remaining) if part), style="dim"),
         )
         return Group(bar, Text(_state(self._records), overflow="fold"))
 
@@ -224,8 +224,9 @@ def _state(records: Sequence[RoundRecord]) -> str:
     if record.warmup:
         parts.insert(0, "warm-up")
     estimate = last_estimate(records)
-    known = [] if estimate is None else [short_estimate(estimate)]
-    return "  ".join(parts + _scores(last_evaluation(records)) + [text for text in known if text])
+    quality = [] if estimate is None else [short_estimate(estimate)]
+    quality += _scores(last_evaluation(records))
+    return "  ".join(quality + [text for text in parts if text])
 
 
 def _scores(evaluation: Evaluation | None) -> list[str]:

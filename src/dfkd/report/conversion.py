@@ -79,5 +79,5 @@ class Conversion:
     def _state(self, done: int, total: int | None, now: float) -> str:
         if total is None:
             return f"{done:,}"
-        left = (now - self._began) / max(done, 1) * (total - done)
-        return f"{done:,} of {total:,}, {duration(left)} left"
+        remaining = (now - self._began) / max(done, 1) * (total - done)
+        return f"{done:,} of {total:,}, {duration(remaining)} left"

@@ -63,10 +63,10 @@ def chart(panels: Sequence[Panel], form: Format = "svg", size: tuple[float, floa
 
 def accuracy_panel(records: Sequence[RoundRecord], teacher: Evaluation | None) -> Panel:
     """Accuracy and agreement of the student over rounds; dashed, the teacher's accuracy."""
-    seen = [(finished_rounds(record), record.evaluation) for record in records if record.evaluation is not None]
+    evaluated = [(finished_rounds(record), record.evaluation) for record in records if record.evaluation is not None]
     lines = {
-        "accuracy of the student": [(float(step), look.accuracy) for step, look in seen],
-        "agreement with the teacher": [(float(step), look.agreement) for step, look in seen],
+        "accuracy of the student": [(float(step), look.accuracy) for step, look in evaluated],
+        "agreement with the teacher": [(float(step), look.agreement) for step, look in evaluated],
     }
     level = None if teacher is None else number(teacher.accuracy)
     return Panel("", lines, levels=None if level is None else {"accuracy of the teacher": level}, percent=True)
@@ -77,10 +77,10 @@ def loss_panels(records: Sequence[RoundRecord]) -> list[Panel]:
     return _panels(records, {name: name.removeprefix("loss/") for name in loss_names(records)})
 
 
-def measure_panels(records: Sequence[RoundRecord], known: Mapping[str, Measure] = RUN_MEASURES) -> list[Panel]:
+def measure_panels(records: Sequence[RoundRecord], measures: Mapping[str, Measure] = RUN_MEASURES) -> list[Panel]:
     """One panel for each other measure, under the title by which it is known."""
-    names = measure_names(records, known)
-    return _panels(records, {name: known[name].heading if name in known else name for name in names})
+    names = measure_names(records, measures)
+    return _panels(records, {name: measures[name].heading if name in measures else name for name in names})
 
 
 def comparison(runs: Mapping[str, Sequence[RoundRecord]], form: Format = "svg") -> bytes:
@@ -88,10 +88,10 @@ def comparison(runs: Mapping[str, Sequence[RoundRecord]], form: Format = "svg") 
     rounds: dict[str, Points] = {}
     seconds: dict[str, Points] = {}
     for name, records in runs.items():
-        spent = list(itertools.accumulate(record.seconds for record in records))
-        seen = [(i, look.evaluation.accuracy) for i, look in enumerate(records) if look.evaluation is not None]
-        rounds[name] = [(float(finished_rounds(records[i])), value) for i, value in seen]
-        seconds[name] = [(spent[i], value) for i, value in seen]
+        elapsed = list(itertools.accumulate(record.seconds for record in records))
+        accuracies = [(i, look.evaluation.accuracy) for i, look in enumerate(records) if look.evaluation is not None]
+        rounds[name] = [(float(finished_rounds(records[i])), value) for i, value in accuracies]
+        seconds[name] = [(elapsed[i], value) for i, value in accuracies]
     panels = (
         Panel("Accuracy over rounds", rounds, percent=True),
         Panel("Accuracy over time", seconds, "seconds", percent=True, whole=False),
@@ -129,11 +129,11 @@ def bars(counts: Mapping[str, float], across: str, form: Format = "svg") -> byte
 
 
 def _panels(records: Sequence[RoundRecord], titles: Mapping[str, str]) -> list[Panel]:
-    found = []
+    panels = []
     for name, title in titles.items():
         points = [(float(finished_rounds(r)), r.metrics[name]) for r in records if name in r.metrics]
-        found.append(Panel(title.replace("_", " "), {name: points}))
-    return [panel for panel in found if not panel.empty]
+        panels.append(Panel(title.replace("_", " "), {name: points}))
+    return [panel for panel in panels if not panel.empty]
 
 
 def _draw(axes: "Axes", panel: Panel, legend: bool = True) -> None:

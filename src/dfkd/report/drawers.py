@@ -33,14 +33,16 @@ def class_sheet(examples: Examples, names: Sequence[str]) -> Figure:
     if not len(images):
         raise UserError("the sheet of images needs some, got none; let the run finish a round first")
     shape = (images.shape[1], images.shape[2], images.shape[3])
-    shown = layout(shape, len(names))
-    picture = labelled(image_grid(images, labels, shown.columns, shown.classes), [names[k] for k in shown.classes])
+    sheet_layout = layout(shape, len(names))
+    picture = labelled(
+        image_grid(images, labels, sheet_layout.columns, sheet_layout.classes), [names[k] for k in sheet_layout.classes]
+    )
     share = torch.bincount(labels, minlength=len(names)).float() / len(labels)
     return Figure(
         "classes",
         "Images that the student learnt from, one row per class, the newest first.",
         png(picture),
-        f"A sheet of {len(shown.classes)} rows of small images, each row one class",
+        f"A sheet of {len(sheet_layout.classes)} rows of small images, each row one class",
         {
             "images": float(len(labels)),
             "classes that occur": float((share > 0).sum()),
@@ -59,52 +61,61 @@ def _attention(scene: Scene) -> Figure | None:
     if not len(images):
         return None
     columns = one_of_each(labels, 10)
-    chosen = images[columns]
-    picture = cam_picture(scene.task, chosen, tile=64, gap=2)
+    sampled = images[columns]
+    picture = cam_picture(scene.task, sampled, tile=64, gap=2)
     shape = scene.task.image_shape
     most, part = affordable(shape, 12_000_000, 32, 256), affordable(shape, 1_000_000, 4, 128)
-    seen = {"": images[:most]}
-    told = f"on {len(images[:most])} images that the student learnt from"
+    image_groups = {"": images[:most]}
+    caption = f"on {len(images[:most])} images that the student learnt from"
     if scene.test is not None:
-        seen["test/"] = scene.test[0][:most]
-        told += f" and on {len(seen['test/'])} test images"
-    found = {role + name: value for role, x in seen.items() for name, value in cam_report(scene.task, x, part).items()}
-    guess = scene.task.teacher.eval()(as_images(chosen.to(scene.task.runtime.device))).logits.argmax(dim=1).tolist()
-    named = labelled(picture, ["image", "teacher", "student"], [scene.task.class_names[k] for k in guess])
+        image_groups["test/"] = scene.test[0][:most]
+        caption += f" and on {len(image_groups['test/'])} test images"
+    scores = {
+        role + name: value
+        for role, x in image_groups.items()
+        for name, value in cam_report(scene.task, x, part).items()
+    }
+    guess = scene.task.teacher.eval()(as_images(sampled.to(scene.task.runtime.device))).logits.argmax(dim=1).tolist()
+    picture_with_names = labelled(picture, ["image", "teacher", "student"], [scene.task.class_names[k] for k in guess])
     return Figure(
         "attention",
         "Where teacher and student look: activation maps of the class that the teacher chooses, red where they are "
-        f"high. Mean absolute and squared differences, of 255 grey levels, {told}.",
-        png(named),
-        f"{len(chosen)} images, below each the teacher's and the student's activation map as a heat map",
-        dict(sorted(found.items(), key=lambda row: "stage" in row[0])),  # those of the last map first
+        f"high. Mean absolute and squared differences, of 255 grey levels, {caption}.",
+        png(picture_with_names),
+        f"{len(sampled)} images, below each the teacher's and the student's activation map as a heat map",
+        dict(sorted(scores.items(), key=lambda row: "stage" in row[0])),  # those of the last map first
     )
 
 
 def _duplicates(scene: Scene) -> Figure | None:
     """The web images that resemble an evaluation image most."""
-    found, web = scene.overlap, scene.task.web
-    if found is None or not found.pairs:
+    duplicates, web = scene.overlap, scene.task.web
+    if duplicates is None or not duplicates.pairs:
         return None
-    if web is None or scene.test is None or (found.web, found.images) != (len(web), len(scene.test[0])):
+    if web is None or scene.test is None or (duplicates.web, duplicates.images) != (len(web), len(scene.test[0])):
         raise UserError(
             "the pairs of evaluation and web images need the images that were compared, got others or none; "
             "give the run's web and test images"
         )
-    rows, places = [pair.web for pair in found.pairs], [pair.image for pair in found.pairs]
+    rows, places = [pair.web for pair in duplicates.pairs], [pair.image for pair in duplicates.pairs]
     images = torch.cat([scene.test[0][places].cpu(), web.take(torch.tensor(rows)).cpu()])
     picture = image_grid(images, torch.arange(2).repeat_interleave(len(rows)), len(rows), tile=64)
     return Figure(
         "near-duplicates",
         f"The web images that are most like an evaluation image, each below it; above, in how many of {BITS} bits "
-        f"their difference hashes differ, and the correlation of their pixels. {overlap_told(found).capitalize()}.",
-        png(labelled(picture, ["evaluation", "web"], [f"{pair.bits}, {pair.correlation:.2f}" for pair in found.pairs])),
+        "their difference hashes differ, and the correlation of their pixels. "
+        f"{overlap_told(duplicates).capitalize()}.",
+        png(
+            labelled(
+                picture, ["evaluation", "web"], [f"{pair.bits}, {pair.correlation:.2f}" for pair in duplicates.pairs]
+            )
+        ),
         f"{len(rows)} evaluation images, below each the web image that resembles it most",
         {
-            "found": float(found.found),
-            "alike": float(found.alike),
-            "fewest bits": float(min(pair.bits for pair in found.pairs)),
-            "highest correlation": max(pair.correlation for pair in found.pairs),
+            "found": float(duplicates.found),
+            "alike": float(duplicates.alike),
+            "fewest bits": float(min(pair.bits for pair in duplicates.pairs)),
+            "highest correlation": max(pair.correlation for pair in duplicates.pairs),
         },
     )
 
@@ -155,9 +166,9 @@ def drawn_view(name: str, view: View, form: Format) -> Figure:
 
 def _bright_tones(count: int) -> list[str]:
     """As many colours as there are groups: the page's own where they suffice, else evenly spaced hues."""
-    own = [tone for tone in TONES if tone != FAINT]
-    if count <= len(own):
-        return own[:count]
+    tones = [tone for tone in TONES if tone != FAINT]
+    if count <= len(tones):
+        return tones[:count]
     hues = [colorsys.hls_to_rgb(i / count, 0.45 + 0.15 * (i % 2), 0.6) for i in range(count)]
     return ["#" + "".join(f"{round(255 * part):02x}" for part in hue) for hue in hues]
 
@@ -174,8 +185,8 @@ def one_of_each(labels: Labels, most: int) -> Tensor:
     first = {k: i for i, k in reversed(list(enumerate(labels.tolist())))}
     places = [first[k] for k in sorted(first)]
     places = [places[i * len(places) // most] for i in range(most)] if len(places) > most else places
-    others = [i for i in range(len(labels)) if i not in places]
-    return torch.tensor((places + others)[:most])
+    remaining = [i for i in range(len(labels)) if i not in places]
+    return torch.tensor((places + remaining)[:most])
 
 
 DRAWERS: Mapping[str, Callable[[Scene], Figure | None]] = {

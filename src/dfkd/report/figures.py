@@ -63,9 +63,9 @@ def figures_of(
         scene = Scene(task, method, state, examples, test, form, SEED, overlap)
         for name, draw in {**_standard(scene), **_own(scene, skipped)}.items():
             runtime.generator.manual_seed(SEED)  # no figure depends on which others are drawn
-            made = _try(name, skipped, draw)
-            if made is not None:
-                figures.append(made)
+            figure = _try(name, skipped, draw)
+            if figure is not None:
+                figures.append(figure)
     return Gallery(figures, skipped)
 
 
@@ -89,19 +89,23 @@ def curves_of(
     records: Sequence[RoundRecord],
     result: RunResult | None,
     form: Format = "svg",
-    known: Mapping[str, Measure] = RUN_MEASURES,
+    measures: Mapping[str, Measure] = RUN_MEASURES,
 ) -> list[Figure]:
     """Accuracy, losses and other measures (``known`` by name) over rounds, as far as there are any."""
     teacher = None if result is None else result.teacher_evaluation
-    quality, losses, others = [accuracy_panel(records, teacher)], loss_panels(records), measure_panels(records, known)
-    made: list[tuple[Sequence[Panel], str, tuple[float, float]]] = [
+    quality, losses, measured = (
+        [accuracy_panel(records, teacher)],
+        loss_panels(records),
+        measure_panels(records, measures),
+    )
+    groups: list[tuple[Sequence[Panel], str, tuple[float, float]]] = [
         (quality, "Accuracy of the student and agreement with the teacher over rounds.", (6.4, 3.4)),
         (losses, "Losses over rounds, each on its own scale.", (3.0, 2.2)),
-        (others, "What else was measured, over rounds, each on its own scale.", (3.0, 2.2)),
+        (measured, "What else was measured, over rounds, each on its own scale.", (3.0, 2.2)),
     ]
     return [
         Figure(name, caption, chart(panels, form, size), caption)
-        for name, (panels, caption, size) in zip(CURVES, made, strict=True)
+        for name, (panels, caption, size) in zip(CURVES, groups, strict=True)
         if panels and not panels[0].empty
     ]
 
@@ -113,8 +117,8 @@ def _try(name: str, skipped: dict[str, str], draw: Callable[[], T]) -> T | None:
     except UserError as error:
         skipped[name] = str(error)
     except Exception as error:  # a finished run is not to fail because of a picture, whatever the reason
-        said = str(error).strip().splitlines()
-        skipped[name] = f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
+        lines = str(error).strip().splitlines()
+        skipped[name] = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     return None
 
 
@@ -133,11 +137,11 @@ def _modules(value: object) -> Iterator[nn.Module]:
 @contextmanager
 def _kept(task: Task, state: State | None) -> Iterator[None]:
     """Everything in eval mode for a while; then modes and torch's default streams are as before."""
-    whole: list[nn.Module] = [task.teacher, task.student, *_modules(state)]
-    modes = [(module, module.training) for part in whole for module in part.modules()]
+    modules: list[nn.Module] = [task.teacher, task.student, *_modules(state)]
+    modes = [(module, module.training) for part in modules for module in part.modules()]
     device = task.runtime.device
     with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
-        for part in whole:
+        for part in modules:
             part.eval()
         try:
             yield

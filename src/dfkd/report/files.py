@@ -112,9 +112,9 @@ def record_from(row: Mapping[str, Any]) -> RoundRecord:
 
 def write_run(folder: Path, info: RunInfo, result: RunResult | None, status: Status, reason: str | None = None) -> None:
     """Write ``run.json`` into ``folder``; ``reason`` is the sentence with which a run failed."""
-    told = None
+    content = None
     if result is not None:
-        told = {
+        content = {
             "final": result.final,
             "teacher_evaluation": result.teacher_evaluation,
             "seconds": result.seconds,
@@ -122,7 +122,7 @@ def write_run(folder: Path, info: RunInfo, result: RunResult | None, status: Sta
             "stopped": result.stopped,
             "picked": result.picked,
         }
-    page = plain({"info": asdict(info), "result": told, "status": status, "reason": reason})
+    page = plain({"info": asdict(info), "result": content, "status": status, "reason": reason})
     text = json.dumps(page, allow_nan=False, ensure_ascii=False, indent=1)
     write_whole(folder / RUN_FILE, text.encode() + b"\n")
 
@@ -184,22 +184,22 @@ def keep_rounds(path: Path, before: int) -> None:
     Lines that are torn or damaged are dropped, with a warning unless it is the last one, which a kill may have cut.
     """
     lines = _lines(path)
-    damaged = sum(record is None for _, record in lines[:-1])
-    if damaged:
-        warnings.warn(f"{damaged} damaged lines of {path} are dropped: these rounds have no record", stacklevel=2)
-    kept = {record.round: line for line, record in lines if record is not None and record.round < before}
-    write_whole(path, "".join(kept[round] + "\n" for round in sorted(kept)).encode())
+    unreadable = sum(record is None for _, record in lines[:-1])
+    if unreadable:
+        warnings.warn(f"{unreadable} damaged lines of {path} are dropped: these rounds have no record", stacklevel=2)
+    by_round = {record.round: line for line, record in lines if record is not None and record.round < before}
+    write_whole(path, "".join(by_round[round] + "\n" for round in sorted(by_round)).encode())
 
 
 def _lines(path: Path) -> list[tuple[str, RoundRecord | None]]:
     """Every line with the round it records; None for one that records none."""
-    found: list[tuple[str, RoundRecord | None]] = []
+    parsed: list[tuple[str, RoundRecord | None]] = []
     for line in path.read_text("utf-8", errors="replace").splitlines() if path.exists() else ():
         try:
-            found.append((line, record_from(json.loads(line))))
+            parsed.append((line, record_from(json.loads(line))))
         except DAMAGE:
-            found.append((line, None))
-    return found
+            parsed.append((line, None))
+    return parsed
 
 
 def _float(value: float | None) -> float:
@@ -222,7 +222,7 @@ def _evaluation(row: Mapping[str, Any] | None) -> Evaluation | None:
 def _estimate(row: Mapping[str, Any] | None) -> Estimate | None:
     if row is None:
         return None
-    sets = {str(name): _agreement(held) for name, held in row["sets"].items()}
+    sets = {str(name): _agreement(agreement) for name, agreement in row["sets"].items()}
     signals = {str(name): _float(value) for name, value in row["signals"].items()}
     return Estimate(sets, signals, _float(row["seconds"]))
 
@@ -267,7 +267,9 @@ def _fitted(row: Mapping[str, Any] | None) -> Fitted | None:
 def _overlap(row: Mapping[str, Any] | None) -> NearDuplicates | None:
     if row is None:
         return None
-    pairs = tuple(Pair(int(web), int(image), int(bits), float(same)) for web, image, bits, same in row["pairs"])
+    pairs = tuple(
+        Pair(int(web), int(image), int(bits), float(similarity)) for web, image, bits, similarity in row["pairs"]
+    )
     counts = {name: int(row[name]) for name in ("web", "images", "found", "alike", "at_most")}
     return NearDuplicates(**counts, pairs=pairs)
 

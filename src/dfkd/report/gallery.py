@@ -78,12 +78,12 @@ def write_gallery(folder: Path, gallery: Gallery) -> Path:
     Raises:
         UserError: the folder cannot be written.
     """
-    index, held = folder / INDEX_FILE, {figure.file for figure in gallery.figures}
+    index, names = folder / INDEX_FILE, {figure.file for figure in gallery.figures}
     for figure in gallery.figures:
         write_whole(folder / figure.file, figure.data)
-        other = folder / f"{figure.name}.{'svg' if figure.png else 'png'}"
-        other.unlink(missing_ok=True)
-    told = [
+        sibling = folder / f"{figure.name}.{'svg' if figure.png else 'png'}"
+        sibling.unlink(missing_ok=True)
+    entries = [
         {
             "name": figure.name,
             "file": figure.file,
@@ -93,9 +93,9 @@ def write_gallery(folder: Path, gallery: Gallery) -> Path:
         }
         for figure in gallery.figures
     ]
-    for old in _listed(index) - held:
+    for old in _listed(index) - names:
         (folder / old).unlink(missing_ok=True)
-    page = plain({"figures": told, "skipped": gallery.skipped})
+    page = plain({"figures": entries, "skipped": gallery.skipped})
     write_whole(index, json.dumps(page, allow_nan=False, ensure_ascii=False, indent=1).encode() + b"\n")
     return index
 
@@ -110,9 +110,9 @@ def read_gallery(folder: Path) -> Gallery:
     if not index.exists():
         return Gallery()
     try:
-        told = json.loads(index.read_text("utf-8"))
-        figures = [_figure(folder, row) for row in told["figures"]]
-        return Gallery(figures, {str(name): str(why) for name, why in told["skipped"].items()})
+        entries = json.loads(index.read_text("utf-8"))
+        figures = [_figure(folder, row) for row in entries["figures"]]
+        return Gallery(figures, {str(name): str(why) for name, why in entries["skipped"].items()})
     except (OSError, *DAMAGE) as error:
         reason = error.strerror if isinstance(error, OSError) else "something else"
         raise UserError(
@@ -125,11 +125,11 @@ def _figure(folder: Path, row: Mapping[str, object]) -> Figure:
     numbers = row["numbers"]
     if not isinstance(numbers, Mapping):
         raise TypeError("numbers")
-    held = {str(name): math.nan if value is None else float(value) for name, value in numbers.items()}
+    values = {str(name): math.nan if value is None else float(value) for name, value in numbers.items()}
     file = _bare(row["file"])
     if not inside(folder / file, folder.parent):
         raise ValueError("a link that leads out of the folder")
-    return Figure(str(row["name"]), str(row["caption"]), (folder / file).read_bytes(), str(row["alt"]), held)
+    return Figure(str(row["name"]), str(row["caption"]), (folder / file).read_bytes(), str(row["alt"]), values)
 
 
 def _bare(name: object) -> str:

@@ -92,9 +92,9 @@ def image_grid(
     pixels = _rgb(images).repeat(factor, axis=1).repeat(factor, axis=2)
     down, across = height * factor + 2 * BORDER, width * factor + 2 * BORDER
     sheet = np.zeros((len(rows) * down, columns * across, 4), np.uint8)
-    for row, wanted in enumerate(rows):
-        chosen = (labels == wanted).nonzero().flatten()[:columns].tolist()
-        for column, index in enumerate(chosen):
+    for row, label in enumerate(rows):
+        columns_of_label = (labels == label).nonzero().flatten()[:columns].tolist()
+        for column, index in enumerate(columns_of_label):
             top, left = row * down + BORDER, column * across + BORDER
             place = sheet[top : top + height * factor, left : left + width * factor]
             place[..., :3] = pixels[index]
@@ -139,5 +139,5 @@ def _cut(name: str, width: int, size: int) -> str:
 
 def _rgb(images: Bytes) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     """N C H W of any number of channels to N H W 3."""
-    shown = images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
-    return shown.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    colours = images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
+    return colours.permute(0, 2, 3, 1).contiguous().cpu().numpy()

@@ -174,18 +174,16 @@ def _ending(run: StoredRun) -> str:
         return f"This run was {stop_sentence(run.rounds, run.result.stopped)}. {earlier}".rstrip()
     if run.status == "failed":
         return f"This run failed: {run.reason or 'no reason is known'}. {earlier}".rstrip()
-    unfinished = (
-        "" if run.status == "finished" else "This run has not finished; the numbers are those of its last round."
-    )
-    return f"{unfinished} {earlier}".strip()
+    warning = "" if run.status == "finished" else "This run has not finished; the numbers are those of its last round."
+    return f"{warning} {earlier}".strip()
 
 
 def _overlap(info: RunInfo) -> str:
     """Whether evaluation images are among those the student may have learnt from."""
     if info.overlap is None:
         return ""
-    counted = " They were counted, not removed." if info.overlap.alike else ""
-    return f"Near-duplicates: {overlap_told(info.overlap)}.{counted}"
+    remark = " They were counted, not removed." if info.overlap.alike else ""
+    return f"Near-duplicates: {overlap_told(info.overlap)}.{remark}"
 
 
 def _progress(rounds: Sequence[RoundRecord]) -> str:
@@ -206,8 +204,8 @@ def _tiles(info: RunInfo, rows: Sequence[Row], rounds: Sequence[RoundRecord]) ->
     return [tile for tile in tiles if tile[1] != "–"]
 
 
-def _ratio(part: Number, whole: Number) -> str:
-    return "–" if part is None or not whole else f"{100 * part / whole:.3g} %"
+def _ratio(part: Number, total: Number) -> str:
+    return "–" if part is None or not total else f"{100 * part / total:.3g} %"
 
 
 def _chart(caption: str, svg: str, note: str = "") -> Chart | None:
@@ -230,9 +228,9 @@ def _loss_charts(rounds: Sequence[RoundRecord]) -> list[Chart]:
 
 def _health_charts(rounds: Sequence[RoundRecord], info: RunInfo) -> list[Chart]:
     """Every measure that is not minor."""
-    known, charts = known_measures(info), []
-    for name in measure_names(rounds, known):
-        measure = known.get(name, Measure(name.replace("_", " ")))
+    measures, charts = known_measures(info), []
+    for name in measure_names(rounds, measures):
+        measure = measures.get(name, Measure(name.replace("_", " ")))
         chart = metric_chart(rounds, name, measure.height(info.classes))
         charts += [] if measure.minor else [_chart(sentence(measure.heading), chart, measure.note(info.classes))]
     return [chart for chart in charts if chart is not None]
@@ -289,9 +287,9 @@ def _shown(value: object) -> str:
 
 def _loading(info: RunInfo, result: RunResult | None) -> str:
     """The lines that load the student: as the run recorded them, else for the network the user built."""
-    recorded = info.student.get("load")
-    if isinstance(recorded, str) and recorded:
-        return recorded
+    loading = info.student.get("load")
+    if isinstance(loading, str) and loading:
+        return loading
     weights = "student.safetensors" if result is None else result.files.get("student", "student.safetensors")
     return "\n".join(
         [

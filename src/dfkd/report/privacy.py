@@ -86,28 +86,30 @@ def nearness_of(space: Distances) -> Nearness:
 def audit_verdict(audit: Audit) -> Verdict:
     """What the audit comes to: "good" (nothing found), "fair" (something) or "poor" (copies, or members are told)."""
     near = {name: nearness_of(space) for name, space in audit.spaces.items()}
-    copied = [name for name, found in near.items() if found.suspicious]
+    suspicious = [name for name, nearness in near.items() if nearness.suspicious]
     telling = {name: attack for name, attack in audit.attacks.items() if attack.low > 0.5}
-    said = []
-    if copied:
-        where = " and in ".join(_SPACES[name][0] for name in copied)
-        many = max(near[name].below for name in copied)
-        said.append(
+    sentences = []
+    if suspicious:
+        where = " and in ".join(_SPACES[name][0] for name in suspicious)
+        many = max(near[name].below for name in suspicious)
+        sentences.append(
             f"{many:,} of {audit.images:,} synthetic images are suspiciously near to one private image, in {where}"
         )
     from_images = [name for name in telling if name in _SPACES]
     if from_images:
         best = max(telling[name].auc for name in from_images)
-        said.append(f"the synthetic images tell private images from held-out ones (AUC {best:.3f}; guessing gives 0.5)")
+        sentences.append(
+            f"the synthetic images tell private images from held-out ones (AUC {best:.3f}; guessing gives 0.5)"
+        )
     if "student" in telling:
-        said.append(f"so does the confidence of the student (AUC {telling['student'].auc:.3f})")
-    if not said:
+        sentences.append(f"so does the confidence of the student (AUC {telling['student'].auc:.3f})")
+    if not sentences:
         text = f"Nothing was found: the {audit.images:,} synthetic images are no nearer to private images than chance."
         if not audit.attacks:
             text += " Without held-out images it is not known whether they tell who is among the private ones."
         return Verdict("good", text)
-    level = "poor" if copied or any(telling[name].auc > 0.6 for name in from_images) else "fair"
-    text = "; ".join(said)
+    level = "poor" if suspicious or any(telling[name].auc > 0.6 for name in from_images) else "fair"
+    text = "; ".join(sentences)
     return Verdict(level, f"{text[0].upper()}{text[1:]}.")
 
 
@@ -126,8 +128,8 @@ def audit_numbers(audit: Audit) -> dict[str, Any]:
         for name, space in audit.spaces.items()
     }
     counts = {"images": audit.images, "private": audit.private, "heldout": audit.heldout, "copies": audit.copies}
-    told = {name: attack._asdict() for name, attack in audit.attacks.items()}
-    page = plain({**counts, "level": verdict.level, "verdict": verdict.text, "spaces": spaces, "attacks": told})
+    numbers = {name: attack._asdict() for name, attack in audit.attacks.items()}
+    page = plain({**counts, "level": verdict.level, "verdict": verdict.text, "spaces": spaces, "attacks": numbers})
     return dict(page)
 
 
@@ -184,20 +186,20 @@ def _closest(space: Distances) -> Tensor:
 
 def _pairs(space: Distances, images: Bytes, private: Rows) -> bytes:
     """Two rows: the synthetic images with the smallest ratios, and below each its nearest private image."""
-    shown = _closest(space)
-    both = torch.cat([images[shown].cpu(), private.take(space.row[shown]).cpu()])
-    rows = torch.arange(2).repeat_interleave(len(shown))
-    ratios = [f"{float(space.ratio[i]):.2f}" for i in shown]
-    return png(labelled(image_grid(both, rows, len(shown)), ("synthetic", "private"), ratios))
+    closest = _closest(space)
+    pairs = torch.cat([images[closest].cpu(), private.take(space.row[closest]).cpu()])
+    rows = torch.arange(2).repeat_interleave(len(closest))
+    ratios = [f"{float(space.ratio[i]):.2f}" for i in closest]
+    return png(labelled(image_grid(pairs, rows, len(closest)), ("synthetic", "private"), ratios))
 
 
 def _curves(space: Distances, unit: str) -> tuple[bytes, bytes]:
     """Shares of synthetic and of held-out images below a distance, and below a ratio: two charts."""
-    held: Sequence[tuple[str, Tensor, Tensor]] = (
+    series: Sequence[tuple[str, Tensor, Tensor]] = (
         (f"nearest private image\n({unit})", space.nearest, space.reference),
         ("that distance over the mean\nof the 50 nearest", space.ratio, space.reference_ratio),
     )
-    near, relative = (drawn((3.6, 2.6), partial(_draw_shares, across, pair)) for across, *pair in held)
+    near, relative = (drawn((3.6, 2.6), partial(_draw_shares, across, pair)) for across, *pair in series)
     return near, relative
 
 

@@ -26,8 +26,10 @@ def tsne(points: Tensor, seed: int = 0, perplexity: float = 30.0) -> Tensor:
     if len(points) < 4:
         raise UserError(f"tsne needs at least 4 points, got {len(points)}; give more")
     reach = min(perplexity, (len(points) - 1) / 3)
-    made = TSNE(2, perplexity=reach, init="pca", random_state=seed).fit_transform(points.detach().float().cpu().numpy())
-    return torch.from_numpy(made)
+    embedded = TSNE(2, perplexity=reach, init="pca", random_state=seed).fit_transform(
+        points.detach().float().cpu().numpy()
+    )
+    return torch.from_numpy(embedded)
 
 
 def tsne_figure(

@@ -59,16 +59,16 @@ def shown(task: Task, method: Method[Any], plan: Plan, state: State | None) -> E
         labels = rows["labels"].flip(0) if "labels" in rows else _guess(task, images)
         return images.cpu(), labels.cpu()
     parts: list[Examples] = []
-    wanted = affordable(task.image_shape, 1_000_000, 50, 400)
+    count = affordable(task.image_shape, 1_000_000, 50, 400)
     with torch.no_grad():
         for step in range(plan.steps):
             batch = method.batch(task, state, Clock(plan, plan.total - 1, step))
             images = as_bytes(batch.images)
             labels = _guess(task, images) if batch.labels is None else batch.labels
             parts.append((images.cpu(), labels.cpu()))
-            if sum(len(images) for images, _ in parts) >= wanted:
+            if sum(len(images) for images, _ in parts) >= count:
                 break
-    return torch.cat([images for images, _ in parts])[:wanted], torch.cat([labels for _, labels in parts])[:wanted]
+    return torch.cat([images for images, _ in parts])[:count], torch.cat([labels for _, labels in parts])[:count]
 
 
 def _guess(task: Task, images: Bytes) -> Labels:

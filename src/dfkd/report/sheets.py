@@ -46,19 +46,19 @@ def png(image: Image.Image) -> bytes:
 
 def sheets_of(result: RunResult) -> list[tuple[int, bytes]]:
     """The grids of the samples that a result still holds: (rounds done, PNG file), oldest first."""
-    chosen = layout(result.info.image_shape, result.info.classes)
-    drawn = [(finished_rounds(record), sheet_of(record, chosen)) for record in result.rounds]
-    return [(rounds, png(sheet)) for rounds, sheet in drawn if sheet is not None]
+    sheet_layout = layout(result.info.image_shape, result.info.classes)
+    sheets = [(finished_rounds(record), sheet_of(record, sheet_layout)) for record in result.rounds]
+    return [(rounds, png(sheet)) for rounds, sheet in sheets if sheet is not None]
 
 
 def sheets_in(folder: Path) -> list[tuple[int, bytes]]:
     """The image grids of a run folder, oldest first. Only the chosen ones are read."""
-    found = []
+    sheets = []
     for path in (folder / SAMPLES_FOLDER).glob("round_*.png"):
         digits = path.stem.removeprefix("round_")
         if digits.isdecimal() and path.is_file() and inside(path, folder):
-            found.append((int(digits), path))
-    return [(rounds, path.read_bytes()) for rounds, path in spread(sorted(found), SHEETS)]
+            sheets.append((int(digits), path))
+    return [(rounds, path.read_bytes()) for rounds, path in spread(sorted(sheets), SHEETS)]
 
 
 def spread(items: Sequence[T], most: int) -> list[T]:
@@ -73,11 +73,11 @@ def spread(items: Sequence[T], most: int) -> list[T]:
 def fitting(sheets: Sequence[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
     """As many grids as the page can carry."""
     most = SHEETS
-    chosen = spread(sheets, most)
-    while most > 1 and sum(len(data) for _, data in chosen) > SHEET_BYTES:
+    selection = spread(sheets, most)
+    while most > 1 and sum(len(data) for _, data in selection) > SHEET_BYTES:
         most -= 1
-        chosen = spread(sheets, most)
-    return chosen
+        selection = spread(sheets, most)
+    return selection
 
 
 def named(info: RunInfo, rounds: int, data: bytes) -> Sheet:
@@ -90,7 +90,7 @@ def named(info: RunInfo, rounds: int, data: bytes) -> Sheet:
             f"the report needs a PNG file for the samples of round {rounds}, got something else; "
             "remove that file from the run folder"
         ) from error
-    shown = layout(info.image_shape, info.classes).classes
+    classes = layout(info.image_shape, info.classes).classes
     names = class_names(info)
-    fits = height == len(shown) * row_height(info.image_shape)
-    return Sheet(rounds, data, tuple(names[k] for k in shown) if fits else ())
+    fits = height == len(classes) * row_height(info.image_shape)
+    return Sheet(rounds, data, tuple(names[k] for k in classes) if fits else ())

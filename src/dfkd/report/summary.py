@@ -107,10 +107,10 @@ def sentence(words: str) -> str:
 
 def stop_sentence(records: Sequence[RoundRecord], reason: str) -> str:
     """Where and why a run ended before its last round: ``stopped after round 7 of 20: reason``."""
-    done = (
+    progress = (
         f"after round {finished_rounds(records[-1])} of {records[-1].rounds}" if records else "before its first round"
     )
-    return f"stopped {done}: {reason}"
+    return f"stopped {progress}: {reason}"
 
 
 def fitted_sentence(info: RunInfo) -> str:
@@ -134,23 +134,23 @@ def known_measures(info: RunInfo) -> dict[str, Measure]:
     return {**RUN_MEASURES, **info.measures}
 
 
-def measure_names(records: Sequence[RoundRecord], known: Mapping[str, Measure] = RUN_MEASURES) -> list[str]:
+def measure_names(records: Sequence[RoundRecord], measures: Mapping[str, Measure] = RUN_MEASURES) -> list[str]:
     """What a run measured beside losses and times: what is known first, in its order, then the rest as it occurs."""
-    found = dict.fromkeys(name for record in records for name in record.metrics)
-    others = [name for name in found if name not in known and not is_loss(name) and not name.startswith("seconds/")]
-    return [*(name for name in known if name in found), *others]
+    names = dict.fromkeys(name for record in records for name in record.metrics)
+    unnamed = [name for name in names if name not in measures and not is_loss(name) and not name.startswith("seconds/")]
+    return [*(name for name in measures if name in names), *unnamed]
 
 
 def images_per_second(records: Sequence[RoundRecord]) -> float | None:
     """Synthetic images per second in the newest round: as measured, else from the count of the round before."""
     if not records:
         return None
-    measured = number(records[-1].metrics.get("images_per_second"))
-    if measured is not None or len(records) < 2:
-        return measured
+    rate = number(records[-1].metrics.get("images_per_second"))
+    if rate is not None or len(records) < 2:
+        return rate
     now, before = (number(record.metrics.get("images")) for record in (records[-1], records[-2]))
-    spent = number(records[-1].metrics.get("seconds/synthesis"))
-    return None if now is None or before is None or not spent else (now - before) / spent
+    seconds = number(records[-1].metrics.get("seconds/synthesis"))
+    return None if now is None or before is None or not seconds else (now - before) / seconds
 
 
 def class_names(info: RunInfo) -> tuple[str, ...]:
@@ -164,39 +164,45 @@ def last_evaluation(records: Sequence[RoundRecord]) -> Evaluation | None:
     return next((record.evaluation for record in reversed(records) if record.evaluation is not None), None)
 
 
-def overlap_told(found: NearDuplicates) -> str:
+def overlap_told(overlap: NearDuplicates) -> str:
     """One sentence about near-duplicates of the evaluation images among the web images."""
-    bits = "bit" if found.at_most == 1 else "bits"
-    within = f"within {found.at_most} {bits} of {BITS} (difference hash) of one of {found.images:,} evaluation images"
-    many = f"{found.found:,}" if found.found else "none"
-    told = f"{many} of {found.web:,} web images {'is' if found.found == 1 else 'are'} {within}"
-    same = f"{found.alike:,}" if found.alike else "none"
-    return f"{told}, {same} of them alike pixel by pixel (correlation {ALIKE:g} or more)" if found.found else told
+    bits = "bit" if overlap.at_most == 1 else "bits"
+    within = (
+        f"within {overlap.at_most} {bits} of {BITS} (difference hash) of one of {overlap.images:,} evaluation images"
+    )
+    many = f"{overlap.found:,}" if overlap.found else "none"
+    sentence = f"{many} of {overlap.web:,} web images {'is' if overlap.found == 1 else 'are'} {within}"
+    identical = f"{overlap.alike:,}" if overlap.alike else "none"
+    return (
+        f"{sentence}, {identical} of them alike pixel by pixel (correlation {ALIKE:g} or more)"
+        if overlap.found
+        else sentence
+    )
 
 
 def notes_of(info: RunInfo) -> list[str]:
     """What is done otherwise than asked to run the two networks, one sentence each."""
-    told = [network.get("notes") for network in (info.teacher, info.student)]
-    return [str(note) for notes in told if isinstance(notes, list | tuple) for note in notes]
+    lists = [network.get("notes") for network in (info.teacher, info.student)]
+    return [str(note) for notes in lists if isinstance(notes, list | tuple) for note in notes]
 
 
 def rows_of(info: RunInfo, rounds: Sequence[RoundRecord], result: RunResult | None) -> list[Row]:
     """Teacher and student as table rows; of an unfinished run, the student as it was evaluated last."""
     teacher = None if result is None else result.teacher_evaluation
     student = last_evaluation(rounds) if result is None else result.final
-    spent = math.fsum(record.seconds for record in rounds) if result is None else result.seconds
+    seconds = math.fsum(record.seconds for record in rounds) if result is None else result.seconds
     return [
         _row("teacher", info.teacher, teacher, number(info.teacher.get("seconds"))),
-        _row("student", info.student, student, spent),
+        _row("student", info.student, student, seconds),
     ]
 
 
-def _row(role: str, net: dict[str, object], seen: Evaluation | None, seconds: float | None) -> Row:
+def _row(role: str, net: dict[str, object], evaluation: Evaluation | None, seconds: float | None) -> Row:
     name = f"{role} ({net['name']})" if net.get("name") else role
     return Row(
         name=name,
-        accuracy=None if seen is None else seen.accuracy,
-        agreement=None if seen is None else seen.agreement,
+        accuracy=None if evaluation is None else evaluation.accuracy,
+        agreement=None if evaluation is None else evaluation.agreement,
         parameters=number(net.get("parameters")),
         macs=number(net.get("macs")),
         bytes=number(net.get("bytes")),
@@ -219,15 +225,15 @@ def verdict_of(info: RunInfo, rounds: Sequence[RoundRecord], result: RunResult |
         return Verdict(level, f"Nothing says yet how good the student{size} is: no test images were given.")
     evaluation = last_evaluation(rounds) if result is None else result.final
     images = "" if evaluation is None else f"of {evaluation.images:,} test images"
-    said = {"good": "This went well", "fair": "This went fairly well", "poor": "This fell short"}[level]
+    opening = {"good": "This went well", "fair": "This went fairly well", "poor": "This fell short"}[level]
     if accuracy is None:
-        same = f"chooses the same class as the teacher on {percent(agreement)} {images}"
-        return Verdict(level, f"{said}: the student{size} {same}.")
-    text = f"{said}: the student{size} gets {percent(accuracy)} {images} right."
+        comparison = f"chooses the same class as the teacher on {percent(agreement)} {images}"
+        return Verdict(level, f"{opening}: the student{size} {comparison}.")
+    text = f"{opening}: the student{size} gets {percent(accuracy)} {images} right."
     if not reference:
         return Verdict(level, f"{text} It agrees with the teacher on {percent(agreement)}.")
-    kept = f"so the student keeps {100 * accuracy / reference:.1f} % of its accuracy"
-    return Verdict(level, f"{text} The teacher gets {percent(reference)}, {kept}.")
+    conclusion = f"so the student keeps {100 * accuracy / reference:.1f} % of its accuracy"
+    return Verdict(level, f"{text} The teacher gets {percent(reference)}, {conclusion}.")
 
 
 def _size(teacher: Number, student: Number) -> str:

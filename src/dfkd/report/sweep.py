@@ -39,19 +39,19 @@ class Sweep:
 
     def means(self) -> list[float]:
         """Mean accuracy of each value."""
-        return [statistics.fmean(found) for found in self.accuracies.values()]
+        return [statistics.fmean(values) for values in self.accuracies.values()]
 
     def spreads(self) -> list[float]:
         """Standard deviation (of a sample) of each value; NaN where one run alone has it."""
-        return [statistics.stdev(found) if len(found) > 1 else math.nan for found in self.accuracies.values()]
+        return [statistics.stdev(values) if len(values) > 1 else math.nan for values in self.accuracies.values()]
 
 
 def settings_in(info: RunInfo) -> dict[str, object]:
     """Hyper-parameters of the method and of the plan by dotted name."""
-    held: dict[str, object] = {}
+    flat: dict[str, object] = {}
     for part, values in (("method", info.settings), ("plan", info.plan)):
-        held |= _flat(values, f"{part}.")
-    return held
+        flat |= _flat(values, f"{part}.")
+    return flat
 
 
 def sweep_of(runs: Mapping[str, StoredRun], name: str) -> Sweep:
@@ -64,10 +64,10 @@ def sweep_of(runs: Mapping[str, StoredRun], name: str) -> Sweep:
     Raises:
         UserError: a run without that setting, unfinished or without accuracy, or fewer than two values.
     """
-    found: dict[str, tuple[object, list[float]]] = {}
+    accuracies: dict[str, tuple[object, list[float]]] = {}
     for folder, run in runs.items():
-        held = settings_in(run.info)
-        if name not in held:
+        row = settings_in(run.info)
+        if name not in row:
             raise UserError(
                 f"plot --over needs a setting of every run, such as method.sigma or plan.steps, got {name!r} and "
                 f"{folder} ({run.info.method}) without it; choose another setting or leave that run out"
@@ -76,15 +76,18 @@ def sweep_of(runs: Mapping[str, StoredRun], name: str) -> Sweep:
         if accuracy is None:
             lacks = "that has not finished" if run.result is None else "without accuracy on test images"
             raise UserError(f"plot --over needs finished runs with an accuracy, got {folder} {lacks}; leave it out")
-        found.setdefault(_text(held[name]), (held[name], []))[1].append(accuracy)
-    if len(found) < 2:
-        said = f"only {', '.join(found)}" if found else "no runs"
-        raise UserError(f"plot --over needs at least two values of {name}, got {said}; add runs with others")
-    values = {text: number(value) for text, (value, _) in found.items()}
-    order = sorted(found, key=lambda text: math.inf if values[text] is None else float(values[text] or 0))
-    known = [value for text in order if (value := values[text]) is not None]
+        accuracies.setdefault(_text(row[name]), (row[name], []))[1].append(accuracy)
+    if len(accuracies) < 2:
+        sentence = f"only {', '.join(accuracies)}" if accuracies else "no runs"
+        raise UserError(f"plot --over needs at least two values of {name}, got {sentence}; add runs with others")
+    values = {text: number(value) for text, (value, _) in accuracies.items()}
+    order = sorted(accuracies, key=lambda text: math.inf if values[text] is None else float(values[text] or 0))
+    numbers = [value for text in order if (value := values[text]) is not None]
     return Sweep(
-        name, {text: found[text][1] for text in order}, known if len(known) == len(order) else (), _others(runs, name)
+        name,
+        {text: accuracies[text][1] for text in order},
+        numbers if len(numbers) == len(order) else (),
+        _others(runs, name),
     )
 
 
@@ -113,9 +116,9 @@ def sweep_chart(sweep: Sweep, form: Format = "svg", label: str = "") -> bytes:
 
 
 def _mark(axes: "Axes", sweep: Sweep, places: Sequence[float]) -> None:
-    for place, found in zip(places, sweep.accuracies.values(), strict=True):
-        if len(found) > 1:
-            axes.scatter([place] * len(found), found, s=12, color=TONES[1], alpha=0.8, linewidths=0, zorder=3)
+    for place, values in zip(places, sweep.accuracies.values(), strict=True):
+        if len(values) > 1:
+            axes.scatter([place] * len(values), values, s=12, color=TONES[1], alpha=0.8, linewidths=0, zorder=3)
     style: Any = {
         "color": TONES[0],
         "linewidth": 1.4,
@@ -130,27 +133,29 @@ def _mark(axes: "Axes", sweep: Sweep, places: Sequence[float]) -> None:
 
 def _others(runs: Mapping[str, StoredRun], name: str) -> list[str]:
     """Settings beside ``name`` that are not the same in all runs."""
-    told = []
+    rows = []
     for run in runs.values():
-        nets = {f"{who}.{key}": value for who in ("teacher", "student") for key, value in _net(run.info, who).items()}
-        told.append({"method": run.info.method, **settings_in(run.info), **nets})
-    names = dict.fromkeys(key for held in told for key in held)
-    return [key for key in names if key != name and len({_text(held.get(key)) for held in told}) > 1]
+        nets = {
+            f"{role}.{key}": value for role in ("teacher", "student") for key, value in _net(run.info, role).items()
+        }
+        rows.append({"method": run.info.method, **settings_in(run.info), **nets})
+    names = dict.fromkeys(key for row in rows for key in row)
+    return [key for key in names if key != name and len({_text(row.get(key)) for row in rows}) > 1]
 
 
-def _net(info: RunInfo, who: str) -> dict[str, object]:
-    about = info.teacher if who == "teacher" else info.student
+def _net(info: RunInfo, role: str) -> dict[str, object]:
+    about = info.teacher if role == "teacher" else info.student
     return {key: about.get(key) for key in ("kind", "parameters", "sha256")}
 
 
 def _flat(values: Mapping[str, object], prefix: str) -> dict[str, object]:
-    held: dict[str, object] = {}
+    flat: dict[str, object] = {}
     for key, value in values.items():
-        held |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return held
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
 
 
 def _text(value: object) -> str:
     """A value as people write it."""
-    found = number(value)
-    return f"{found:g}" if found is not None else str(plain(value))
+    numeric = number(value)
+    return f"{numeric:g}" if numeric is not None else str(plain(value))

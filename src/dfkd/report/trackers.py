@@ -117,15 +117,15 @@ class MLflow(Observer):
 
     def _begun(self) -> tuple[str, bool]:
         """The tracker's run of this folder, and whether it is new."""
-        found = self._client.get_experiment_by_name(self.experiment)
-        place = found.experiment_id if found is not None else self._client.create_experiment(self.experiment)
+        experiment = self._client.get_experiment_by_name(self.experiment)
+        place = experiment.experiment_id if experiment is not None else self._client.create_experiment(self.experiment)
         identity = _identity(self.folder)
         earlier = self._client.search_runs([place], f"tags.`dfkd.run` = '{identity}'")
         if earlier:
             self._client.update_run(earlier[0].info.run_id, status="RUNNING")
             return str(earlier[0].info.run_id), False
-        begun = self._client.create_run(place, run_name=self.folder.name, tags={"dfkd.run": identity})
-        return str(begun.info.run_id), True
+        created = self._client.create_run(place, run_name=self.folder.name, tags={"dfkd.run": identity})
+        return str(created.info.run_id), True
 
 
 def _identity(folder: Path) -> str:
@@ -133,7 +133,7 @@ def _identity(folder: Path) -> str:
 
 
 def _about(info: RunInfo) -> dict[str, Any]:
-    told: dict[str, Any] = plain(
+    facts: dict[str, Any] = plain(
         {
             "method": info.method,
             "settings": info.settings,
@@ -143,7 +143,7 @@ def _about(info: RunInfo) -> dict[str, Any]:
             "provenance": info.provenance,
         }
     )
-    return told
+    return facts
 
 
 def _flat(values: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, object]]:
@@ -157,9 +157,13 @@ def _flat(values: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, object
 def _numbers(record: RoundRecord) -> Iterator[tuple[str, float]]:
     """The finite metrics of a round, and the scores on test images."""
     yield from ((name, value) for name, value in record.metrics.items() if math.isfinite(value))
-    seen = record.evaluation
-    if seen is not None:
-        yield from (("test/accuracy", seen.accuracy), ("test/agreement", seen.agreement), ("test/loss", seen.loss))
+    evaluation = record.evaluation
+    if evaluation is not None:
+        yield from (
+            ("test/accuracy", evaluation.accuracy),
+            ("test/agreement", evaluation.agreement),
+            ("test/loss", evaluation.loss),
+        )
 
 
 def _reason(error: Exception) -> str:

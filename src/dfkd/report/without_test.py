@@ -53,10 +53,12 @@ def set_name(kind: str) -> str:
 def estimate_sentence(estimate: Estimate) -> str:
     """One sentence: agreement with its interval on images of the run's own method and on those of another."""
     main = [(kind, estimate.sets[kind]) for kind in ("own", "inverted") if kind in estimate.sets]
-    said = [f"on {_told(held)} of {held.images:,} synthetic images {_SETS[kind]}" for kind, held in main]
-    if not said:
+    sentences = [
+        f"on {_told(agreement)} of {agreement.images:,} synthetic images {_SETS[kind]}" for kind, agreement in main
+    ]
+    if not sentences:
         return ""
-    return f"Without test images: the student chooses the teacher's class {', and '.join(said)}."
+    return f"Without test images: the student chooses the teacher's class {', and '.join(sentences)}."
 
 
 def picked_sentence(result: RunResult | None) -> str:
@@ -72,12 +74,12 @@ def picked_sentence(result: RunResult | None) -> str:
 
 def short_estimate(estimate: Estimate) -> str:
     """For one line of the terminal."""
-    held = estimate.sets.get("own") or estimate.sets.get("inverted")
-    return "" if held is None else f"agreement without test images {percent(held.agreement)}"
+    agreement = estimate.sets.get("own") or estimate.sets.get("inverted")
+    return "" if agreement is None else f"agreement without test images {percent(agreement.agreement)}"
 
 
-def _told(held: Agreement) -> str:
-    return f"{percent(held.agreement)} (95 % interval {percent(held.low)} to {percent(held.high)})"
+def _told(agreement: Agreement) -> str:
+    return f"{percent(agreement.agreement)} (95 % interval {percent(agreement.low)} to {percent(agreement.high)})"
 
 
 def agreement_rows(estimate: Estimate) -> list[tuple[str, tuple[str, ...]]]:
@@ -86,20 +88,20 @@ def agreement_rows(estimate: Estimate) -> list[tuple[str, tuple[str, ...]]]:
         (
             f"{kind}: {set_name(kind)}",
             (
-                percent(held.agreement),
-                f"{percent(held.low)} to {percent(held.high)}",
-                f"{held.images:,}",
-                percent(_lowest(held)),
-                percent(held.calibration),
+                percent(agreement.agreement),
+                f"{percent(agreement.low)} to {percent(agreement.high)}",
+                f"{agreement.images:,}",
+                percent(_lowest(agreement)),
+                percent(agreement.calibration),
             ),
         )
-        for kind, held in estimate.sets.items()
+        for kind, agreement in estimate.sets.items()
     ]
 
 
-def _lowest(held: Agreement) -> float | None:
-    known = [value for value in held.class_agreement if math.isfinite(value)]
-    return min(known) if known else None
+def _lowest(agreement: Agreement) -> float | None:
+    shares = [value for value in agreement.class_agreement if math.isfinite(value)]
+    return min(shares) if shares else None
 
 
 def agreement_curves(records: Sequence[RoundRecord], kind: str) -> list[tuple[float, float]]:
