@@ -16,8 +16,8 @@ def install_extra(extra: str) -> str:
 
 def install_core(package: str) -> str:
     """The command that installs ``package``, which dfkd always needs, beside the torch that is there."""
-    found = [text for text, condition in _requirements() if not condition and _named(text, package)]
-    return _command(found, package)
+    requirements = [text for text, condition in _requirements() if not condition and _named(text, package)]
+    return _command(requirements, package)
 
 
 def _command(requirements: list[str], otherwise: str) -> str:
@@ -38,5 +38,5 @@ def _requirements() -> list[tuple[str, str]]:
 
 
 def _named(requirement: str, package: str) -> bool:
-    rest = requirement.lower().removeprefix(package.lower())
-    return rest != requirement.lower() and not rest[:1].isalnum() and rest[:1] not in ("-", "_", ".")
+    suffix = requirement.lower().removeprefix(package.lower())
+    return suffix != requirement.lower() and not suffix[:1].isalnum() and suffix[:1] not in ("-", "_", ".")

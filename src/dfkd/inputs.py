@@ -53,14 +53,14 @@ def with_fields(who: str, sections: Mapping[str, Any], values: Mapping[str, Any]
         UserError: a name that no section has, with the nearest one, or the field of a section that is a ready object.
     """
     owners = {item.name: name for name, section in sections.items() for item in _fields(section)}
-    done = dict(sections)
+    merged = dict(sections)
     for key, value in values.items():
         if key not in owners:
             near = difflib.get_close_matches(key, owners, 1)
             hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(owners))}"
             raise UserError(f"{who} needs settings it knows, got {key!r}; {hint}")
-        done[owners[key]] = replace(done[owners[key]], **{key: value})
-    return done
+        merged[owners[key]] = replace(merged[owners[key]], **{key: value})
+    return merged
 
 
 def _fields(section: Any) -> tuple[Any, ...]:
@@ -86,10 +86,10 @@ def facts_of(
     mean = data.mean if data.mean is not None else beside.mean or (dataset.mean if dataset else None)
     std = data.std if data.std is not None else beside.std or (dataset.std if dataset else None)
     classes = data.classes if data.classes is not None else beside.names or beside.classes or data.preset
-    for what, value in (("image_size", size), ("mean", mean), ("std", std), ("classes", classes)):
-        if value is None and what not in spared:
+    for fact, value in (("image_size", size), ("mean", mean), ("std", std), ("classes", classes)):
+        if value is None and fact not in spared:
             raise UserError(
-                f"{who} needs data.{what}, got none; give --data.{what}, a known data set (--data cifar10), "
+                f"{who} needs data.{fact}, got none; give --data.{fact}, a known data set (--data cifar10), "
                 "or weights with a description beside them"
             )
     names = class_list(classes) if isinstance(classes, str) else ()
@@ -119,11 +119,11 @@ def threads_of(machine: Machine | Runtime) -> Iterator[None]:
     Raises:
         UserError: fewer than one.
     """
-    wanted = machine.threads if isinstance(machine, Machine) else None
-    if wanted is not None and wanted < 1:
-        raise UserError(f"runtime needs at least one thread, got {wanted}; raise --runtime.threads")
+    threads = machine.threads if isinstance(machine, Machine) else None
+    if threads is not None and threads < 1:
+        raise UserError(f"runtime needs at least one thread, got {threads}; raise --runtime.threads")
     before = torch.get_num_threads()
-    torch.set_num_threads(wanted or before)
+    torch.set_num_threads(threads or before)
     try:
         yield
     finally:

@@ -94,7 +94,7 @@ def teach(
         began = time.monotonic()
         shape = (images.shape[1], images.shape[2], images.shape[3])
         anatomy = survey(net, shape, None, "network")
-        wrapped = verified(
+        checked = verified(
             net,
             runtime,
             image_shape=shape,
@@ -105,16 +105,16 @@ def teach(
             trains=True,
             norms=(),
         )
-        probe, runtime = wrapped.probe, runtime if wrapped.compiles else runtime.uncompiled()
+        probe, runtime = checked.probe, runtime if checked.compiles else runtime.uncompiled()
         epochs = _train(probe, images.to(runtime.device), labels.to(runtime.device), plan, runtime, watch)
         probe.eval()
         seconds = time.monotonic() - began
-        some = images[:: math.ceil(len(images) / 1000)]  # of all classes, also where they are sorted
-        silent = silent_units(probe, as_images(some.to(runtime.device)))
+        sample = images[:: math.ceil(len(images) / 1000)]  # of all classes, also where they are sorted
+        silent = silent_units(probe, as_images(sample.to(runtime.device)))
         k = int(labels.max()) + 1 if test is None else int(max(labels.max(), test[1].max())) + 1
         final = None if test is None else evaluate(probe, *test, k, runtime)
         probe.release().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    return TeachResult(net.eval(), tuple(epochs), final, seconds, tuple(silent), (*anatomy.notes, *wrapped.notes))
+    return TeachResult(net.eval(), tuple(epochs), final, seconds, tuple(silent), (*anatomy.notes, *checked.notes))
 
 
 def save_teacher(
@@ -179,11 +179,11 @@ def _train(
     size = min(plan.batch_size, len(images))
     steps = len(images) // size
     pad = min(images.shape[2:]) // 8 if plan.pad is None else plan.pad
-    optimizer, done, objective = _optimizer(probe, plan), [], runtime.compile(_objective)
+    optimizer, reports, objective = _optimizer(probe, plan), [], runtime.compile(_objective)
     for epoch in range(plan.epochs):
         probe.train()
         order = torch.randperm(len(images), generator=runtime.generator, device=images.device)
-        seen = torch.zeros(2, device=images.device)  # summed loss, right answers
+        totals = torch.zeros(2, device=images.device)  # summed loss, right answers
         for k in range(steps):
             for group in optimizer.param_groups:
                 group["lr"] = plan.rate(epoch + k / steps)
@@ -193,14 +193,14 @@ def _train(
                 probe, as_images(crop_flip(images[rows], runtime.generator, pad, plan.flip)), y
             )
             runtime.step(loss, optimizer)
-            seen += torch.stack([loss.detach(), right_here])
-        total, right = seen.tolist()
-        done.append(Epoch(epoch + 1, plan.epochs, total / steps, right / (steps * size), plan.rate(epoch)))
+            totals += torch.stack([loss.detach(), right_here])
+        total, right = totals.tolist()
+        reports.append(Epoch(epoch + 1, plan.epochs, total / steps, right / (steps * size), plan.rate(epoch)))
         if not math.isfinite(total):
             raise UserError(f"teach needs a finite loss, got {total} in epoch {epoch + 1}; lower the learning rate")
         if watch is not None:
-            watch(done[-1])
-    return done
+            watch(reports[-1])
+    return reports
 
 
 def _objective(probe: Probe, x: Tensor, y: Labels) -> tuple[Scalar, Tensor]:

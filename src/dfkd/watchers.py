@@ -40,17 +40,17 @@ def observers_of(
     """Only process 0 watches; ``keep`` gets the ``done`` rounds that were run before."""
     if runtime.rank > 0:
         return []
-    found: list[Observer] = []
+    observers: list[Observer] = []
     if folder is not None:
-        found += [RunFile(folder), JsonLines(folder / METRICS_FILE, done), Samples(folder / SAMPLES_FOLDER)]
+        observers += [RunFile(folder), JsonLines(folder / METRICS_FILE, done), Samples(folder / SAMPLES_FOLDER)]
         keep.records.extend(record for record in (stored.rounds if stored else []) if record.round < done)
     if folder is not None and tensorboard:
-        found.append(TensorBoard(folder / "tensorboard", done))
+        observers.append(TensorBoard(folder / "tensorboard", done))
     if folder is not None and track != "none":
-        found.append(WandB(folder) if track == "wandb" else MLflow(folder))
+        observers.append(WandB(folder) if track == "wandb" else MLflow(folder))
     if progress:
-        found.append(stack.enter_context(Progress()))
-    return found
+        observers.append(stack.enter_context(Progress()))
+    return observers
 
 
 def earlier_stop(run: StoredRun | None) -> str | None:
@@ -140,16 +140,16 @@ def complete(runtime: Runtime, folder: Path | None) -> Iterator[None]:
     except RuntimeError as error:
         if not runtime.lost(error):
             raise
-        said = runtime.told(error, folder)
+        sentence = runtime.told(error, folder)
         if folder is not None and runtime.rank > 0:
             with suppress(UserError, OSError):
-                _record_loss(folder, str(said))
-        raise said from error
+                _record_loss(folder, str(sentence))
+        raise sentence from error
 
 
 def _record_loss(folder: Path, sentence: str) -> None:
     """For a process 0 that is gone. Raises UserError while it is there: it has the lock."""
     with held(folder):
-        stored = read_run(folder, mend=True)
-        if stored.status == "running":
-            write_run(folder, stored.info, None, "failed", sentence)
+        record = read_run(folder, mend=True)
+        if record.status == "running":
+            write_run(folder, record.info, None, "failed", sentence)

@@ -47,8 +47,8 @@ def minilm(prompts: Sequence[str]) -> tuple[Float[Tensor, "k d"], dict[str, str]
     for name, published in MINILM.items():
         check_hash(folder / name, published)
     model = _imported("sentence_transformers").SentenceTransformer(str(folder), device="cpu", local_files_only=True)
-    encoded = model.encode(list(prompts), batch_size=64, show_progress_bar=False, convert_to_numpy=True)
-    return torch.from_numpy(encoded).float(), {
+    vectors = model.encode(list(prompts), batch_size=64, show_progress_bar=False, convert_to_numpy=True)
+    return torch.from_numpy(vectors).float(), {
         "encoder": "all-MiniLM-L6-v2",
         "weights_sha256": MINILM["model.safetensors"],
         "licence": "Apache-2.0",

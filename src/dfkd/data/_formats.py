@@ -63,13 +63,13 @@ def read_cifar(file: Path) -> dict[str, object]:
     try:
         data = file.read_bytes()
         names_in_pickle(BytesIO(data))  # refuses what takes forever to build
-        held = _unpickle(BytesIO(data))
+        content = _unpickle(BytesIO(data))
     except Exception as error:  # hostile bytes make the unpickler raise almost any kind of error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"the CIFAR reader needs a published file, got {file} ({reason}); unpack it again") from error
-    if not isinstance(held, dict):
-        raise UserError(f"the CIFAR reader needs a dict in {file}, got {type(held).__name__}; unpack it again")
-    return {key.decode("latin1") if isinstance(key, bytes) else str(key): value for key, value in held.items()}
+    if not isinstance(content, dict):
+        raise UserError(f"the CIFAR reader needs a dict in {file}, got {type(content).__name__}; unpack it again")
+    return {key.decode("latin1") if isinstance(key, bytes) else str(key): value for key, value in content.items()}
 
 
 def _unpickle(stream: IO[bytes]) -> object:
@@ -90,20 +90,20 @@ def _unpickle(stream: IO[bytes]) -> object:
             self.state = state
 
     def find(module: str, name: str) -> object:
-        known = {
+        allowed = {
             "numpy.core.multiarray._reconstruct": Array,
             "numpy._core.multiarray._reconstruct": Array,
             "numpy.ndarray": "ndarray",
             "numpy.dtype": Dtype,
         }
-        if f"{module}.{name}" not in known:
+        if f"{module}.{name}" not in allowed:
             raise pickle.UnpicklingError(f"{module}.{name} does not belong in it")
-        return known[f"{module}.{name}"]
+        return allowed[f"{module}.{name}"]
 
-    held = _restricted(find)(stream, encoding="bytes").load()
-    if not isinstance(held, dict):
-        return held
-    return {key: _array(value.state, Dtype) if isinstance(value, Array) else value for key, value in held.items()}
+    content = _restricted(find)(stream, encoding="bytes").load()
+    if not isinstance(content, dict):
+        return content
+    return {key: _array(value.state, Dtype) if isinstance(value, Array) else value for key, value in content.items()}
 
 
 def _restricted(find: Callable[[str, str], object]) -> type[pickle.Unpickler]:

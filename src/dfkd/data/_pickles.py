@@ -80,8 +80,8 @@ class _Machine:
         self._name(name, argument, parts)
         text = argument if isinstance(argument, str) else ""
         for _ in opcode.stack_after:
-            made = _joined(parts) if name in _TUPLES else parts[0] if name == "BUILD" else _Item(text=text)
-            self._push(_MARK if name == "MARK" else made)
+            result = _joined(parts) if name in _TUPLES else parts[0] if name == "BUILD" else _Item(text=text)
+            self._push(_MARK if name == "MARK" else result)
 
     def _top(self) -> _Item:
         if not self.stack:
@@ -97,16 +97,16 @@ class _Machine:
     def _take(self, opcode: Any) -> list[_Item]:
         """What the opcode takes from the stack; the container that it fills is put back unchanged by its size."""
         before = opcode.stack_before
-        marked = next((place for place, kind in enumerate(before) if kind is pickletools.markobject), None)
-        taken: list[_Item] = []
-        if marked is not None:
+        mark = next((place for place, kind in enumerate(before) if kind is pickletools.markobject), None)
+        items: list[_Item] = []
+        if mark is not None:
             while self._top() is not _MARK:
-                taken.append(self.stack.pop())
+                items.append(self.stack.pop())
             self.stack.pop()
-        for _ in before if marked is None else before[:marked]:
-            taken.append(self._top())
+        for _ in before if mark is None else before[:mark]:
+            items.append(self._top())
             self.stack.pop()
-        return taken[::-1]
+        return items[::-1]
 
     def _name(self, name: str, argument: Any, parts: list[_Item]) -> None:
         if name in ("GLOBAL", "INST"):

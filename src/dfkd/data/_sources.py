@@ -37,8 +37,8 @@ _THREADS = 16  # that decode, at most; Pillow lets go of the interpreter's lock
 
 def image_files(folder: Path) -> list[Path]:
     """All image files below ``folder``, sorted; links to folders are not followed."""
-    found = (Path(root) / name for root, _, names in os.walk(folder) for name in names)
-    return sorted(path for path in found if path.suffix.lower() in SUFFIXES and path.is_file())
+    paths = (Path(root) / name for root, _, names in os.walk(folder) for name in names)
+    return sorted(path for path in paths if path.suffix.lower() in SUFFIXES and path.is_file())
 
 
 def archives(pattern: str) -> list[Path]:
@@ -47,12 +47,12 @@ def archives(pattern: str) -> list[Path]:
     Raises:
         UserError: no such file.
     """
-    found = {
+    names = {
         Path(hit) for name in _braces(pattern) for hit in (glob.glob(name) or ([name] if os.path.isfile(name) else []))
     }
-    if not found:
+    if not names:
         raise UserError(f"open_rows needs tar shards, got none for {pattern!r}; check the pattern")
-    return sorted(found)
+    return sorted(names)
 
 
 def _braces(pattern: str) -> list[str]:
@@ -65,8 +65,8 @@ def _braces(pattern: str) -> list[str]:
     else:
         digits = len(bounds[1])
         middle = [f"{number:0{digits}d}" for number in range(int(bounds[1]), int(bounds[2]) + 1)]
-    rest = _braces(pattern[match.end() :])
-    return [pattern[: match.start()] + part + tail for part, tail in itertools.product(middle, rest)]
+    endings = _braces(pattern[match.end() :])
+    return [pattern[: match.start()] + part + tail for part, tail in itertools.product(middle, endings)]
 
 
 def fingerprint(name: str, files: list[Path]) -> str:
@@ -95,8 +95,8 @@ def decoded_archives(shards: list[Path], image_shape: tuple[int, int, int]) -> B
 def _members(shard: Path) -> Encoded:
     try:
         with ExitStack() as stack:
-            bounded, most = _opened(shard, stack)
-            archive = stack.enter_context(tarfile.open(fileobj=bounded, mode="r|", tarinfo=_Header))
+            stream, most = _opened(shard, stack)
+            archive = stack.enter_context(tarfile.open(fileobj=stream, mode="r|", tarinfo=_Header))
             for body in _bodies(archive, most):
                 yield None if body is None else BytesIO(body)
     except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, zlib.error, lzma.LZMAError) as error:
@@ -160,8 +160,8 @@ def _blocks(sources: Encoded, image_shape: tuple[int, int, int]) -> Blocks:
     with ThreadPoolExecutor(min(os.cpu_count() or 1, _THREADS)) as threads:
         while part := _next(sources):
             good = [image for image in threads.map(_try, part, itertools.repeat(image_shape)) if image is not None]
-            stacked = np.stack(good) if good else np.empty((0, *image_shape), dtype=np.uint8)
-            yield stacked, len(part) - len(good)
+            block = np.stack(good) if good else np.empty((0, *image_shape), dtype=np.uint8)
+            yield block, len(part) - len(good)
 
 
 def _next(sources: Encoded) -> list[Path | BytesIO | None]:

@@ -37,8 +37,8 @@ def in_order(images: ImageSet, names: Sequence[str], classes: int, role: str) ->
         check_labels(images.labels, len(images.names), role)
     wanted_names = tuple(names) or tuple(str(label) for label in range(classes))
     places = _places(images.names, wanted_names)
-    used = set(images.labels.unique().tolist())
-    strange = [name for label, name in enumerate(images.names) if places[label] is None and label in used]
+    labels = set(images.labels.unique().tolist())
+    strange = [name for label, name in enumerate(images.names) if places[label] is None and label in labels]
     if images.names and not strange:
         table = torch.tensor([-1 if place is None else place for place in places])
         images = replace(images, labels=table[images.labels])
@@ -66,8 +66,8 @@ def _places(given: Sequence[str], known: Sequence[str]) -> list[int | None]:
     """For each given name the place of the known one that it means, or None; an exact match goes first."""
     exact = {name: place for place, name in enumerate(known)}
     loose, count = {_plain(name): place for place, name in enumerate(known)}, Counter(map(_plain, known))
-    here = Counter(map(_plain, given))
-    single = {key: place for key, place in loose.items() if count[key] == 1 and here[key] == 1}
+    counts = Counter(map(_plain, given))
+    single = {key: place for key, place in loose.items() if count[key] == 1 and counts[key] == 1}
     return [exact.get(name, single.get(_plain(name))) for name in given]
 
 
@@ -99,5 +99,5 @@ def _check_folders(given: ImageSet, strange: list[str], names: tuple[str, ...], 
 
 
 def _few(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+    listing = ", ".join(names[:3])
+    return listing if len(names) <= 3 else f"{listing} and {len(names) - 3} more"

@@ -107,28 +107,28 @@ def find_duplicates(
     bank = _bank(images, block)
     nearest = _nearest(web, bank, block, expect)
     order = nearest.distance.argsort(stable=True)
-    found, some = int((nearest.distance <= at_most).sum()), int((nearest.distance <= BITS).sum())
-    closest = order[: min(some, max(found, 64))]
+    count, near = int((nearest.distance <= at_most).sum()), int((nearest.distance <= BITS).sum())
+    closest = order[: min(near, max(count, 64))]
     pairs = [pair for rows in closest.split(256) if len(rows) for pair in _look(web, images, bank, rows, at_most)]
     alike = sum(pair.bits <= at_most and pair.correlation >= ALIKE for pair in pairs)
     best: dict[int, Pair] = {}  # of each image
     for pair in sorted(pairs, key=lambda pair: (pair.bits > at_most, -pair.correlation)):
         best.setdefault(pair.image, pair)
-    return NearDuplicates(len(web), len(images), found, alike, at_most, tuple(best.values())[:shown])
+    return NearDuplicates(len(web), len(images), count, alike, at_most, tuple(best.values())[:shown])
 
 
 def _look(web: Rows, images: Bytes, bank: Codes, rows: Labels, at_most: int, most: int = 16) -> list[Pair]:
     """Of the images with the nearest hashes, for each of these web rows, the one that correlates most with it."""
     pictures = web.take(rows).cpu()
-    made = []
+    pairs = []
     for row, picture, code in zip(rows.tolist(), pictures, _codes(pictures), strict=True):
         bits = np.where(bank == 0, BITS + 1, np.bitwise_count(bank ^ code))
         near = np.flatnonzero(bits <= max(at_most, bits.min()))
         near = near[bits[near].argsort(kind="stable")[:most]]
         alike = _standard(images[torch.from_numpy(near)].cpu()) @ _standard(picture[None])[0]
         k = int(alike.argmax())
-        made.append(Pair(row, int(near[k]), int(bits[near[k]]), round(float(alike[k]), 4)))
-    return made
+        pairs.append(Pair(row, int(near[k]), int(bits[near[k]]), round(float(alike[k]), 4)))
+    return pairs
 
 
 def _standard(pixels: Bytes) -> Tensor:
@@ -143,17 +143,17 @@ def _bank(images: Bytes, block: int) -> Codes:
 
 def _nearest(web: Rows, bank: Codes, block: int, expect: Callable[[float], None] | None = None) -> Overlap:
     """The nearest of the hashes for every web row; more than ``BITS`` bits where there is none."""
-    kept = np.flatnonzero(bank)
-    bank = bank[kept]
+    indices = np.flatnonzero(bank)
+    bank = bank[indices]
     place, distance = np.zeros(len(web), np.int64), np.full(len(web), BITS + 1, np.uint8)
     began = time.monotonic()
     for start, part in web.blocks(block):
         codes = _codes(part)
         rows = np.flatnonzero(codes)
         if len(bank):
-            for some in np.array_split(rows, max(1, len(rows) * len(bank) // _CELLS)):
-                bits, column = _closest(codes[some], bank)
-                distance[start + some], place[start + some] = bits, kept[column]
+            for group in np.array_split(rows, max(1, len(rows) * len(bank) // _CELLS)):
+                bits, column = _closest(codes[group], bank)
+                distance[start + group], place[start + group] = bits, indices[column]
         if start == 0 and expect is not None:
             expect((time.monotonic() - began) * (len(web) / len(part) - 1))
     return Overlap(torch.arange(len(web)), torch.from_numpy(place), torch.from_numpy(distance.astype(np.int64)))

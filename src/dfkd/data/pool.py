@@ -99,9 +99,9 @@ class Pool:
 
     def take(self, index: Tensor, names: Sequence[str] | None = None) -> dict[str, Tensor]:
         """The rows at these places of the ring: all columns, or only those called ``names``."""
-        wanted = self.rows if names is None else {name: self.rows[name] for name in names}
+        columns = self.rows if names is None else {name: self.rows[name] for name in names}
         return {
-            name: column.index_select(0, index.to(column.device)).to(self.device) for name, column in wanted.items()
+            name: column.index_select(0, index.to(column.device)).to(self.device) for name, column in columns.items()
         }
 
     def newest(self, n: int) -> dict[str, Tensor]:
@@ -135,10 +135,10 @@ class Pool:
         try:
             with path.open("wb") as handle:  # a full disk must show now, not as a bus error in the middle of a round
                 os.posix_fallocate(handle.fileno(), 0, self.capacity * math.prod(shape) * dtype.itemsize)
-            mapped = np.memmap(path, dtype=as_numpy, mode="r+", shape=(self.capacity, *shape))
+            memory = np.memmap(path, dtype=as_numpy, mode="r+", shape=(self.capacity, *shape))
         except OSError as error:
             raise UserError(
                 f"pool needs {self.nbytes / 1e9:.1f} GB of disk in {path.parent}, got {error.strerror or error}; "
                 "free space or lower the memory size"
             ) from error
-        return torch.from_numpy(mapped)
+        return torch.from_numpy(memory)

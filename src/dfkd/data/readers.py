@@ -91,43 +91,45 @@ def read_images(
         return _finish(_npz(path), size, channels)
     if path.suffix == ".npy":
         raise UserError(f"read_images needs labels, got {path} with images only; store both in a .npz")
-    known = ", ".join(["digits", *_PUBLISHED])
-    raise UserError(f"read_images needs {known}, a .npz file or a folder, got {source!r}; check the name")
+    names = ", ".join(["digits", *_PUBLISHED])
+    raise UserError(f"read_images needs {names}, a .npz file or a folder, got {source!r}; check the name")
 
 
-def _finish(given: ImageSet, size: Size, channels: int | None) -> ImageSet:
+def _finish(dataset: ImageSet, size: Size, channels: int | None) -> ImageSet:
     """Colour and size; checks that the labels fit."""
-    images, labels = given.images, given.labels
+    images, labels = dataset.images, dataset.labels
     if len(images) == 0 or len(images) != len(labels):
         raise UserError(
-            f"{given.title} needs one label per image, got {len(labels)} for {len(images)} images; check it"
+            f"{dataset.title} needs one label per image, got {len(labels)} for {len(images)} images; check it"
         )
-    if bool((labels < 0).any()) or (given.names and int(labels.max()) >= len(given.names)):
-        top = len(given.names) - 1 if given.names else "K-1"
-        raise UserError(f"{given.title} needs labels 0..{top}, got {int(labels.min())}..{int(labels.max())}; check it")
+    if bool((labels < 0).any()) or (dataset.names and int(labels.max()) >= len(dataset.names)):
+        top = len(dataset.names) - 1 if dataset.names else "K-1"
+        raise UserError(
+            f"{dataset.title} needs labels 0..{top}, got {int(labels.min())}..{int(labels.max())}; check it"
+        )
     array = images.numpy()
-    array = recolour(array, array.shape[1] if channels is None else channels, given.title)
+    array = recolour(array, array.shape[1] if channels is None else channels, dataset.title)
     if size is not None:
         array = resize(array, *size)
-    return ImageSet(torch.from_numpy(np.ascontiguousarray(array)), labels, given.names, given.title)
+    return ImageSet(torch.from_numpy(np.ascontiguousarray(array)), labels, dataset.names, dataset.title)
 
 
 def _digits(split: str, size: Size) -> ImageSet:
     """Scikit-learn's digits, 1797 of 8x8; every fifth of each class (by a fixed shuffle) is for testing."""
     from sklearn.datasets import load_digits
 
-    held = load_digits()
-    images = torch.from_numpy(np.rint(held.images * (255 / 16)).astype(np.uint8))[:, None]
-    labels = torch.from_numpy(held.target.astype(np.int64))
+    bunch = load_digits()
+    images = torch.from_numpy(np.rint(bunch.images * (255 / 16)).astype(np.uint8))[:, None]
+    labels = torch.from_numpy(bunch.target.astype(np.int64))
     generator = torch.Generator().manual_seed(0)
     parts = []
     for label in range(10):
         rows = torch.nonzero(labels == label).squeeze(1)
         rows = rows[torch.randperm(len(rows), generator=generator)]
-        cut = round(len(rows) / 5)
-        parts.append(rows[:cut] if split == "test" else rows[cut:])
-    chosen = torch.cat(parts).sort().values
-    images, labels = images[chosen], labels[chosen]
+        last = round(len(rows) / 5)
+        parts.append(rows[:last] if split == "test" else rows[last:])
+    rows_of_split = torch.cat(parts).sort().values
+    images, labels = images[rows_of_split], labels[rows_of_split]
     if size is not None:
         small = min(size) < 8
         grown = torch.nn.functional.interpolate(images.double(), size=size, mode="bilinear", antialias=small)
@@ -141,10 +143,10 @@ def _find(name: str, place: str | None, folders: tuple[str, ...], files: tuple[s
         [Path(place).expanduser()] if place else [Path(root) for root in (os.environ.get("DFKD_DATA"), "data") if root]
     )
     for folder in (root / folder for root in roots for folder in folders):
-        found = [
+        paths = [
             next((path for path in (folder / file, folder / f"{file}.gz") if path.is_file()), None) for file in files
         ]
-        present = [path for path in found if path is not None]
+        present = [path for path in paths if path is not None]
         if len(present) == len(files):
             return present
     raise UserError(
@@ -176,8 +178,8 @@ def _cifar100(place: str | None, split: str, size: Size) -> ImageSet:
 def _cifar(name: str, files: list[Path], key: str, split: str) -> ImageSet:
     images, labels = [], []
     for file in files:
-        held = read_cifar(file)
-        data, answers = held.get("data"), held.get(key)
+        content = read_cifar(file)
+        data, answers = content.get("data"), content.get(key)
         if not isinstance(data, np.ndarray) or data.ndim != 2 or data.shape[1] != 3072:
             raise UserError(f"{name} needs rows of 3072 bytes, got something else in {file}; unpack it again")
         if not isinstance(answers, list) or not all(type(answer) is int and abs(answer) < 1000 for answer in answers):
@@ -206,8 +208,8 @@ _PUBLISHED: Mapping[str, Callable[[str | None, str, Size], ImageSet]] = MappingP
 def _npz(path: Path) -> ImageSet:
     try:
         zip_members(path)
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as held:
-            images, labels = (next((held[key] for key in keys if key in held), None) for keys in _NPZ_KEYS)
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+            images, labels = (next((arrays[key] for key in keys if key in arrays), None) for keys in _NPZ_KEYS)
     except Exception as error:  # a damaged header makes NumPy raise almost any kind of error
         reason = str(error) if "unpacks to" in str(error) else type(error).__name__
         raise UserError(f"read_images needs a sound .npz, got {path} ({reason}); make it again") from error

@@ -139,10 +139,10 @@ def open_rows(
 
 def _open_array(file: Path, image_shape: tuple[int, int, int], cache: Path | None, watch: Converted | None) -> Rows:
     try:
-        stored = np.load(file, mmap_mode="r", allow_pickle=False)
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # a damaged header makes NumPy raise almost any kind of error
         raise UserError(f"open_rows needs a sound .npy, got {file} ({type(error).__name__}); make it again") from error
-    images = as_nchw(stored, str(file))
+    images = as_nchw(array, str(file))
     if len(images) == 0:
         raise UserError(f"open_rows needs at least one image, got an empty {file}; choose another source")
     if images.shape[1:] == image_shape:
@@ -153,19 +153,19 @@ def _open_array(file: Path, image_shape: tuple[int, int, int], cache: Path | Non
 
 def _told(blocks: Blocks, total: int | None, watch: Converted | None) -> Blocks:
     """The same blocks; ``watch`` hears of each."""
-    done = 0
+    read_so_far = 0
     for images, bad in blocks:
-        done += len(images) + bad
+        read_so_far += len(images) + bad
         if watch is not None:
-            watch(done, total)
+            watch(read_so_far, total)
         yield images, bad
 
 
 def _reshaped(images: ByteArray, image_shape: tuple[int, int, int]) -> Blocks:
     channels, height, width = image_shape
     for start in range(0, len(images), 256):
-        coloured = recolour(np.ascontiguousarray(images[start : start + 256]), channels, "open_rows")
-        yield resize(coloured, height, width), 0
+        recoloured = recolour(np.ascontiguousarray(images[start : start + 256]), channels, "open_rows")
+        yield resize(recoloured, height, width), 0
 
 
 def _converted(
@@ -173,9 +173,9 @@ def _converted(
 ) -> Rows:
     """Rows of all ``blocks``: from the cache if it has them, else written there, or gathered in memory."""
     if cache is None:
-        held = list(blocks)
-        skipped = sum(bad for _, bad in held)
-        images = np.concatenate([np.empty((0, *image_shape), dtype=np.uint8), *(part for part, _ in held)])
+        parts = list(blocks)
+        skipped = sum(bad for _, bad in parts)
+        images = np.concatenate([np.empty((0, *image_shape), dtype=np.uint8), *(part for part, _ in parts)])
         _refuse_empty(name, len(images), skipped)
         return Rows(images, skipped)
     # The number of unreadable images is part of the name, so that one rename publishes everything.
@@ -212,8 +212,8 @@ def _write(name: str, blocks: Blocks, image_shape: tuple[int, int, int], cache: 
 
 def _write_header(out: IO[bytes], count: int, image_shape: tuple[int, int, int]) -> None:
     # NumPy pads the header so that the length of the first axis can be filled in later.
-    described = {"descr": "|u1", "fortran_order": False, "shape": (count, *image_shape)}
-    np.lib.format.write_array_header_1_0(out, described)
+    header = {"descr": "|u1", "fortran_order": False, "shape": (count, *image_shape)}
+    np.lib.format.write_array_header_1_0(out, header)
 
 
 def _refuse_empty(name: str, count: int, skipped: int) -> None:

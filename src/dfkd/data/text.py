@@ -120,10 +120,10 @@ def shipped_texts() -> tuple[str, ...]:
 
 @functools.cache
 def _names() -> dict[str, dict[str, list[str]]]:
-    loaded: dict[str, dict[str, list[str]]] = json.loads(
+    tables: dict[str, dict[str, list[str]]] = json.loads(
         Path(__file__).with_name("names.json").read_text(encoding="utf-8")
     )
-    return loaded
+    return tables
 
 
 def _texts(names: Sequence[str] | None, classes: int, prompt: str) -> _Texts:
@@ -135,9 +135,9 @@ def _texts(names: Sequence[str] | None, classes: int, prompt: str) -> _Texts:
     if names is None or prompt == "P3":
         return _Texts(tuple(PROMPTS["P3"].format(index=index) for index in range(classes)), PROMPTS["P3"])
     wordnet_names = wordnet()
-    cleaned = [clean(wordnet_names.get(name, name)) for name in names]
-    _refuse_twins(cleaned)
-    return _Texts(tuple(PROMPTS[prompt].format(name=name) for name in cleaned), PROMPTS[prompt])
+    words = [clean(wordnet_names.get(name, name)) for name in names]
+    _refuse_twins(words)
+    return _Texts(tuple(PROMPTS[prompt].format(name=name) for name in words), PROMPTS[prompt])
 
 
 def _refuse_twins(names: list[str]) -> None:
@@ -201,21 +201,23 @@ def _read(file: Path, key: str | None = None) -> tuple[Tensor, dict[str, str]]:
     if file.suffix not in _LOADERS:
         raise UserError(f"embed needs a .safetensors, .npy or .pt file, got {file}; convert it first")
     try:
-        held, header = _LOADERS[file.suffix](file)
+        content, header = _LOADERS[file.suffix](file)
     except Exception as error:  # damaged or hostile files make the loaders raise almost any kind of error
         kind = type(error).__name__
         raise UserError(f"embed needs a readable file of vectors, got {file} ({kind}); check it") from error
-    if isinstance(held, dict):
-        held = held.get(key) if key in held else next(iter(held.values())) if len(held) == 1 else None
-    if not isinstance(held, Tensor) or held.is_complex() or held.dtype == torch.bool:
+    if isinstance(content, dict):
+        content = content.get(key) if key in content else next(iter(content.values())) if len(content) == 1 else None
+    if not isinstance(content, Tensor) or content.is_complex() or content.dtype == torch.bool:
         raise UserError(f"embed needs one tensor of numbers in {file}, got something else; store only that tensor")
-    return held, header
+    return content, header
 
 
 def _safetensors(file: Path) -> tuple[object, dict[str, str]]:
-    with safe_open(file, framework="pt") as stored:
-        names = list(stored.keys())
-        return {name: stored.get_tensor(name) for name in names}, dict(sorted((stored.metadata() or {}).items()))
+    with safe_open(file, framework="pt") as file_content:
+        names = list(file_content.keys())
+        return {name: file_content.get_tensor(name) for name in names}, dict(
+            sorted((file_content.metadata() or {}).items())
+        )
 
 
 def _numpy(file: Path) -> tuple[object, dict[str, str]]:

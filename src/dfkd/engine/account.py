@@ -63,7 +63,7 @@ class Account:
         """The median of every phase."""
         rounds = self.rounds[1:] or self.rounds
         names = Phases.__dataclass_fields__
-        return Phases(*(statistics.median(getattr(one, name) for one in rounds) for name in names))
+        return Phases(*(statistics.median(getattr(phases, name) for phases in rounds) for name in names))
 
 
 def account(
@@ -85,13 +85,13 @@ def account(
     state = run(task, Timed(method, timer), plan, watch)
     timer.ended()
     peak = peak_memory(task.runtime.device)  # of the rounds: counting and the ceilings take memory of their own
-    counted = None if task.runtime.compiled else _count(task, method, state, plan)
+    counts = None if task.runtime.compiled else _count(task, method, state, plan)
     pool = pools_of(state).get("pool")
     return Account(
         tuple(timer.rounds),
         plan.steps,
-        None if counted is None else counted[0],
-        None if counted is None else counted[1],
+        None if counts is None else counts[0],
+        None if counts is None else counts[1],
         ceilings(task.runtime.device, task.runtime.precision),
         peak,
         0 if pool is None else pool.nbytes,
@@ -179,8 +179,8 @@ def _counted(work: Callable[[], object]) -> Work | None:
 def _count(task: Task, method: Method[Any], state: State, plan: Plan) -> tuple[Work | None, Work | None]:
     """Work of a synthesis and of a student step, as far as it can be counted."""
     clock = Clock(plan, plan.total - 1)
-    named = task.student.net.named_parameters()
-    learnt = [p for name, p in named if p.requires_grad and name not in state.held]
+    parameters = task.student.net.named_parameters()
+    learnt = [p for name, p in parameters if p.requires_grad and name not in state.held]
     task.student.freeze()
     synthesis = _counted(lambda: method.synthesize(task, state, clock))
     for parameter in learnt:
@@ -193,5 +193,5 @@ def _count(task: Task, method: Method[Any], state: State, plan: Plan) -> tuple[W
             batch = method.batch(task, state, clock)
         task.runtime.step(method.loss(task, state, batch), optimizer, *state.optimizers, clip=plan.clip)
 
-    whole = None if synthesis is None else Work(synthesis.flops * plan.turns, synthesis.bytes * plan.turns)
-    return whole, _counted(step)
+    of_round = None if synthesis is None else Work(synthesis.flops * plan.turns, synthesis.bytes * plan.turns)
+    return of_round, _counted(step)

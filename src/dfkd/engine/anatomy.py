@@ -100,22 +100,24 @@ def _surveyed(
     stages: Sequence[str] | None,
 ) -> Anatomy:
     """:func:`survey` of a network that has its weights."""
-    seen = _Trace(net)
+    trace = _Trace(net)
     images = noise_images(net, image_shape)
-    logits = seen.run(images, role)
+    logits = trace.run(images, role)
     outputs = outputs_of(net, images, logits, role)
     k = 2 if logits.shape[1] == 1 else logits.shape[1]
     if classes is not None and k != classes:
-        counted = "1 output, which tells 2 classes apart," if logits.shape[1] == 1 else f"{k} outputs"
+        outputs_text = "1 output, which tells 2 classes apart," if logits.shape[1] == 1 else f"{k} outputs"
         raise UserError(
-            f"{role} needs as many outputs as there are classes, got {counted} for {classes} classes; "
+            f"{role} needs as many outputs as there are classes, got {outputs_text} for {classes} classes; "
             "give the classes the network was trained on"
         )
-    known_head, known_stages = seen.known()
-    head = seen.linear(head, role) if head is not None else known_head or seen.head(outputs)
-    stages = tuple(seen.mapped(name, role) for name in stages) if stages is not None else known_stages or seen.stages()
+    known_head, known_stages = trace.known()
+    head = trace.linear(head, role) if head is not None else known_head or trace.head(outputs)
+    stages = (
+        tuple(trace.mapped(name, role) for name in stages) if stages is not None else known_stages or trace.stages()
+    )
     norms = tracking_norms(net)
-    read = tuple(dict.fromkeys(name for name in seen.calls if name in norms))
+    read_norms = tuple(dict.fromkeys(name for name in trace.calls if name in norms))
     layer = net.get_submodule(head) if head is not None else None
     return Anatomy(
         kind=type(net).__name__,
@@ -123,17 +125,17 @@ def _surveyed(
         head=head,
         features=layer.in_features if isinstance(layer, nn.Linear) else 0,
         stages=stages,
-        sides=tuple(seen.shapes[name] for name in stages),
-        norms=len(read),
-        norm_channels=sum(norms[name].num_features for name in read),
+        sides=tuple(trace.shapes[name] for name in stages),
+        norms=len(read_norms),
+        norm_channels=sum(norms[name].num_features for name in read_norms),
         parameters=count_parameters(net),
         macs=count_macs(net, image_shape),
-        norm_names=read,
-        repeated_norms=tuple(name for name in read if seen.calls.count(name) > 1),
-        idle_norms=tuple(name for name in norms if name not in read),
+        norm_names=read_norms,
+        repeated_norms=tuple(name for name in read_norms if trace.calls.count(name) > 1),
+        idle_norms=tuple(name for name in norms if name not in read_norms),
         outputs=outputs,
         constant=spread(logits[:4]) <= CONSTANT,
-        notes=tuple(notes_on(role, outputs, [norms[name] for name in read])),
+        notes=tuple(notes_on(role, outputs, [norms[name] for name in read_norms])),
     )
 
 
@@ -169,8 +171,8 @@ class _Trace:
         """The linear layer whose output is the network's output, before what the kind of its outputs implies."""
         for name, module, output in reversed(self.order):
             if isinstance(module, nn.Linear) and self.logits is not None and output.numel() == self.logits.numel():
-                made = activation_of(outputs, output.reshape(self.logits.shape))
-                if torch.allclose(made, self.logits, rtol=1e-4, atol=1e-6, equal_nan=True):
+                activation = activation_of(outputs, output.reshape(self.logits.shape))
+                if torch.allclose(activation, self.logits, rtol=1e-4, atol=1e-6, equal_nan=True):
                     return name
         return None
 

@@ -54,11 +54,11 @@ def write_aside(
 def _reason(error: Exception) -> str | None:
     """Why a write failed; None for what is no failed write."""
     lines = str(error).splitlines()
-    said = lines[0] if lines else type(error).__name__
+    text = lines[0] if lines else type(error).__name__
     if isinstance(error, OSError):
-        return error.strerror or said
+        return error.strerror or text
     if isinstance(error, SafetensorError):
-        return said.rpartition("I/O error: ")[2] if any(word in said for word in RUST_WRITER) else None
+        return text.rpartition("I/O error: ")[2] if any(word in text for word in RUST_WRITER) else None
     return "no space, or a write that failed" if any(word in str(error) for word in TORCH_WRITER) else None
 
 

@@ -117,27 +117,29 @@ def audit_images(
         )
     device = teacher.mean.device
     synthetic = images[_some(len(images), count, generator)]
-    chosen = _some(len(private), count, generator)
-    members = private.take(chosen)
-    others = members[:0] if heldout is None else heldout.take(_some(len(heldout), count, generator))
-    unseen = _unseen(others, private, device) if len(others) else torch.zeros(0, dtype=torch.bool)
-    if len(others) and not bool(unseen.any()):
+    sample = _some(len(private), count, generator)
+    members = private.take(sample)
+    strangers = members[:0] if heldout is None else heldout.take(_some(len(heldout), count, generator))
+    unseen = _unseen(strangers, private, device) if len(strangers) else torch.zeros(0, dtype=torch.bool)
+    if len(strangers) and not bool(unseen.any()):
         raise UserError(
-            f"audit needs held-out images that are not among the private ones, got {len(others)} copies; give others"
+            f"audit needs held-out images that are not among the private ones, got {len(strangers)} copies; give others"
         )
-    others, copies = others[unseen], int((~unseen).sum())
+    strangers, copies = strangers[unseen], int((~unseen).sum())
     spaces = {}
     ways: Mapping[str, RowsOf] = {"pixels": _pixel_rows, "features": partial(_feature_rows, teacher)}
     for name, rows_of in ways.items():
-        made, known, new = (rows_of(part.to(device)) for part in (synthetic, members, others))
-        spaces[name] = _distances(made, known, new, private, rows_of, chosen.to(device))
+        synthetic_rows, member_rows, stranger_rows = (
+            rows_of(part.to(device)) for part in (synthetic, members, strangers)
+        )
+        spaces[name] = _distances(synthetic_rows, member_rows, stranger_rows, private, rows_of, sample.to(device))
     attacks = {}
-    if len(others):
+    if len(strangers):
         attacks = {name: attack_of(-space.members, -space.others) for name, space in spaces.items()}
         for name, net in (("teacher", teacher), ("student", student)):
             if net is not None:
-                attacks[name] = attack_of(_confidence(net, members), _confidence(net, others))
-    return Audit(len(synthetic), len(private), len(others), copies, spaces, attacks)
+                attacks[name] = attack_of(_confidence(net, members), _confidence(net, strangers))
+    return Audit(len(synthetic), len(private), len(strangers), copies, spaces, attacks)
 
 
 def attack_of(members: Tensor, others: Tensor) -> Attack:
@@ -162,17 +164,17 @@ def _distances(
     device, n = synthetic.device, len(synthetic)
     beside, itself = (others, torch.full((len(others),), -1, device=device)) if len(others) else (members, own)
     queries = torch.cat([synthetic, beside])
-    skipped = torch.cat([torch.full((n,), -1, device=device), itself])
+    excluded = torch.cat([torch.full((n,), -1, device=device), itself])
     blocks = ((start, rows_of(part.to(device))) for start, part in private.blocks(BLOCK))
-    found = nearest_rows(queries, blocks, NEIGHBOURS, skipped)
-    nearest, ratio = found.distances[:, 0].cpu(), _ratio(found).cpu()
+    nearest = nearest_rows(queries, blocks, NEIGHBOURS, excluded)
+    closest, ratio = nearest.distances[:, 0].cpu(), _ratio(nearest).cpu()
     back = [nearest_rows(part, [(0, synthetic)], 1).distances.flatten().cpu() for part in (members, others)]
-    return Distances(nearest[:n], found.rows[:n, 0].cpu(), ratio[:n], nearest[n:], ratio[n:], back[0], back[1])
+    return Distances(closest[:n], nearest.rows[:n, 0].cpu(), ratio[:n], closest[n:], ratio[n:], back[0], back[1])
 
 
-def _ratio(found: Nearest) -> Tensor:
-    finite = found.distances.where(found.distances.isfinite(), torch.nan)  # its own row, where there are few
-    return found.distances[:, 0] / finite.nanmean(dim=1).clamp(min=1e-12)
+def _ratio(nearest: Nearest) -> Tensor:
+    finite = nearest.distances.where(nearest.distances.isfinite(), torch.nan)  # its own row, where there are few
+    return nearest.distances[:, 0] / finite.nanmean(dim=1).clamp(min=1e-12)
 
 
 def _some(n: int, most: int, generator: torch.Generator) -> Tensor:
@@ -206,5 +208,5 @@ def _confidence(probe: Probe, images: Bytes) -> Tensor:
     logits = torch.cat([probe(as_images(part.to(device))).logits for part in images.split(BLOCK)]).double()
     log_p = torch.log_softmax(logits, dim=1)
     top = log_p.argmax(dim=1, keepdim=True)
-    rest = log_p.scatter(1, top, -torch.inf).logsumexp(dim=1)
-    return (log_p.gather(1, top)[:, 0] - rest).cpu()
+    remainder = log_p.scatter(1, top, -torch.inf).logsumexp(dim=1)
+    return (log_p.gather(1, top)[:, 0] - remainder).cpu()

@@ -89,9 +89,9 @@ class Checkpoint:
         """
         sums: dict[str, str] = {}  # of this process's files
         segments = {name: self._save_rows(name, pool, sums) for name, pool in pools.items()}
-        listed = {name: [list(span) for span in spans] for name, spans in segments.items()}
-        whole = {**payload, "segments": listed, "world": self.world, "format": 2}
-        self._write(self._state(rounds), whole, sums)
+        spans_by_name = {name: [list(span) for span in spans] for name, spans in segments.items()}
+        content = {**payload, "segments": spans_by_name, "world": self.world, "format": 2}
+        self._write(self._state(rounds), content, sums)
         if self.rank > 0:
             text = json.dumps(sums)
             write_aside(self._sums(self.rank, rounds), lambda path: path.write_text(text), FULL)
@@ -134,12 +134,12 @@ class Checkpoint:
             UserError: no save is whole.
         """
         save = self.newest(who)
-        found: list[tuple[int, int, Path]] = []
+        spans: list[tuple[int, int, Path]] = []
         for path in self.folder.glob("pool-*.pt"):
             match = re.fullmatch(rf"pool-(\d+)-{re.escape(name)}-\d+-(\d+)\.pt", path.name)
             if match and (save.files is None or path.name in save.files):
-                found.append((int(match[1]), int(match[2]), path))
-        return [path for _, _, path in sorted(found)]
+                spans.append((int(match[1]), int(match[2]), path))
+        return [path for _, _, path in sorted(spans)]
 
     def _checked(self, file: Path) -> tuple[Save | None, str]:
         """The save that a commit file names, and what is wrong with it or its files."""
@@ -182,11 +182,11 @@ class Checkpoint:
     def _save_rows(self, name: str, pool: Pool, sums: dict[str, str]) -> list[tuple[int, int]]:
         """Write the rows added since the last save; returns the spans that make up the pool now."""
         spans = self._segments.get(name, [])
-        done = spans[-1][1] if spans else 0
-        if pool.added > done:
-            rows = {key: value.cpu() for key, value in pool.since(done).items()}
-            self._write(self._file(name, done, pool.added), rows, sums)
-            spans = [*spans, (done, pool.added)]
+        saved_rows = spans[-1][1] if spans else 0
+        if pool.added > saved_rows:
+            rows = {key: value.cpu() for key, value in pool.since(saved_rows).items()}
+            self._write(self._file(name, saved_rows, pool.added), rows, sums)
+            spans = [*spans, (saved_rows, pool.added)]
         spans = [(start, end) for start, end in spans if end > pool.added - pool.capacity]
         before = (self._last.files if self._last is not None else None) or {}
         for span in spans:
@@ -216,15 +216,15 @@ class Checkpoint:
 
     def _drop_others(self, save: Save, before: Save | None) -> None:
         """Remove what neither of the last two saves refers to: older saves, rows that left the ring, cut-off saves."""
-        kept = {*(save.files or {}), self._sums(self.rank, save.rounds).name}
+        keep = {*(save.files or {}), self._sums(self.rank, save.rounds).name}
         if before is not None:
-            kept |= {*(before.files or {}), self._state(before.rounds).name}
-        mine = [f"{kind}-{self.rank}-" for kind in ("pool", "state", "sums")]
-        for start in mine:
+            keep |= {*(before.files or {}), self._state(before.rounds).name}
+        prefixes = [f"{kind}-{self.rank}-" for kind in ("pool", "state", "sums")]
+        for start in prefixes:
             for path in self.folder.glob(f"{start}*"):
-                if path.name not in kept:
+                if path.name not in keep:
                     path.unlink(missing_ok=True)
-        for start in [*mine, *(["commit"] if self.rank == 0 else [])]:
+        for start in [*prefixes, *(["commit"] if self.rank == 0 else [])]:
             for path in self.folder.glob(f".{start}*.tmp"):  # left by a kill in the middle of a write
                 path.unlink(missing_ok=True)
 

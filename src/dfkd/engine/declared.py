@@ -53,7 +53,7 @@ def _late(hint: Any, value: Any) -> str:
         missing = [part for part in inner if _is_fixed(part)]
         return f"None in the place of {missing[0].__name__}" if missing else ""
     if origin in (Union, UnionType):
-        return next((said for part in inner if (said := _late(part, value))), "")
+        return next((path for part in inner if (path := _late(part, value))), "")
     return ""
 
 

@@ -23,8 +23,8 @@ OUTPUTS_TOLD = {
 
 def check_kind(net: nn.Module, role: str) -> None:
     """Refuse what is no network of Python code: its layers take no hooks, and its modes do not change."""
-    exported = isinstance(net, torch.fx.GraphModule) and "_guards_fn" in dict(net.named_children())
-    if isinstance(net, torch.jit.ScriptModule) or exported or hasattr(net, "_export_root"):
+    is_exported = isinstance(net, torch.fx.GraphModule) and "_guards_fn" in dict(net.named_children())
+    if isinstance(net, torch.jit.ScriptModule) or is_exported or hasattr(net, "_export_root"):
         kind = "TorchScript" if isinstance(net, torch.jit.ScriptModule) else "an exported program"
         raise UserError(
             f"{role} needs to be a network of Python code, got {kind}, whose layers cannot be read; build it from its "

@@ -41,20 +41,20 @@ def evaluate(
         y = labels[start : start + batch_size].to(runtime.device)
         logits = student(x).logits
         guess = logits.argmax(dim=1)
-        other = _predictions(teacher, x, guess, start)
+        other_guess = _predictions(teacher, x, guess, start)
         loss = F.cross_entropy(logits, y, reduction="none").double()
-        rows = torch.stack([torch.ones_like(loss), (guess == y).double(), (guess == other).double(), loss])
+        rows = torch.stack([torch.ones_like(loss), (guess == y).double(), (guess == other_guess).double(), loss])
         counts.index_add_(1, y, rows)
     student.train(mode)
-    seen, right, agreed, loss = runtime.total(counts).cpu()
-    n = seen.sum().clamp(min=1)
+    count, right, same, loss = runtime.total(counts).cpu()
+    n = count.sum().clamp(min=1)
     return Evaluation(
         accuracy=float(right.sum() / n),
-        agreement=float(agreed.sum() / n),
+        agreement=float(same.sum() / n),
         loss=float(loss.sum() / n),
-        images=int(seen.sum()),
-        class_accuracy=tuple((right / seen.clamp(min=1)).tolist()),
-        class_agreement=tuple((agreed / seen.clamp(min=1)).tolist()),
+        images=int(count.sum()),
+        class_accuracy=tuple((right / count.clamp(min=1)).tolist()),
+        class_agreement=tuple((same / count.clamp(min=1)).tolist()),
     )
 
 

@@ -97,9 +97,9 @@ class Exchange(Around[ExchangeState]):
         images: State = self.of.setup(task, plan)
         G = getattr(images, "G", None)
         if not isinstance(images, Staged) or not isinstance(G, ConvGenerator):
-            got = type(self.of).__name__ + ("" if G is None else f" with a {type(G).__name__}")
+            kind = type(self.of).__name__ + ("" if G is None else f" with a {type(G).__name__}")
             raise UserError(
-                f"Exchange needs a method that keeps a generator in stages and its codes, got {got}; choose one "
+                f"Exchange needs a method that keeps a generator in stages and its codes, got {kind}; choose one "
                 "whose state has them, with generator conv"
             )
         capacity = min(self.memory, images.pool.capacity)
@@ -109,7 +109,7 @@ class Exchange(Around[ExchangeState]):
 
     def synthesize(self, task: Task, state: ExchangeState, clock: Clock) -> Metrics:
         """The method's; then its newest features, and the choices of the whole round: the device is asked once."""
-        made = self.of.synthesize(task, state.images, clock)
+        metrics = self.of.synthesize(task, state.images, clock)
         images = cast(Staged, state.images)
         if images.born == clock.round and clock.turn == 0:
             state.first = state.features.added
@@ -118,10 +118,10 @@ class Exchange(Around[ExchangeState]):
         with torch.no_grad(), task.runtime.autocast():
             taps = images.G.features(images.codes)
         labels = images.pool.newest(len(images.codes))["labels"]  # fewer than codes where its memory is that small
-        kept = {f"tap{i}": taps[i][-len(labels) :].half() for i in self.taps}
-        state.features.add(**kept, labels=labels)
+        columns = {f"tap{i}": taps[i][-len(labels) :].half() for i in self.taps}
+        state.features.add(**columns, labels=labels)
         state.choices = _choose(self, clock.plan.steps, task.runtime.generator)
-        return made
+        return metrics
 
     def batch(self, task: Task, state: ExchangeState, clock: Clock) -> Batch:
         """The method's, or one decoded from exchanged features, with the labels of the rows that were drawn."""
@@ -141,15 +141,15 @@ def _columns(G: ConvGenerator, taps: tuple[int, ...]) -> dict[str, tuple[tuple[i
     """Columns of the feature pool; shapes as a code of zeros gives them."""
     weight = G.project.weight
     with torch.no_grad():
-        seen = G.eval().features(weight.new_zeros(1, weight.shape[1]))
-    return {**{f"tap{i}": (tuple(seen[i].shape[1:]), torch.float16) for i in taps}, "labels": ((), torch.int64)}
+        features = G.eval().features(weight.new_zeros(1, weight.shape[1]))
+    return {**{f"tap{i}": (tuple(features[i].shape[1:]), torch.float16) for i in taps}, "labels": ((), torch.int64)}
 
 
 def _choose(method: Exchange, steps: int, generator: torch.Generator) -> list[int | None]:
     """For every student step of a round: a uniform tap, or, with probability 1 - p, none. One wait for the device."""
     taps = torch.randint(len(method.taps), (steps,), generator=generator, device=generator.device)
-    own = torch.rand(steps, generator=generator, device=generator.device) >= method.p
-    return [None if i < 0 else method.taps[i] for i in taps.masked_fill(own, -1).tolist()]
+    exchanged = torch.rand(steps, generator=generator, device=generator.device) >= method.p
+    return [None if i < 0 else method.taps[i] for i in taps.masked_fill(exchanged, -1).tolist()]
 
 
 def _draw(state: ExchangeState, n: int, names: list[str], generator: torch.Generator) -> dict[str, Tensor]:

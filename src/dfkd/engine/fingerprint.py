@@ -22,17 +22,17 @@ SAMPLED = 4096
 
 def inputs_of(task: Task, method: Method[State]) -> dict[str, str]:
     """Fingerprints of what ``method`` is given beside the pair, and what of the pair it reads and trains."""
-    needs, found = method.needs(), {}
+    needs, prints = method.needs(), {}
     if Need.WEB in needs and task.web is not None:
-        found["web images"] = fingerprint_rows(task.web)
+        prints["web images"] = fingerprint_rows(task.web)
     if Need.REAL in needs and task.real is not None:
         images, labels = task.real
-        found["real images"] = fingerprint_rows(Rows(images))
-        found["real labels"] = fingerprint_tensor(labels)
+        prints["real images"] = fingerprint_rows(Rows(images))
+        prints["real labels"] = fingerprint_tensor(labels)
     if Need.TEXT in needs and task.text is not None:
-        found["text vectors"] = fingerprint_tensor(task.text)
-    found["frozen parameters of the student"] = _frozen(task.student.net)
-    return found
+        prints["text vectors"] = fingerprint_tensor(task.text)
+    prints["frozen parameters of the student"] = _frozen(task.student.net)
+    return prints
 
 
 def fingerprint_tensor(values: Tensor) -> str:

@@ -50,12 +50,12 @@ class _Joint(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-        own = moments(x)
-        count = own.mean.new_full((1,), x.numel() // x.shape[1])
-        own_row = torch.cat([own.mean, own.var, count])
-        gathered = [torch.empty_like(own_row) for _ in range(torch.distributed.get_world_size())]
-        torch.distributed.all_gather(gathered, own_row)
-        parts = torch.stack(gathered)
+        moments_here = moments(x)
+        count = moments_here.mean.new_full((1,), x.numel() // x.shape[1])
+        own_row = torch.cat([moments_here.mean, moments_here.var, count])
+        rows = [torch.empty_like(own_row) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(rows, own_row)
+        parts = torch.stack(rows)
         c = x.shape[1]
         n, means, variances = parts[:, -1:], parts[:, :c], parts[:, c : 2 * c]
         total = n.sum()

@@ -117,8 +117,8 @@ class Probe(nn.Module):
         else:
             logits = as_logits(self.net(x), self.outputs)
         features = self._features[-1].float() if self._features else logits
-        seen = tuple(self._maps), tuple(self._stats), tuple(self._stored), tuple(self._means)
-        out = Readout(logits, features, *seen)
+        readings = tuple(self._maps), tuple(self._stats), tuple(self._stored), tuple(self._means)
+        out = Readout(logits, features, *readings)
         self._reading = self._want_stats = self._want_maps = self._want_means = False
         self._features, self._maps, self._stats, self._stored, self._means = [], [], [], [], []
         return out
@@ -136,16 +136,16 @@ class Probe(nn.Module):
         return apart(self.net)
 
     def _hook(self) -> list[Any]:
-        def read_features(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+        def read_features(module: nn.Module, inputs: tuple[Tensor, ...], keywords: dict[str, Tensor]) -> None:
             if self._reading:  # another probe may run the same network
-                self._features.append(_first(inputs, named).flatten(1))
+                self._features.append(_first(inputs, keywords).flatten(1))
 
-        def read_stats(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+        def read_stats(module: nn.Module, inputs: tuple[Tensor, ...], keywords: dict[str, Tensor]) -> None:
             if self._want_stats:
-                self._stats.append(self._moments(_first(inputs, named)))
+                self._stats.append(self._moments(_first(inputs, keywords)))
                 self._stored.append(Moments(module.running_mean, module.running_var))  # type: ignore[arg-type]
             if self._want_means:
-                x = _first(inputs, named)
+                x = _first(inputs, keywords)
                 self._means.append(x.float().flatten(2).mean(dim=2) if x.dim() > 2 else x.float())
 
         def read_map(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -166,9 +166,9 @@ def tracking_norms(net: nn.Module) -> dict[str, _BatchNorm]:
     return {name: norm for name, norm in norms.items() if norm.running_mean is not None}
 
 
-def _first(inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> Tensor:
+def _first(inputs: tuple[Tensor, ...], keywords: dict[str, Tensor]) -> Tensor:
     """A layer's input, however it was passed."""
-    return inputs[0] if inputs else next(iter(named.values()))
+    return inputs[0] if inputs else next(iter(keywords.values()))
 
 
 def _submodule(net: nn.Module, name: str) -> nn.Module:

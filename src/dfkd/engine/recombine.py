@@ -57,12 +57,12 @@ class Recombine(Around[RecombinedState]):
     def setup(self, task: Task, plan: Plan) -> RecombinedState:
         """Both setups; the loss's one for a single round, since what it would synthesise is never made."""
         images = self.images_from.setup(task, plan)
-        held, name = images.held, type(self.images_from).__name__
+        fixed, name = images.held, type(self.images_from).__name__
         learning = self.loss_from.setup(task, replace(plan, rounds=1, warmup=1))
-        if not set(held) <= set(learning.held):
+        if not set(fixed) <= set(learning.held):
             raise UserError(
                 f"Recombine needs images_from to leave the student's weights alone, got {name}, which sets "
-                f"{', '.join(held)}; turn that off (where it is a choice: share_head=False)"
+                f"{', '.join(fixed)}; turn that off (where it is a choice: share_head=False)"
             )
         pool = getattr(images, "pool", None)
         return RecombinedState(

@@ -186,9 +186,9 @@ class Runtime:
 
     def uncompiled(self) -> "Runtime":
         """The same device, processes and random streams, and nothing is compiled."""
-        other = copy.copy(self)
-        other.compiled = False
-        return other
+        copied = copy.copy(self)
+        copied.compiled = False
+        return copied
 
     def step(
         self, loss: Scalar, *optimizers: Optimizer, private: Sequence[Optimizer] = (), clip: float | None = None
@@ -278,13 +278,13 @@ def _many(devices: int) -> bool:
 
 
 def _timeout(given: float | None) -> float:
-    asked = os.environ.get("DFKD_TIMEOUT", "1800") if given is None else given
+    value = os.environ.get("DFKD_TIMEOUT", "1800") if given is None else given
     try:
-        seconds = float(asked)
+        seconds = float(value)
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < 10**8:
-        raise UserError(f"runtime needs a timeout of more than 0 seconds, got {asked!r}; set DFKD_TIMEOUT, or unset it")
+        raise UserError(f"runtime needs a timeout of more than 0 seconds, got {value!r}; set DFKD_TIMEOUT, or unset it")
     return seconds
 
 
@@ -304,14 +304,16 @@ def _fabric(accelerator: str, devices: int, timeout: float) -> Any:
             "lightning-fabric`, or use one process"
         ) from error
     world = int(os.environ.get("WORLD_SIZE", devices))
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", devices))
-    if devices not in (1, here):
+    local_world = int(os.environ.get("LOCAL_WORLD_SIZE", devices))
+    if devices not in (1, local_world):
         raise UserError(
-            f"runtime needs as many processes as the launcher started on this machine ({here}), got devices={devices}; "
-            "give both the same number"
+            f"runtime needs as many processes as the launcher started on this machine ({local_world}), got "
+            f"devices={devices}; give both the same number"
         )
     strategy = DDPStrategy(timeout=timedelta(seconds=timeout))
-    return Fabric(accelerator=accelerator, devices=here, num_nodes=max(1, world // here), strategy=strategy)
+    return Fabric(
+        accelerator=accelerator, devices=local_world, num_nodes=max(1, world // local_world), strategy=strategy
+    )
 
 
 def _graphs() -> int:
@@ -325,8 +327,8 @@ def _kept(function: Callable[P, R]) -> Callable[P, R]:
     """Outputs of a CUDA graph are overwritten by its next replay: return copies, which stay what they are."""
 
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        held: R = trees.tree_map_only(Tensor, torch.clone, function(*args, **kwargs))
-        return held
+        outputs: R = trees.tree_map_only(Tensor, torch.clone, function(*args, **kwargs))
+        return outputs
 
     return call
 

@@ -37,12 +37,12 @@ def share_head(teacher: nn.Module, student: nn.Module, image_size: tuple[int, in
     wider = projection(teacher, student, image_size)
     if wider is not None:
         widen(student, image_size, **wider)
-    given = _linear(teacher, survey(teacher, image_size, None, "teacher"), "teacher")
-    own = _linear(student, survey(student, image_size, None, "student"), "student")
+    teacher_head = _linear(teacher, survey(teacher, image_size, None, "teacher"), "teacher")
+    student_head = _linear(student, survey(student, image_size, None, "student"), "student")
     with torch.no_grad():
-        own.weight.copy_(given.weight)
-        if own.bias is not None and given.bias is not None:
-            own.bias.copy_(given.bias)
+        student_head.weight.copy_(teacher_head.weight)
+        if student_head.bias is not None and teacher_head.bias is not None:
+            student_head.bias.copy_(teacher_head.bias)
     return student
 
 
@@ -54,11 +54,11 @@ def projection(teacher: nn.Module, student: nn.Module, image_size: tuple[int, in
     """
     old = survey(teacher, image_size, None, "teacher")
     new = survey(student, image_size, old.classes, "student")
-    given, own = _linear(teacher, old, "teacher"), _linear(student, new, "student")
-    if new.features == old.features and (given.bias is None) == (own.bias is None):
+    teacher_head, student_head = _linear(teacher, old, "teacher"), _linear(student, new, "student")
+    if new.features == old.features and (teacher_head.bias is None) == (student_head.bias is None):
         return None
-    seen = _look(teacher, given, image_size)
-    return {"features": old.features, "side": seen.side, "bias": given.bias is not None, "relu": seen.positive}
+    look = _look(teacher, teacher_head, image_size)
+    return {"features": old.features, "side": look.side, "bias": teacher_head.bias is not None, "relu": look.positive}
 
 
 def widen(
@@ -83,12 +83,12 @@ def widen(
     """
     facts = survey(student, image_size, None, "student")
     head = _linear(student, facts, "student")
-    seen = _look(student, head, image_size)
+    look = _look(student, head, image_size)
     after: list[nn.Module] = [nn.Linear(features, head.out_features, bias)]
-    if seen.place is not None and seen.pooled:
-        larger = side is not None and (seen.side[0] > side[0] or seen.side[1] > side[1])
+    if look.place is not None and look.pooled:
+        larger = side is not None and (look.side[0] > side[0] or look.side[1] > side[1])
         projector = map_projector(head.in_features, features, side if larger else None, relu)
-        _replace(student, seen.place, nn.Sequential(student.get_submodule(seen.place), projector))
+        _replace(student, look.place, nn.Sequential(student.get_submodule(look.place), projector))
     elif head.in_features != features:
         after = [*vector_projector(head.in_features, features, relu), *after]
     _replace(student, facts.head or "", nn.Sequential(*after) if len(after) > 1 else after[0])
@@ -121,10 +121,10 @@ def _look(net: nn.Module, head: nn.Linear, image_size: tuple[int, int, int]) -> 
     place = last_map(net.eval(), image_size)
     maps: list[Tensor] = []
     features: list[Tensor] = []
-    handles = [head.register_forward_pre_hook(lambda module, given: features.append(given[0].flatten(1)))]
+    handles = [head.register_forward_pre_hook(lambda module, inputs: features.append(inputs[0].flatten(1)))]
     if place is not None:
         at = net.get_submodule(place)
-        handles.append(at.register_forward_hook(lambda module, given, made: maps.append(made)))
+        handles.append(at.register_forward_hook(lambda module, inputs, output: maps.append(output)))
     with torch.no_grad():
         ramp = torch.linspace(-2, 2, image_size[1] * image_size[2], device=head.weight.device)
         net(torch.stack([ramp, -ramp]).view(2, 1, *image_size[1:]).expand(2, *image_size).contiguous())

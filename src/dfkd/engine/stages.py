@@ -28,13 +28,13 @@ def equal_stages(task: Task, who: str, pooled: bool = False) -> tuple[tuple[Maps
     for role, probe in (("teacher", task.teacher), ("student", task.student)):
         mode = probe.training
         with torch.no_grad():
-            seen = probe.eval()(image, maps=True)
+            readouts = probe.eval()(image, maps=True)
         probe.train(mode)
-        maps.append(seen.maps)
-        if pooled and not pools_last_map(seen):
+        maps.append(readouts.maps)
+        if pooled and not pools_last_map(readouts):
             raise UserError(
                 f"{who} needs a {role} whose head sees its last stage through global average pooling, got "
-                f"{probe.stage_names[-1]}, {tuple(seen.maps[-1].shape[1:])}, which is not what the head reads; "
+                f"{probe.stage_names[-1]}, {tuple(readouts.maps[-1].shape[1:])}, which is not what the head reads; "
                 "name the stages (dfkd.Classifier, --teacher.stages, --student.stages) or choose another constraint"
             )
     theirs, ours = maps

@@ -133,24 +133,24 @@ def _filled(saved: Mapping[str, Any], into: Any, device: torch.device, kinds: Ki
 
 def kinds_of(state: Any) -> dict[str, type]:
     """Every named tuple and dataclass that ``state`` declares or holds, by full name."""
-    found: dict[str, type] = {}
+    kinds: dict[str, type] = {}
     for owner, _ in dataclasses_of(state, ""):
-        _collect(type(owner), found)
+        _collect(type(owner), kinds)
     for value, _ in walk(state, ""):
         if _is_named_tuple(type(value)):
-            _collect(type(value), found)
-    return found
+            _collect(type(value), kinds)
+    return kinds
 
 
-def _collect(hint: Any, found: dict[str, type]) -> None:
+def _collect(hint: Any, kinds: dict[str, type]) -> None:
     """Add the named tuples and dataclasses of a type hint, and those that their fields name."""
     for part in get_args(hint):
-        _collect(part, found)
-    if not isinstance(hint, type) or not (is_dataclass(hint) or _is_named_tuple(hint)) or _tag(hint) in found:
+        _collect(part, kinds)
+    if not isinstance(hint, type) or not (is_dataclass(hint) or _is_named_tuple(hint)) or _tag(hint) in kinds:
         return
-    found[_tag(hint)] = hint
+    kinds[_tag(hint)] = hint
     for inner in get_type_hints(hint).values():
-        _collect(inner, found)
+        _collect(inner, kinds)
 
 
 def _tag(kind: type) -> str:
@@ -163,11 +163,11 @@ def _is_named_tuple(kind: type) -> bool:
 
 def pools_of(state: Any) -> dict[str, Pool]:
     """Every pool of a state, wherever it is kept, by its dotted path; one that is kept twice counts once."""
-    found: dict[str, Pool] = {}
+    pools: dict[str, Pool] = {}
     for value, path in walk(state, "", first=lambda part: isinstance(part, Pool)):
-        if isinstance(value, Pool) and not any(value is other for other in found.values()):
-            found[path] = value
-    return found
+        if isinstance(value, Pool) and not any(value is earlier for earlier in pools.values()):
+            pools[path] = value
+    return pools
 
 
 def dataclasses_of(state: Any, path: str) -> Iterator[tuple[Any, str]]:

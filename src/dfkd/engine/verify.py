@@ -137,11 +137,11 @@ def verified(
 def _to_float32(net: nn.Module, role: str) -> list[str]:
     """Optimisers and statistics want float32 weights; a note where they had another dtype."""
     tensors = [*net.parameters(), *net.buffers()]
-    others = {str(t.dtype).removeprefix("torch.") for t in tensors if t.is_floating_point()} - {"float32"}
-    if not others:
+    kinds = {str(t.dtype).removeprefix("torch.") for t in tensors if t.is_floating_point()} - {"float32"}
+    if not kinds:
         return []
     net.float()
-    return [f"the {role}'s weights are converted from {' and '.join(sorted(others))} to float32 for the run"]
+    return [f"the {role}'s weights are converted from {' and '.join(sorted(kinds))} to float32 for the run"]
 
 
 def _working(asked: Choice, trial: "_Trial", notes: list[str]) -> Choice:
@@ -151,16 +151,16 @@ def _working(asked: Choice, trial: "_Trial", notes: list[str]) -> Choice:
         notes.append(f"{trial.role}: contiguous memory format; some of its tensors share memory")
     if trial.fault(asked) is None:
         return asked
-    kept = Choice(False, False, False)
-    if (why := trial.fault(kept)) is not None:
-        kept = _readable(kept, trial, notes, why)
-    for change, told in _CHANGES.items():
+    choice = Choice(False, False, False)
+    if (why := trial.fault(choice)) is not None:
+        choice = _readable(choice, trial, notes, why)
+    for change, description in _CHANGES.items():
         if getattr(asked, change):
-            why = trial.fault(replace(kept, **{change: True}))
-            kept = replace(kept, **{change: why is None})
+            why = trial.fault(replace(choice, **{change: True}))
+            choice = replace(choice, **{change: why is None})
             if why is not None:
-                notes.append(f"{trial.role}: {told}, {why}")
-    return kept
+                notes.append(f"{trial.role}: {description}, {why}")
+    return choice
 
 
 _CHANGES = {
@@ -172,9 +172,12 @@ _CHANGES = {
 
 def _readable(kept: Choice, trial: "_Trial", notes: list[str], why: str) -> Choice:
     """Without the hooks that make a network fail."""
-    for part, told in (("maps", "stage maps are not read; with them"), ("stats", "BatchNorm is not read; with it")):
+    for part, description in (
+        ("maps", "stage maps are not read; with them"),
+        ("stats", "BatchNorm is not read; with it"),
+    ):
         kept = replace(kept, **{part: False})
-        notes.append(f"{trial.role}: {told}, {why}")
+        notes.append(f"{trial.role}: {description}, {why}")
         if trial.fault(kept) is None:
             return kept
     raise UserError(f"{trial.role} needs to allow forward hooks, got a network which with them {why}; rewrite it")
@@ -248,13 +251,13 @@ class _Trial:
                 probe.release()
 
     def _compared(self, probe: Probe, choice: Choice, tolerance: Tolerance) -> str | None:
-        read: Callable[[Images], tuple[Logits, Tensor | None]] = lambda images: _read(probe, images)  # noqa: E731
-        read = self.runtime.compile(read) if choice.compiled else read
+        reader: Callable[[Images], tuple[Logits, Tensor | None]] = lambda images: _read(probe, images)  # noqa: E731
+        reader = self.runtime.compile(reader) if choice.compiled else reader
         for training in self.modes:
-            found = self._pass(read, self.noise, training)
-            told = _difference(self.references[training], found, self._floor(training, tolerance), tolerance)
-            if told is not None:
-                return f"{told} in {'train' if training else 'eval'} mode"
+            outcome = self._pass(reader, self.noise, training)
+            difference = _difference(self.references[training], outcome, self._floor(training, tolerance), tolerance)
+            if difference is not None:
+                return f"{difference} in {'train' if training else 'eval'} mode"
         return None
 
     def _floor(self, training: bool, tolerance: Tolerance) -> _Pass:
@@ -277,39 +280,41 @@ class _Trial:
             torch.manual_seed(seed)
             self.net.train(training)
             images = images.clone().requires_grad_()
-            logits, rest = read(images)
+            logits, readings = read(images)
             weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(2)).to(logits.device)
             total = (logits.float() * weights).sum()
-            if rest is not None:  # changes no gradient, but goes through all that the hooks read
-                total = total + 0 * rest
+            if readings is not None:  # changes no gradient, but goes through all that the hooks read
+                total = total + 0 * readings
             parameters = [p for p in self.net.parameters() if p.requires_grad] if training else []
             grads: Sequence[Tensor | None] = [None] * (1 + len(parameters))
             if total.requires_grad:
                 grads = torch.autograd.grad(total, [images, *parameters], allow_unused=True)
             of_weights = [grad.float().flatten() for grad in grads[1:] if grad is not None]
-            joined = torch.cat(of_weights) if of_weights else None
-            return _Pass(logits.detach().float(), None if grads[0] is None else grads[0].float(), joined)
+            gradients = torch.cat(of_weights) if of_weights else None
+            return _Pass(logits.detach().float(), None if grads[0] is None else grads[0].float(), gradients)
 
 
 def _read(probe: Probe, images: Images) -> tuple[Logits, Tensor | None]:
     """The logits, and a sum over everything else that is read."""
     out = probe(images, stats=bool(probe.norms), maps=bool(probe.stage_names))
-    rest = [part.float().sum() for moments in out.stats for part in moments] + [m.float().sum() for m in out.maps]
-    return out.logits, torch.stack(rest).sum() if rest else None
+    sums = [part.float().sum() for moments in out.stats for part in moments] + [m.float().sum() for m in out.maps]
+    return out.logits, torch.stack(sums).sum() if sums else None
 
 
-def _difference(reference: _Pass, found: _Pass, floor: _Pass, tolerance: Tolerance) -> str | None:
-    for what, own, other, near in zip(("logits", "gradients", "gradients"), reference, found, floor, strict=True):
-        if own is None and other is not None:
-            return f"{what} reach its images which its logits do not pass"
-        if (own is None) != (other is None) or (own is not None and own.shape != other.shape):  # type: ignore[union-attr]
-            return f"its {what} have another shape"
-        if own is None or other is None or not bool(torch.isfinite(own).all()):
+def _difference(reference: _Pass, outcome: _Pass, floor: _Pass, tolerance: Tolerance) -> str | None:
+    for part, expected, actual, near in zip(
+        ("logits", "gradients", "gradients"), reference, outcome, floor, strict=True
+    ):
+        if expected is None and actual is not None:
+            return f"{part} reach its images which its logits do not pass"
+        if (expected is None) != (actual is None) or (expected is not None and expected.shape != actual.shape):  # type: ignore[union-attr]
+            return f"its {part} have another shape"
+        if expected is None or actual is None or not bool(torch.isfinite(expected).all()):
             continue
-        gap = _distance(own, other)
-        noise = _distance(own, near) if near is not None and near.shape == own.shape else 0.0
-        if not gap <= max(getattr(tolerance, what), 10 * noise):
-            return f"its {what} differ by {gap:.1%}"
+        gap = _distance(expected, actual)
+        noise = _distance(expected, near) if near is not None and near.shape == expected.shape else 0.0
+        if not gap <= max(getattr(tolerance, part), 10 * noise):
+            return f"its {part} differ by {gap:.1%}"
     return None
 
 
@@ -362,11 +367,11 @@ def _snapshot(net: nn.Module) -> Callable[[], None]:
             _put_back(vars(module), plain)
             _put_back(module._buffers, buffers)
             _put_back(module._parameters, parameters)
-        for tensor, data, value, wanted in tensors:
+        for tensor, data, value, requires_grad in tensors:
             data.copy_(value)
             tensor.data = data
-            if tensor.requires_grad != wanted:
-                tensor.requires_grad_(wanted)
+            if tensor.requires_grad != requires_grad:
+                tensor.requires_grad_(requires_grad)
         for parameter, grad in grads:
             parameter.grad = grad
 

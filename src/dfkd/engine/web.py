@@ -61,8 +61,8 @@ def own_rows(task: Task, share: float = 1.0) -> Labels:
     rng, device = task.runtime.generator, task.runtime.device
     rows = torch.arange(task.runtime.rank, len(web_of(task)), task.runtime.world, device=device)
     if share < 1:
-        kept = max(1, round(share * len(rows)))
-        rows = rows[torch.randperm(len(rows), generator=rng, device=device)[:kept]].sort().values
+        count = max(1, round(share * len(rows)))
+        rows = rows[torch.randperm(len(rows), generator=rng, device=device)[:count]].sort().values
     return rows
 
 
@@ -176,9 +176,9 @@ def group_features(
 
 
 def _parts(web: Rows, chosen: Labels) -> tuple[Tensor, Tensor]:
-    taken = torch.zeros(len(web), dtype=torch.bool)
-    taken[chosen.cpu()] = True
-    return taken.nonzero().flatten(), (~taken).nonzero().flatten()
+    mask = torch.zeros(len(web), dtype=torch.bool)
+    mask[chosen.cpu()] = True
+    return mask.nonzero().flatten(), (~mask).nonzero().flatten()
 
 
 def _some(rows: Tensor, n: int, generator: torch.Generator) -> Tensor:

@@ -55,9 +55,9 @@ def distribution_contrast(
             f"got {anchors.shape[0]}; drop the last, smaller batch or use a larger one"
         )
     similarity = _cosine(anchors, perturbed) / temperature
-    own = torch.eye(anchors.shape[0], dtype=torch.bool, device=anchors.device)
-    others = similarity.masked_fill(own, float("-inf")).logsumexp(dim=1)
-    losses = others - similarity.diagonal()
+    diagonal = torch.eye(anchors.shape[0], dtype=torch.bool, device=anchors.device)
+    negatives = similarity.masked_fill(diagonal, float("-inf")).logsumexp(dim=1)
+    losses = negatives - similarity.diagonal()
     return losses.sum() if reduction == "sum" else losses.mean()
 
 

@@ -16,5 +16,5 @@ def noisy_label_loss(logits: Logits, labels: Labels, transition: Float[Tensor, "
         labels: what somebody else said (n,), right or wrong.
         transition: Q, whose row i holds the probabilities that an image of class i is called each of the classes.
     """
-    said = transition.T.index_select(0, labels)  # (n, k): how likely each class is to be called so
-    return -(logits.log_softmax(dim=1) + said.log()).logsumexp(dim=1).mean()
+    likelihood = transition.T.index_select(0, labels)  # (n, k): how likely each class is to be called so
+    return -(logits.log_softmax(dim=1) + likelihood.log()).logsumexp(dim=1).mean()

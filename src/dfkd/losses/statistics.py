@@ -48,5 +48,5 @@ def blend_moments(batch: Sequence[Moments], average: Sequence[Moments], momentum
 
 def update_moments(average: Sequence[Moments], batch: Sequence[Moments], momentum: float) -> list[Moments]:
     """The moving average after one more batch, ``m · average + (1 − m) · batch``; an empty average starts at it."""
-    detached = [Moments(moments.mean.detach(), moments.var.detach()) for moments in batch]
-    return blend_moments(detached, average, momentum) if average else detached
+    constants = [Moments(moments.mean.detach(), moments.var.detach()) for moments in batch]
+    return blend_moments(constants, average, momentum) if average else constants

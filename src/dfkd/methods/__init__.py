@@ -57,8 +57,8 @@ COMBINATIONS: Mapping[str, type[Method[Any]]] = {"Exchange": Exchange, "Recombin
 
 def offered_methods() -> dict[str, EntryPoint]:
     """Methods of other installed packages by name, not loaded; a name of this package's own stays its own."""
-    found = entry_points(group="dfkd.methods")
-    return {point.name: point for point in found if point.name not in {**METHODS, **COMBINATIONS}}
+    entries = entry_points(group="dfkd.methods")
+    return {point.name: point for point in entries if point.name not in {**METHODS, **COMBINATIONS}}
 
 
 def load_offered(point: EntryPoint) -> type[Method[Any]]:

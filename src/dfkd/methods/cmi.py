@@ -114,14 +114,14 @@ class CMI(Method[CMIState]):
     def setup(self, task: Task, plan: Plan) -> CMIState:
         """Line 1, and G, which line 3 fills."""
         device, runtime = task.runtime.device, task.runtime
-        made = self.synthesis_batch * plan.turns * (plan.warmup * self.warmup_batches + plan.rounds * self.batches)
-        if made == 0:
+        capacity = self.synthesis_batch * plan.turns * (plan.warmup * self.warmup_batches + plan.rounds * self.batches)
+        if capacity == 0:
             raise UserError("CMI needs rounds that make images, got batches=0 and no warm-up; set plan.warmup")
         columns = {"images": (task.image_shape, torch.uint8), "labels": ((), torch.int64)}
-        M = Pool(min(made, self.memory or made), columns, device)
+        M = Pool(min(capacity, self.memory or capacity), columns, device)
         with torch.no_grad():
             d = _features(self, _read(self, task.teacher, torch.zeros(1, *task.image_shape, device=device))).shape[1]
-        B = Pool(min(made, self.bank), {"features": ((2 * d,), torch.float16)}, device)
+        B = Pool(min(capacity, self.bank), {"features": ((2 * d,), torch.float16)}, device)
         h = runtime.place(contrast_mlp(d, self.head_width))
         G = runtime.place(ConvGenerator(self.width, task.image_shape, self.channels))
         return CMIState(M, B, G, h, Adam(h.parameters(), lr=self.lr, fused=True))
@@ -206,14 +206,14 @@ def generate(G: nn.Module, z: Tensor) -> Images:
 
 def objective(method: CMI, T: Probe, S: Probe, views: Views, y: Labels, adversarial: bool) -> Parts:
     """Line 5: ``α_bn L_bn + α_cls CE(T(x), y) − α_adv KL(T(x) ‖ S(x))`` on the global view."""
-    seen = _read(method, T, views.global_, stats=True)
-    t, zero = seen.logits, seen.logits.new_zeros(())
+    readout = _read(method, T, views.global_, stats=True)
+    t, zero = readout.logits, readout.logits.new_zeros(())
     cls = cross_entropy(t, y)
-    bn = moment_distance(seen.stats, seen.stored) if seen.stats else zero
+    bn = moment_distance(readout.stats, readout.stored) if readout.stats else zero
     adv = agreeing_divergence(t, S(views.global_).logits, method.mask) if adversarial else zero
     loss = method.alpha_bn * bn + method.alpha_cls * cls - method.alpha_adv * adv
     local = _features(method, _read(method, T, views.local))
-    return Parts(loss, cls, bn, adv, t, local, _features(method, seen))
+    return Parts(loss, cls, bn, adv, t, local, _features(method, readout))
 
 
 def contrast(method: CMI, h: nn.Module, out: Parts, stored: Tensor) -> Scalar:
@@ -243,7 +243,7 @@ def _read(method: CMI, T: Probe, x: Images, stats: bool = False) -> Readout:
     return T(x, stats=stats and method.alpha_bn != 0, maps=not norms, means=norms)
 
 
-def _features(method: CMI, seen: Readout) -> Features:
+def _features(method: CMI, readout: Readout) -> Features:
     """Spatial means of an image, layer after layer (n, d)."""
-    means = seen.means if method.layers == "norms" else [m.float().mean(dim=(2, 3)) for m in seen.maps]
+    means = readout.means if method.layers == "norms" else [m.float().mean(dim=(2, 3)) for m in readout.maps]
     return torch.cat(list(means), dim=1)

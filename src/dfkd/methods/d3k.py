@@ -119,7 +119,7 @@ class D3K(Method[D3KState]):
     def setup(self, task: Task, plan: Plan) -> D3KState:
         """Line 1."""
         device = task.runtime.device
-        made = self.synthesis_batch * self.batches * plan.total * plan.turns
+        capacity = self.synthesis_batch * self.batches * plan.total * plan.turns
         columns = {"images": (task.image_shape, torch.uint8), "labels": ((), torch.int64)}
         _, h, w = task.image_shape
         if (h // self.hash_pool) * (w // self.hash_pool) < 2:
@@ -128,7 +128,7 @@ class D3K(Method[D3KState]):
                 "lower hash_pool"
             )
         codes = dhash_codes(torch.zeros(1, *task.image_shape, device=device), self.hash_pool)
-        return D3KState(Pool(min(made, self.memory or made), columns, device), bank=codes[:0])
+        return D3KState(Pool(min(capacity, self.memory or capacity), columns, device), bank=codes[:0])
 
     def synthesize(self, task: Task, state: D3KState, clock: Clock) -> Metrics:
         """Lines 2 to 7."""
@@ -151,9 +151,9 @@ class D3K(Method[D3KState]):
                 out = step(self, T, S, x, crop_flip(x, rng, self.pad, self.flip), c, bank, not clock.warmup)
                 best = keep_best(best, out.loss, x)
                 task.runtime.step(out.loss, optimizer, private=codes)  # line 6
-            made = best.images if self.keep == "best" else x.detach()
-            state.pool.add(images=as_bytes(made), labels=c)  # line 7
-            codes_before, state.bank = state.bank, dhash_codes(made, self.hash_pool)
+            images = best.images if self.keep == "best" else x.detach()
+            state.pool.add(images=as_bytes(images), labels=c)  # line 7
+            codes_before, state.bank = state.bank, dhash_codes(images, self.hash_pool)
         return {
             "loss/generator": out.loss.detach(),
             "loss/class": out.cls.detach(),
@@ -161,7 +161,7 @@ class D3K(Method[D3KState]):
             "loss/adversarial": out.adv.detach(),
             "loss/hash": out.hash.detach(),
             "class_entropy": class_entropy(out.logits),
-            **within_class_distance(made, c, task.classes),
+            **within_class_distance(images, c, task.classes),
             **({"bank_distance": -dhash_loss(state.bank, codes_before)} if len(codes_before) else {}),
         }
 
@@ -196,10 +196,10 @@ def generate(G: nn.Module, z: Tensor, shape: SubnetShape | None) -> Images:
 
 
 def objective(
-    method: D3K, T: Probe, S: Probe, x: Images, seen: Images, c: Labels, bank: Tensor, adversarial: bool
+    method: D3K, T: Probe, S: Probe, x: Images, views: Images, c: Labels, bank: Tensor, adversarial: bool
 ) -> Parts:
     """Line 6: ``α L_bn + β CE(T(x), c) − γ KL(T(x) ‖ S(x)) + θ L_Dhash``; ``seen`` is x, cropped and mirrored."""
-    t, _, _, stats, stored, *_ = T(seen, stats=True)
+    t, _, _, stats, stored, *_ = T(views, stats=True)
     zero = t.new_zeros(())
     cls = cross_entropy(t, c)
     bn = zero
@@ -208,7 +208,7 @@ def objective(
         bn = gaussian_divergence(stats, stored, method.bn_eps) if gaussian else moment_distance(stats, stored)
     if method.bn_cap is not None:
         bn = bn * (method.bn_cap / bn.detach().clamp(min=method.bn_cap))
-    adv = agreeing_divergence(t, S(seen).logits, method.mask) if adversarial else zero
+    adv = agreeing_divergence(t, S(views).logits, method.mask) if adversarial else zero
     pairing = "index" if method.pairing == "random" else method.pairing  # the bank's rows were drawn outside
     new = dhash_codes(x, method.hash_pool, method.ste, method.hash_lambda)
     hashes = dhash_loss(new, bank, pairing, form=method.hash_form)

@@ -119,8 +119,8 @@ class DAFL(Method[DAFLState]):
         if self.images == "fresh" or x is None:
             state.G.eval()
             with task.runtime.autocast():
-                made = state.G(_codes(self, task, clock)).float()
-            x = made if self.generator == "tanh" else task.teacher.normalise(made)
+                images = state.G(_codes(self, task, clock)).float()
+            x = images if self.generator == "tanh" else task.teacher.normalise(images)
         return Batch(task.teacher.denormalise(x).clamp(0, 1), extra={"normalised": x})
 
     def loss(self, task: Task, state: DAFLState, batch: Batch) -> Scalar:

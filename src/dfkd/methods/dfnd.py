@@ -130,9 +130,9 @@ class DFND(Method[DFNDState]):
         n = self.selected if self.selected_share is None else round(self.selected_share * total)
         if self.select == "random":
             certainty = torch.rand(len(certainty), generator=task.runtime.generator, device=certainty.device)
-        kept = most_certain(certainty, max(1, n // task.runtime.world))
-        state.chosen, state.predicted = state.rows[kept], predicted[kept]
-        return {**selection_metrics(task, state.predicted), "certainty/least": certainty[kept].amin().exp()}
+        certain = most_certain(certainty, max(1, n // task.runtime.world))
+        state.chosen, state.predicted = state.rows[certain], predicted[certain]
+        return {**selection_metrics(task, state.predicted), "certainty/least": certainty[certain].amin().exp()}
 
     def batch(self, task: Task, state: DFNDState, clock: Clock) -> Batch:
         """Line 4: images that were kept, drawn uniformly with replacement."""

@@ -128,16 +128,16 @@ class KD3(Method[KD3State]):
 
     def setup(self, task: Task, plan: Plan) -> KD3State:
         """Line 1."""
-        own, given = _heads(task)
+        student_head, teacher_head = _heads(task)
         none = torch.zeros(0, dtype=torch.int64, device=task.runtime.device)
         state = KD3State(own_rows(task, self.pool_share), none, none)
         if self.share_head:
-            own.load_state_dict(given.state_dict())
-            state.held = tuple(f"{task.student.head_name}.{name}" for name, _ in own.named_parameters())
+            student_head.load_state_dict(teacher_head.state_dict())
+            state.held = tuple(f"{task.student.head_name}.{name}" for name, _ in student_head.named_parameters())
         if self.mdcl != "none":
-            state.joint["student"] = contrast_head(own.in_features, self.head_width)
+            state.joint["student"] = contrast_head(student_head.in_features, self.head_width)
         if self.mdcl == "cross" or (self.mdcl == "paper" and not self.skip_teacher_contrast):
-            state.joint["teacher"] = contrast_head(given.in_features, self.head_width)
+            state.joint["teacher"] = contrast_head(teacher_head.in_features, self.head_width)
         return state
 
     def synthesize(self, task: Task, state: KD3State, clock: Clock) -> Metrics:
@@ -146,17 +146,17 @@ class KD3(Method[KD3State]):
         if clock.warmup or ((t % self.select_every or clock.turn) and len(state.chosen)):
             return {}
         rate = {"teacher": 0.0, "student": 1.0}.get(self.select, mixing_rate(t, clock.plan.rounds))
-        seen = _judge(self, task, state, rate)
-        n_k = task.runtime.total(class_counts(seen.predicted, task.classes))
+        judgement = _judge(self, task, state, rate)
+        n_k = task.runtime.total(class_counts(judgement.predicted, task.classes))
         T_k = class_thresholds(n_k, self.v_th)
         if self.thresholds == "one":
             T_k = torch.full_like(T_k, self.v_th)
-        D_s = select(seen.confidence, seen.predicted, T_k).nonzero().flatten()
+        D_s = select(judgement.confidence, judgement.predicted, T_k).nonzero().flatten()
         if self.select == "random":  # as many, but any
             order = torch.randperm(len(state.rows), generator=task.runtime.generator, device=D_s.device)
             D_s = order[: len(D_s)].sort().values
         _refuse_empty(task, len(D_s), rate)
-        state.chosen, state.predicted = state.rows[D_s], seen.predicted[D_s]
+        state.chosen, state.predicted = state.rows[D_s], judgement.predicted[D_s]
         return {
             **selection_metrics(task, state.predicted),
             "threshold/low": torch.where(T_k > 0, T_k, math.inf).amin(),
@@ -210,8 +210,8 @@ def contrast(method: KD3, task: Task, heads: nn.ModuleDict, s: Readout, t: Reado
     if "teacher" not in heads:
         return distribution_contrast(z_s, z_s2, method.temperature, "mean")
     with torch.no_grad():
-        other = task.teacher(perturbed).features
-    z_t, z_t2 = heads["teacher"](t.features), heads["teacher"](other)
+        features = task.teacher(perturbed).features
+    z_t, z_t2 = heads["teacher"](t.features), heads["teacher"](features)
     pairs = ((z_s, z_t2), (z_s2, z_t)) if method.mdcl == "cross" else ((z_s, z_s2), (z_t, z_t2))
     first, second = (distribution_contrast(a, b, method.temperature, "mean") for a, b in pairs)
     return first + second
@@ -229,16 +229,16 @@ def _judge(method: KD3, task: Task, state: KD3State, rate: float) -> Judged:
     """Equation 3 over the whole pool, block by block. T's answers never change, so they are kept while they fit."""
     n, device = len(state.rows), task.runtime.device
     fits = n * task.classes * 4 <= method.cache_gib * 2**30
-    known, fresh = state.teacher.value, []
+    stored_probs, fresh = state.teacher.value, []
     predicted = torch.empty(n, dtype=torch.int64, device=device)
     confidence = torch.empty(n, device=device)
     for part, x in read_blocks(task, state.rows, method.block):
         p_s = torch.softmax(task.student(x).logits, dim=1)
-        if known is None:
+        if stored_probs is None:
             p_t = torch.softmax(task.teacher(x).logits, dim=1)
             fresh += [p_t.cpu()] if fits else []
         else:
-            p_t = known[part].to(device)
+            p_t = stored_probs[part].to(device)
         confidence[part], predicted[part] = combine(p_t, p_s, rate).max(dim=1)
     if fresh:
         state.teacher.value = torch.cat(fresh)
@@ -264,15 +264,17 @@ def _label_loss(method: KD3, s: Readout, t: Readout) -> Scalar:
 
 def _heads(task: Task) -> tuple[nn.Linear, nn.Linear]:
     """Both classifiers, of equal width."""
-    own, given = task.student.head, task.teacher.head
-    if own is None or given is None:
+    student_head, teacher_head = task.student.head, task.teacher.head
+    if student_head is None or teacher_head is None:
         raise RuntimeError("KD3 needs two linear classifiers; the driver checks that before setup")
-    if own.in_features != given.in_features or (own.bias is None) != (given.bias is None):
+    biased = [head.bias is not None for head in (student_head, teacher_head)]
+    if student_head.in_features != teacher_head.in_features or biased[0] != biased[1]:
         raise UserError(
-            f"KD3 needs a student whose classifier reads {given.in_features} features{_biased(given)} like the "
-            f"teacher's, got {own.in_features}{_biased(own)}; pass it through dfkd.share_head first"
+            f"KD3 needs a student whose classifier reads {teacher_head.in_features} features{_biased(teacher_head)} "
+            f"like the teacher's, got {student_head.in_features}{_biased(student_head)}; pass it through "
+            "dfkd.share_head first"
         )
-    return own, given
+    return student_head, teacher_head
 
 
 def _biased(head: nn.Linear) -> str:

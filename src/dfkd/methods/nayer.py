@@ -135,9 +135,9 @@ class NAYER(Method[NayerState]):
         Z, length = _code(self, task)
         deep = self.generator == "deep" or (self.generator == "auto" and min(task.image_shape[1:]) >= 128)
         G = (DeepGenerator if deep else ConvGenerator)(length, task.image_shape, self.channels)
-        made = self.synthesis_batch * plan.turns * (plan.warmup * self.warmup_batches + plan.rounds * self.batches)
+        capacity = self.synthesis_batch * plan.turns * (plan.warmup * self.warmup_batches + plan.rounds * self.batches)
         columns = {"images": (task.image_shape, torch.uint8), "labels": ((), torch.int64)}
-        M = Pool(made if self.memory is None else min(made, self.memory), columns, task.runtime.device)
+        M = Pool(capacity if self.memory is None else min(capacity, self.memory), columns, task.runtime.device)
         return NayerState(pool=M, G=task.runtime.place(G), Z=task.runtime.place(Z))
 
     def synthesize(self, task: Task, state: NayerState, clock: Clock) -> Metrics:
@@ -149,7 +149,7 @@ class NAYER(Method[NayerState]):
             state.born = clock.round
         G.train()
         Z.train()
-        reached = []
+        first_hits = []
         order = torch.randperm(task.classes, generator=rng, device=rng.device) if self.labels == "permuted" else None
         for i in range(self.warmup_batches if clock.warmup else self.batches):
             if self.redraw and isinstance(Z, NoisyLayer):
@@ -168,9 +168,9 @@ class NAYER(Method[NayerState]):
                 first = torch.where(out.cls.detach() < LEARNT, first.clamp(max=k), first)
                 task.runtime.step(out.loss, optimizer)
             state.moments = update_moments(state.moments, out.stats, self.momentum)
-            kept = best.images if self.keep == "best" else x.detach()
-            M.add(images=as_bytes(kept), labels=y)  # line 7
-            reached.append(first)
+            images = best.images if self.keep == "best" else x.detach()
+            M.add(images=as_bytes(images), labels=y)  # line 7
+            first_hits.append(first)
         S.eval()
         with torch.no_grad():
             state.codes = Z(e)
@@ -180,8 +180,8 @@ class NAYER(Method[NayerState]):
             "loss/statistics": out.bn.detach(),
             "loss/adversarial": out.adv.detach(),
             "class_entropy": class_entropy(out.logits),
-            "steps_to_class": torch.stack(reached).mean(),
-            **within_class_distance(kept, y, task.classes),
+            "steps_to_class": torch.stack(first_hits).mean(),
+            **within_class_distance(images, y, task.classes),
         }
 
     def batch(self, task: Task, state: NayerState, clock: Clock) -> Batch:
@@ -225,8 +225,8 @@ def objective(
     t, _, _, stats, stored, *_ = T(x, stats=True)
     zero = t.new_zeros(())
     cls = cross_entropy(t, y)
-    seen = blend_moments(stats, average, method.momentum) if average else stats
-    bn = moment_distance(seen, stored) if stats else zero
+    moments = blend_moments(stats, average, method.momentum) if average else stats
+    bn = moment_distance(moments, stored) if stats else zero
     adv = agreeing_divergence(t, S(x).logits, method.mask) if adversarial else zero
     loss = method.alpha_cls * cls - method.alpha_adv * adv + method.alpha_bn * bn
     return Parts(loss, cls, bn, adv, t, stats)

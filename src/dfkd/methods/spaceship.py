@@ -158,8 +158,8 @@ class SpaceshipNet(Method[SpaceshipState]):
             task.runtime.step(out.loss, optimizer)
         G.eval()
         task.runtime.level(G)
-        kept = {f"tap{i}": value for i, value in zip(self.taps, best.features, strict=True)}
-        state.pool.add(**kept, labels=y)  # line 5
+        columns = {f"tap{i}": value for i, value in zip(self.taps, best.features, strict=True)}
+        state.pool.add(**columns, labels=y)  # line 5
         state.choices = _choose(self, clock.plan.steps, rng)
         return {
             "loss/generator": out.loss.detach(),
@@ -252,8 +252,8 @@ def keep_features(best: Stored, loss: Scalar, features: Sequence[Tensor], keep: 
     if keep == "last" or not best.features:
         return Stored(loss, new)
     better = loss < best.loss
-    kept = tuple(torch.where(better, a, b) for a, b in zip(new, best.features, strict=True))
-    return Stored(torch.where(better, loss, best.loss), kept)
+    lower = tuple(torch.where(better, a, b) for a, b in zip(new, best.features, strict=True))
+    return Stored(torch.where(better, loss, best.loss), lower)
 
 
 def pool_bytes(method: SpaceshipNet, image_shape: tuple[int, int, int], plan: Plan) -> int:
@@ -272,8 +272,8 @@ def _tap_shapes(method: SpaceshipNet, image_shape: tuple[int, int, int]) -> list
 
 def _pool(method: SpaceshipNet, task: Task, plan: Plan) -> Pool:
     """The pool, on the device where it fits, else memory-mapped."""
-    made = method.synthesis_batch * plan.total * plan.turns
-    capacity = min(made, method.memory or made)
+    samples = method.synthesis_batch * plan.total * plan.turns
+    capacity = min(samples, method.memory or samples)
     shapes = _tap_shapes(method, task.image_shape)
     columns = {f"tap{i}": (shape, torch.float16) for i, shape in zip(method.taps, shapes, strict=True)}
     return Pool(capacity, {**columns, "labels": ((), torch.int64)}, task.runtime.device, method.limit_bytes)
@@ -334,8 +334,8 @@ def _exchange_view(method: SpaceshipNet, task: Task, state: SpaceshipState) -> G
     for tap, column in zip(method.taps, columns, strict=True):
         features = rows[column]
         mixed = exchange_channels(features, method.fraction, rng, method.pairs)
-        for word, shown in (("sample", features), ("partner", features.flip(0)), ("exchange", mixed)):
-            parts.append(decode(G, shown, tap)[:SHOWN_PAIRS])
+        for word, maps in (("sample", features), ("partner", features.flip(0)), ("exchange", mixed)):
+            parts.append(decode(G, maps, tap)[:SHOWN_PAIRS])
             names.append(f"{word} (tap {tap})")
     return Grid(
         f"Stored samples, their partners, and the images after {method.fraction:.0%} of the channels were exchanged.",

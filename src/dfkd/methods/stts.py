@@ -163,11 +163,11 @@ class STTS(Method[STTSState]):
             )
         find_tail(task.teacher.net, task.image_shape, self.layer, self.space)  # refuses what cannot be modelled
         _map_place(self, task)
-        made = plan.warmup * plan.turns * self.batches * self.synthesis_batch
+        capacity = plan.warmup * plan.turns * self.batches * self.synthesis_batch
         columns = {"images": (task.image_shape, torch.uint8), "labels": ((), torch.int64)}
         if self.student_target == "stored":
             columns["targets"] = ((task.classes,), torch.float32)
-        return STTSState(Pool(min(made, self.memory or made), columns, task.runtime.device))
+        return STTSState(Pool(min(capacity, self.memory or capacity), columns, task.runtime.device))
 
     def synthesize(self, task: Task, state: STTSState, clock: Clock) -> Metrics:
         """Lines 3 to 7, in warm-up rounds only."""
@@ -190,7 +190,7 @@ class STTS(Method[STTSState]):
                 answers = _answer(T, images) if self.student_target == "stored" else None
                 targets = {} if answers is None else {"targets": answers}
                 state.pool.add(images=images, labels=out.logits.argmax(dim=1), **targets)  # line 7
-            seen = _seen_by_student(self, T, images)
+            views = _seen_by_student(self, T, images)
         softened = torch.softmax(y / self.temperature, dim=1)
         return {
             "loss/synthesis": out.loss.detach(),
@@ -199,7 +199,7 @@ class STTS(Method[STTSState]):
             "loss/statistics": out.bn.detach(),
             "target_maximum": softened.amax(dim=1).mean(),
             "class_entropy": class_entropy(out.logits),
-            **seen,
+            **views,
         }
 
     def batch(self, task: Task, state: STTSState, clock: Clock) -> Batch:
@@ -278,8 +278,8 @@ def _seen_by_student(method: STTS, T: Probe, images: Bytes) -> Metrics:
     x = as_images(images)
     before = T(x).logits.argmax(dim=1)
     after = T(_augment(method, x, torch.Generator(x.device).manual_seed(0))).logits
-    kept = (after.argmax(dim=1) == before).float().mean()
-    return {"augmented/class_entropy": class_entropy(after), "augmented/same_class": kept}
+    retention = (after.argmax(dim=1) == before).float().mean()
+    return {"augmented/class_entropy": class_entropy(after), "augmented/same_class": retention}
 
 
 def _eye(method: STTS, task: Task) -> Probe:
@@ -368,20 +368,20 @@ def _maximum_view(method: STTS, task: Task) -> Curves:
     """How sure targets are at each variance."""
     net, shape, rng = task.teacher.net, task.image_shape, task.runtime.generator
     draws, stream = affordable(shape, 2_000_000, 50, 500), rng.get_state()
-    found: dict[float, dict[float, Tensor]] = {}
+    maxima: dict[float, dict[float, Tensor]] = {}
     for tau in (1.0, method.temperature):
         rng.set_state(stream)
-        found[tau] = maxima_over_sigma(net, shape, SIGMAS, rng, method.layer, tau, draws, method.space)
-    lines = {tau: {sigma: float(y.mean()) for sigma, y in told.items()} for tau, told in found.items()}
-    spread = {sigma: float(y.std()) for sigma, y in found[1.0].items()}
+        maxima[tau] = maxima_over_sigma(net, shape, SIGMAS, rng, method.layer, tau, draws, method.space)
+    lines = {tau: {sigma: float(y.mean()) for sigma, y in by_sigma.items()} for tau, by_sigma in maxima.items()}
+    spread = {sigma: float(y.std()) for sigma, y in maxima[1.0].items()}
     bounds = {
         f"temperature 1, one standard deviation {word}": [(s, lines[1.0][s] + sign * spread[s]) for s in SIGMAS]
         for word, sign in (("above", 1), ("below", -1))
     }
-    used = f"σ = {method.sigma:g}" if method.targets == "normal" else "Dirichlet targets instead"
+    targets = f"σ = {method.sigma:g}" if method.targets == "normal" else "Dirichlet targets instead"
     return Curves(
         f"Mean largest class probability of normal targets over their variance σ, drawn as "
-        f"{modelled(net, shape, method.layer, method.space)}; this run used {used} and temperature "
+        f"{modelled(net, shape, method.layer, method.space)}; this run used {targets} and temperature "
         f"{method.temperature:g}.",
         "Curves that show how the largest class probability depends on the variance",
         {**{f"temperature {tau:g}": list(line.items()) for tau, line in lines.items()}, **bounds},
@@ -395,8 +395,8 @@ def _labels_view(method: STTS, task: Task) -> Cloud:
     """Targets beside ZSKD's."""
     net, shape, rng = task.teacher.net, task.image_shape, task.runtime.generator
     tau, betas = method.temperature, method.betas
-    drawn = drawn_labels(net, shape, method.sigma, rng, tau, 300, betas, method.layer, method.space, method.dirichlet)
-    groups = {"Dirichlet": drawn.dirichlet, "normal": drawn.normal}
+    labels = drawn_labels(net, shape, method.sigma, rng, tau, 300, betas, method.layer, method.space, method.dirichlet)
+    groups = {"Dirichlet": labels.dirichlet, "normal": labels.normal}
     return Cloud(
         f"Soft labels by t-SNE, drawn from STTS's multivariate normal (σ = {method.sigma:g}, over "
         f"{modelled(net, shape, method.layer, method.space)}, temperature {tau:g}) and from ZSKD's Dirichlet "
@@ -412,7 +412,7 @@ def _classes_view(method: STTS, task: Task) -> Cloud:
     net, shape, rng = task.teacher.net, task.image_shape, task.runtime.generator
     if task.classes > MOST_CLASSES:
         raise UserError(f"soft labels by class need at most {MOST_CLASSES} classes, got {task.classes}; look at fewer")
-    drawn = drawn_labels(
+    labels = drawn_labels(
         net,
         shape,
         method.sigma,
@@ -426,9 +426,9 @@ def _classes_view(method: STTS, task: Task) -> Cloud:
     )
     names = task.names or tuple(map(str, range(task.classes)))
     return Cloud(
-        f"ZSKD's soft labels by t-SNE, one colour for each class they were drawn for; in {drawn.mismatch:.1%} of the "
+        f"ZSKD's soft labels by t-SNE, one colour for each class they were drawn for; in {labels.mismatch:.1%} of the "
         "draws another class is the largest. STTS imposes no class on its targets.",
         "Points in two dimensions, one colour for each class",
-        {name: drawn.dirichlet[drawn.intended == k] for k, name in enumerate(names)},
-        numbers={"Dirichlet draws that show another class": drawn.mismatch},
+        {name: labels.dirichlet[labels.intended == k] for k, name in enumerate(names)},
+        numbers={"Dirichlet draws that show another class": labels.mismatch},
     )

@@ -62,9 +62,9 @@ def build_timm(name: str, classes: int, channels: int) -> nn.Module:
 def build_torchvision(name: str, classes: int, channels: int) -> nn.Module:
     """Build a torchvision classifier with untrained weights; they all take three channels."""
     models = import_torchvision().models
-    known = models.list_models(module=models)
-    if name not in known:
-        hint = suggest(name, known, "torchvision.models.list_models() lists them")
+    names = models.list_models(module=models)
+    if name not in names:
+        hint = suggest(name, names, "torchvision.models.list_models() lists them")
         raise UserError(f"torchvision: needs the name of a torchvision classifier, got {name!r}; {hint}")
     if channels != 3:
         raise UserError(f"torchvision:{name} needs 3 channels, got {channels}; choose a network of the zoo or of timm")
@@ -80,9 +80,9 @@ def build_hf(name: str, classes: int, channels: int) -> nn.Module:
         raise UserError(
             f"hf: needs a folder or repository with an image classifier, got {name!r}; check the name and the network"
         ) from error
-    offered = getattr(model.config, "num_channels", channels)
-    if offered != channels:
-        raise UserError(f"hf:{name} needs {offered} channels, got {channels}; choose another network or other data")
+    inputs = getattr(model.config, "num_channels", channels)
+    if inputs != channels:
+        raise UserError(f"hf:{name} needs {inputs} channels, got {channels}; choose another network or other data")
     if model.config.num_labels != classes:
         raise UserError(
             f"hf:{name} needs {model.config.num_labels} classes, got {classes}; fine-tune it for your classes first"
@@ -94,14 +94,14 @@ def _locate(name: str) -> Callable[..., Any]:
     """Import ``package.module:callable``."""
     module_name, _, attribute = name.partition(":")
     module = own_module(name, module_name)
-    found = getattr(module, attribute, None)
-    if not callable(found):
+    value = getattr(module, attribute, None)
+    if not callable(value):
         hint = suggest(attribute, vars(module), f"define it in {module.__name__}")
-        raise UserError(f"{name} needs a callable {attribute!r} in {module_name}, got {found!r}; {hint}")
-    return found
+        raise UserError(f"{name} needs a callable {attribute!r} in {module_name}, got {value!r}; {hint}")
+    return value
 
 
-def _arguments(name: str, make: Callable[..., Any], offered: dict[str, int]) -> dict[str, int]:
+def _arguments(name: str, make: Callable[..., Any], values: dict[str, int]) -> dict[str, int]:
     """Those of ``offered`` that ``make`` takes.
 
     Raises:
@@ -112,14 +112,18 @@ def _arguments(name: str, make: Callable[..., Any], offered: dict[str, int]) -> 
     except (TypeError, ValueError):  # some callables written in C have no signature
         return {}
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    needed = [key for key, one in accepted.items() if one.default is one.empty and one.kind not in variadic]
-    lacking = [key for key in needed if key not in offered or accepted[key].kind is inspect.Parameter.POSITIONAL_ONLY]
+    required = [
+        key
+        for key, parameter in accepted.items()
+        if parameter.default is parameter.empty and parameter.kind not in variadic
+    ]
+    lacking = [key for key in required if key not in values or accepted[key].kind is inspect.Parameter.POSITIONAL_ONLY]
     if lacking:
         raise UserError(
             f"{name} needs to be callable without arguments other than classes and channels, got one that asks for "
             f"{', '.join(lacking)}; wrap it in a function"
         )
-    return {key: value for key, value in offered.items() if key in accepted}
+    return {key: value for key, value in values.items() if key in accepted}
 
 
 def build_callable(name: str, classes: int, channels: int) -> nn.Module:

@@ -27,23 +27,23 @@ def tensor_of(output: object) -> Tensor:
     Raises:
         TypeError: there is none, or it has another shape.
     """
-    found = output
-    if not isinstance(found, Tensor) and isinstance(getattr(found, "logits", None), Tensor):
-        found = getattr(found, "logits", None)
-    if isinstance(found, Mapping):
-        tensors = [value for value in found.values() if isinstance(value, Tensor)]
-        found = found.get("logits", tensors[0] if len(tensors) == 1 else None)
-    if isinstance(found, tuple | list) and found:
-        found = found[0]
-    if not isinstance(found, Tensor):
+    part = output
+    if not isinstance(part, Tensor) and isinstance(getattr(part, "logits", None), Tensor):
+        part = getattr(part, "logits", None)
+    if isinstance(part, Mapping):
+        tensors = [value for value in part.values() if isinstance(value, Tensor)]
+        part = part.get("logits", tensors[0] if len(tensors) == 1 else None)
+    if isinstance(part, tuple | list) and part:
+        part = part[0]
+    if not isinstance(part, Tensor):
         raise TypeError(f"{type(output).__name__} without logits")
-    if found.dim() == 1:
-        return found.unsqueeze(1)
-    if found.dim() == 4 and found.shape[2:] == (1, 1):
-        return found.flatten(1)
-    if found.dim() != 2:
-        raise TypeError(f"a tensor of shape {tuple(found.shape)} instead of logits (images, classes)")
-    return found
+    if part.dim() == 1:
+        return part.unsqueeze(1)
+    if part.dim() == 4 and part.shape[2:] == (1, 1):
+        return part.flatten(1)
+    if part.dim() != 2:
+        raise TypeError(f"a tensor of shape {tuple(part.shape)} instead of logits (images, classes)")
+    return part
 
 
 def as_logits(output: object, kind: Output = "logits") -> Logits:

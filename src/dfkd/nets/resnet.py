@@ -25,8 +25,8 @@ class Unit(nn.Module):
             self.body = nn.Sequential(narrow, conv_bn_relu(width, width, 3, stride), conv_bn(width, outputs, 1))
         else:
             self.body = nn.Sequential(conv_bn_relu(inputs, width, 3, stride), conv_bn(width, outputs, 3))
-        same = stride == 1 and inputs == outputs
-        self.shortcut: nn.Module = nn.Identity() if same else conv_bn(inputs, outputs, 1, stride)
+        identity = stride == 1 and inputs == outputs
+        self.shortcut: nn.Module = nn.Identity() if identity else conv_bn(inputs, outputs, 1, stride)
         self.relu = nn.ReLU()
 
     def forward(self, x: Maps) -> Maps:

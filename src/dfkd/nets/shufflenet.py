@@ -23,14 +23,14 @@ class UnitV1(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, shrink: bool) -> None:
         super().__init__()
-        made = outputs - inputs if shrink else outputs
-        narrow = made // 4
+        added = outputs - inputs if shrink else outputs
+        narrow = added // 4
         groups = 1 if inputs == STEM else GROUPS
         self.body = nn.Sequential(
             conv_bn_relu(inputs, narrow, 1, groups=groups),
             ChannelShuffle(groups),
             conv_bn_relu(narrow, narrow, 3, 2 if shrink else 1, groups=narrow),
-            conv_bn(narrow, made, 1, groups=GROUPS),
+            conv_bn(narrow, added, 1, groups=GROUPS),
         )
         self.shortcut = nn.AvgPool2d(3, 2, padding=1) if shrink else None
         self.relu = nn.ReLU()

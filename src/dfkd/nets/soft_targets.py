@@ -53,8 +53,10 @@ def maxima_over_sigma(
 ) -> dict[float, Tensor]:
     """The largest class probability of each normal target (draws,), for each variance; see ``maximum_over_sigma``."""
     rest = find_tail(teacher, image_shape, layer, space)
-    softened = {s: torch.softmax(rest(draw_normal(rest.weight, draws, s, generator)) / temperature, 1) for s in sigmas}
-    return {sigma: y.amax(dim=1) for sigma, y in softened.items()}
+    probabilities = {
+        s: torch.softmax(rest(draw_normal(rest.weight, draws, s, generator)) / temperature, 1) for s in sigmas
+    }
+    return {sigma: y.amax(dim=1) for sigma, y in probabilities.items()}
 
 
 def maximum_over_sigma(
@@ -79,8 +81,8 @@ def maximum_over_sigma(
         draws: targets per variance.
         space: what the draws are, as ``STTS.space``.
     """
-    found = maxima_over_sigma(teacher, image_shape, sigmas, generator, layer, temperature, draws, space)
-    return {sigma: float(maxima.mean()) for sigma, maxima in found.items()}
+    maxima = maxima_over_sigma(teacher, image_shape, sigmas, generator, layer, temperature, draws, space)
+    return {sigma: float(values.mean()) for sigma, values in maxima.items()}
 
 
 def soft_labels(
@@ -99,8 +101,8 @@ def soft_labels(
 
     Takes what :func:`drawn_labels` takes.
     """
-    found = drawn_labels(teacher, image_shape, sigma, generator, temperature, draws, betas, layer, space, dirichlet)
-    return {"Dirichlet": found.dirichlet, "normal": found.normal}
+    labels = drawn_labels(teacher, image_shape, sigma, generator, temperature, draws, betas, layer, space, dirichlet)
+    return {"Dirichlet": labels.dirichlet, "normal": labels.normal}
 
 
 def drawn_labels(

@@ -57,7 +57,9 @@ class Tail:
         if self._place is None:
             return as_logits(units, self._outputs)
         images = units.new_full((len(units), *self._shape), background)
-        handle = self._net.get_submodule(self._place).register_forward_hook(lambda module, given, made: units.clone())
+        handle = self._net.get_submodule(self._place).register_forward_hook(
+            lambda module, inputs, output: units.clone()
+        )
         try:
             return as_logits(self._net(images), self._outputs)
         finally:
@@ -72,8 +74,8 @@ def last_map(net: nn.Module, image_shape: tuple[int, int, int]) -> str | None:
     """
     steps = _trace(net, image_shape)[0]
     for step in reversed(steps):
-        same = step.given is not None and step.given.shape == step.made.shape
-        if step.made.dim() == 4 and (same or _has_parameters(step.module)):
+        unchanged = step.given is not None and step.given.shape == step.made.shape
+        if step.made.dim() == 4 and (unchanged or _has_parameters(step.module)):
             return _last_link(step.name, step.module)
     return None
 
@@ -150,10 +152,10 @@ def _named(
 ) -> Tail:
     turns = [step for step in steps if step.name == layer]
     if len(turns) != 1 or not isinstance(turns[0].module, nn.Linear) or turns[0].made.dim() != 2:
-        known = [step.name for step in steps if isinstance(step.module, nn.Linear)]
+        names = [step.name for step in steps if isinstance(step.module, nn.Linear)]
         raise UserError(
             f"soft targets need the path of a linear layer that runs once per image, got {layer!r}; "
-            f"the linear layers of {type(net).__name__} are: {', '.join(known) or 'none'}"
+            f"the linear layers of {type(net).__name__} are: {', '.join(names) or 'none'}"
         )
     place = layer if space == "pre_act" else _activation(steps, turns[0])
     tail = Tail(net, image_shape, layer, place, turns[0].module.weight, outputs)
@@ -172,7 +174,7 @@ def _activation(steps: list[_Step], layer: _Step) -> str:
         if (
             step.given is layer.made
             and not _has_parameters(step.module)
-            and sum(other.name == step.name for other in steps) == 1
+            and sum(candidate.name == step.name for candidate in steps) == 1
         ):
             return step.name
     raise UserError(
@@ -187,10 +189,10 @@ def _trace(net: nn.Module, image_shape: tuple[int, int, int]) -> tuple[list[_Ste
     steps: list[_Step] = []
     names = {module: name for name, module in net.named_modules() if name}
 
-    def note(module: nn.Module, given: tuple[object, ...], made: object) -> None:
-        if isinstance(made, Tensor):
-            first = given[0] if given and isinstance(given[0], Tensor) else None
-            steps.append(_Step(names[module], module, first, made))
+    def note(module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
+        if isinstance(output, Tensor):
+            first = inputs[0] if inputs and isinstance(inputs[0], Tensor) else None
+            steps.append(_Step(names[module], module, first, output))
 
     handles = [module.register_forward_hook(note) for module in names]
     try:

@@ -64,8 +64,8 @@ class Classifier:
     @property
     def layers(self) -> dict[str, Any]:
         """The layers that are known, as arguments of :func:`dfkd.engine.anatomy.survey`."""
-        known = {"head": self.head, "stages": self.stages}
-        return {key: value for key, value in known.items() if value is not None}
+        named_layers = {"head": self.head, "stages": self.stages}
+        return {key: value for key, value in named_layers.items() if value is not None}
 
 
 def _numbered(count: int) -> tuple[str, ...]:
@@ -226,8 +226,8 @@ def check_image_shape(name: str, image_shape: tuple[int, int, int]) -> None:
     if entry is None:
         return
     _, height, width = image_shape
-    got = f"got {height} by {width}; resize the images or choose another network"
+    actual = f"got {height} by {width}; resize the images or choose another network"
     if entry.fixed_side is not None and (height, width) != (entry.fixed_side, entry.fixed_side):
-        raise UserError(f"{name} needs images of {entry.fixed_side} by {entry.fixed_side} pixels, {got}")
+        raise UserError(f"{name} needs images of {entry.fixed_side} by {entry.fixed_side} pixels, {actual}")
     if min(height, width) < 1 or height % entry.multiple or width % entry.multiple:
-        raise UserError(f"{name} needs image sides that are multiples of {entry.multiple}, {got}")
+        raise UserError(f"{name} needs image sides that are multiples of {entry.multiple}, {actual}")

@@ -43,8 +43,8 @@ def crop_flip(images: Tensor, generator: torch.Generator, pad: int = 4, flip: bo
     inside = ((rows >= 0) & (rows < h))[:, :, None] & ((columns >= 0) & (columns < w))[:, None, :]
     place = rows.clamp(0, h - 1)[:, :, None] * w + columns.clamp(0, w - 1)[:, None, :]
     index = place.reshape(n, 1, h * w).expand(n, c, h * w)
-    picked = images.reshape(n, c, h * w).gather(2, index).reshape(n, c, h, w)
-    return picked * inside[:, None].to(picked.dtype)
+    crops = images.reshape(n, c, h * w).gather(2, index).reshape(n, c, h, w)
+    return crops * inside[:, None].to(crops.dtype)
 
 
 def draw_boxes(
@@ -73,9 +73,9 @@ def draw_boxes(
     heights, widths = (area / shape).sqrt().round(), (area * shape).sqrt().round()
     fits = (heights >= 1) & (heights <= h) & (widths >= 1) & (widths <= w)
     first = fits.to(torch.int8).argmax(dim=0, keepdim=True)
-    some = fits.any(dim=0)
-    height = torch.where(some, heights.gather(0, first)[0], float(h))
-    width = torch.where(some, widths.gather(0, first)[0], float(w))
+    possible = fits.any(dim=0)
+    height = torch.where(possible, heights.gather(0, first)[0], float(h))
+    width = torch.where(possible, widths.gather(0, first)[0], float(w))
     y, x = torch.rand(2, n, generator=generator, device=generator.device)
     top, left = (y * (h - height + 1)).floor(), (x * (w - width + 1)).floor()
     return torch.stack([top.clamp(max=h - height), left.clamp(max=w - width), height, width], dim=1).long()

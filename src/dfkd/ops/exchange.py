@@ -60,8 +60,8 @@ def exchange_channels(
 
 def mixup(images: Images, lam: PerImage, permutation: Labels) -> Images:
     """``lam * image + (1 - lam) * partner``, one share per image (Zhang et al.)."""
-    own = lam.to(images.dtype).view(-1, 1, 1, 1)
-    return own * images + (1 - own) * images[permutation]
+    weight = lam.to(images.dtype).view(-1, 1, 1, 1)
+    return weight * images + (1 - weight) * images[permutation]
 
 
 def cutmix(images: Images, lam: PerImage, centres: Float[Tensor, "n 2"], permutation: Labels) -> Images:
@@ -102,9 +102,9 @@ def draw_cutmix(images: Images, alpha: float, generator: torch.Generator, togeth
     ``together``: one window for the whole batch, whose partners are the batch in reverse order (Spaceship-Net's code).
     """
     if together:
-        one = draw_cut(1, alpha, generator)
-        lam, partners = _together(one.lam, len(images))
-        return cutmix(images, lam, one.centres.expand(len(images), 2), partners)
+        cut = draw_cut(1, alpha, generator)
+        lam, partners = _together(cut.lam, len(images))
+        return cutmix(images, lam, cut.centres.expand(len(images), 2), partners)
     return cutmix(images, *draw_cut(images.shape[0], alpha, generator))
 
 

@@ -37,8 +37,8 @@ def dhash_codes(images: Images, pool: int = 4, ste: StraightThrough = "literal",
     flat = to_gray(F.avg_pool2d(images, pool)).flatten(1)
     centred = flat - flat.mean(dim=1, keepdim=True)
     bits = (flat[:, :-1] > flat[:, 1:]).to(images.dtype)  # subtracting the mean changes no bit
-    here, following = centred[:, :-1], centred[:, 1:]
-    surrogate = strength * (here if ste == "literal" else here - following)
+    current, following = centred[:, :-1], centred[:, 1:]
+    surrogate = strength * (current if ste == "literal" else current - following)
     return bits + (surrogate - surrogate.detach())  # the bracket is exactly 0
 
 

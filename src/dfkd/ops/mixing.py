@@ -44,9 +44,9 @@ def mix_distribution(images: Images, lam: PerImage, permutation: Labels, eps: fl
     """
     mean = images.mean(dim=(2, 3), keepdim=True)
     std = images.std(dim=(2, 3), keepdim=True, correction=0) + eps
-    own = lam.to(images.dtype).view(-1, 1, 1, 1)
-    gamma = own * std + (1 - own) * std[permutation]
-    beta = own * mean + (1 - own) * mean[permutation]
+    weight = lam.to(images.dtype).view(-1, 1, 1, 1)
+    gamma = weight * std + (1 - weight) * std[permutation]
+    beta = weight * mean + (1 - weight) * mean[permutation]
     return gamma * ((images - mean) / std) + beta
 
 

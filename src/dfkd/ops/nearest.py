@@ -31,11 +31,11 @@ def nearest_rows(queries: Tensor, blocks: Iterable[tuple[int, Tensor]], k: int, 
     distances = queries.new_zeros(len(queries), 0)
     rows = torch.zeros(len(queries), 0, dtype=torch.int64, device=queries.device)
     for start, block in blocks:
-        found = torch.cdist(queries, block.double(), compute_mode="use_mm_for_euclid_dist")
+        distance = torch.cdist(queries, block.double(), compute_mode="use_mm_for_euclid_dist")
         places = torch.arange(start, start + len(block), device=queries.device).expand(len(queries), -1)
         if own is not None:
-            found = found.masked_fill(places == own[:, None], float("inf"))
-        both, where = torch.cat([distances, found], dim=1), torch.cat([rows, places], dim=1)
-        distances, order = both.topk(min(k, both.shape[1]), dim=1, largest=False)
+            distance = distance.masked_fill(places == own[:, None], float("inf"))
+        candidates, where = torch.cat([distances, distance], dim=1), torch.cat([rows, places], dim=1)
+        distances, order = candidates.topk(min(k, candidates.shape[1]), dim=1, largest=False)
         rows = where.gather(1, order)
     return Nearest(distances, rows)

@@ -79,5 +79,5 @@ def dynamic_selection(
     candidates = class_counts(predicted, classes)
     thresholds = class_thresholds(candidates, v_th)
     mask = select(confidence, predicted, thresholds)
-    kept = torch.zeros_like(candidates).scatter_add(0, predicted, mask.to(torch.int64))
-    return Selection(mask, predicted, confidence, thresholds, candidates, kept)
+    counts = torch.zeros_like(candidates).scatter_add(0, predicted, mask.to(torch.int64))
+    return Selection(mask, predicted, confidence, thresholds, candidates, counts)

@@ -34,12 +34,12 @@ def find(name: str) -> Row:
     Raises:
         UserError: no such recipe, with the nearest.
     """
-    found = {row.name: row for row in rows()}
-    if name not in found:
-        near = difflib.get_close_matches(name.lower(), list(found), n=1, cutoff=0.4)
+    by_name = {row.name: row for row in rows()}
+    if name not in by_name:
+        near = difflib.get_close_matches(name.lower(), list(by_name), n=1, cutoff=0.4)
         hint = f"did you mean {near[0]}?" if near else "`dfkd recipes` lists them"
         raise UserError(f"recipe needs a YAML file or a packaged name, got {name!r}; {hint}")
-    return found[name]
+    return by_name[name]
 
 
 def recipe(name: str) -> dict[str, Any]:

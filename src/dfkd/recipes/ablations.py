@@ -76,8 +76,8 @@ def _nayer() -> Iterator[Row]:
     memory = {f"memory{k}k": (paper, {"memory": 1000 * k}) for k, paper in rows.items()}
     yield from _vary(_base("nayer/cifar10-wrn40-2-wrn16-1"), memory)
     prompts = {"cifar10": {"P1": 93.96, "P3": 93.28}, "cifar100": {"P1": 71.68, "P3": 71.12}}
-    for data, told in prompts.items():
-        for prompt, paper in told.items():
+    for data, papers_by_prompt in prompts.items():
+        for prompt, paper in papers_by_prompt.items():
             for row in _vary(_base(f"nayer/{data}-wrn40-2-wrn16-2"), {prompt.lower(): (paper, {})}):
                 yield replace(row, text={"prompt": prompt}, note=_CLIPS)
     encoders = {"cifar10": (93.98, 93.94, 94.07), "cifar100": (71.58, 71.63, 71.72)}
@@ -109,11 +109,11 @@ def _spaceship() -> Iterator[Row]:
 
 def _d3k() -> Iterator[Row]:
     """Self-distillation, and its parts and the sweep of λ, which the paper shows as curves."""
-    own = {
+    settings = {
         "wrn40-2": {"svhn": 96.73, "cifar10": 94.72, "cifar100": 75.43},
         "wrn16-1": {"svhn": 96.29, "cifar10": 90.64, "cifar100": 60.06},
     }
-    for net, papers in own.items():
+    for net, papers in settings.items():
         for data, paper in papers.items():
             base = _base(f"d3k/{data}-wrn40-2-wrn16-1")
             yield replace(base, teacher=net, student=net, paper=paper, variant="self")
@@ -202,13 +202,13 @@ def _stts() -> Iterator[Row]:
         }
         yield from _vary(base, terms)
         yield from _vary(base, {"activation": (None, {"lambda_d": 0.0})}, note="a control of ours: no targets at all")
-        own = {"sigma": 2.0, "lambda_a": 0.05, **base.settings}
+        settings = {"sigma": 2.0, "lambda_a": 0.05, **base.settings}
         sweep = {
             **{f"sigma{value}": (None, {"sigma": value}) for value in (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)},
             **{f"lambda{value}": (None, {"lambda_a": value}) for value in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)},
         }
-        changed = {key: row for key, row in sweep.items() if any(own[k] != value for k, value in row[1].items())}
-        yield from _vary(base, changed, note=_FIGURE)
+        variants = {key: row for key, row in sweep.items() if any(settings[k] != value for k, value in row[1].items())}
+        yield from _vary(base, variants, note=_FIGURE)
     yield from _stts_norms()
     # ZSKD has no activation loss; it starts from uniform noise and rescales the images in every step.
     zskd = {"targets": "dirichlet", "lambda_a": 0.0, "init": "uniform", "bound": "rescale"}

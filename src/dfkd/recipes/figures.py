@@ -89,5 +89,5 @@ def expected(row: Row, file: Path = RESULTS) -> dict[str, Any]:
 
 @functools.cache
 def _held(file: Path) -> dict[str, list[dict[str, Any]]]:
-    held: dict[str, list[dict[str, Any]]] = json.loads(file.read_text("utf-8"))
-    return held
+    records: dict[str, list[dict[str, Any]]] = json.loads(file.read_text("utf-8"))
+    return records

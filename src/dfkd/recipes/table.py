@@ -333,8 +333,8 @@ def _vanilla() -> Iterator[Row]:
     for pair in PAIRS[1:]:
         yield Row("VanillaKD", "cifar10", *pair, note=f"{note}; no paper prints it", inputs=ten)
     for pair, paper in zip(PAIRS, (77.87, 75.07, 64.06, 68.58, 70.79), strict=True):
-        told = f"{note}; D3K prints 76.87" if pair == _RESNET else note
-        yield Row("VanillaKD", "cifar100", *pair, {}, {}, paper, told, {"real": "cifar100"})
+        remark = f"{note}; D3K prints 76.87" if pair == _RESNET else note
+        yield Row("VanillaKD", "cifar100", *pair, {}, {}, paper, remark, {"real": "cifar100"})
 
 
 ROWS: tuple[Row, ...] = (

@@ -120,8 +120,8 @@ def _signal(records: Sequence[RoundRecord], name: str) -> float | None:
     """The mean of a signal over the last rounds that have it; None in the first quarter of a run."""
     if not records or 4 * finished_rounds(records[-1]) <= records[-1].rounds:
         return None
-    values = [record.estimate.signals.get(name) for record in records if record.estimate is not None]
-    values = [value for value in map(number, values) if value is not None]
+    estimates = [record.estimate for record in records if record.estimate is not None]
+    values = [value for estimate in estimates if (value := number(estimate.signals.get(name))) is not None]
     return sum(values[-WINDOW:]) / len(values[-WINDOW:]) if values else None
 
 

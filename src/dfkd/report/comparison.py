@@ -182,9 +182,9 @@ def _cells(run: _Run) -> tuple[str, ...]:
 def _charts(runs: Sequence[_Run]) -> list[_Chart]:
     """Accuracy and agreement over rounds and seconds, then losses and measures that two runs or more have."""
     panels = [
-        _over("Accuracy over rounds", runs, partial(_scores, which="accuracy"), as_percent=True, large=True),
-        _over("Agreement with the teacher", runs, partial(_scores, which="agreement"), as_percent=True),
-        _over("Accuracy over seconds", runs, partial(_scores, which="accuracy", seconds=True), as_percent=True),
+        _over("Accuracy over rounds", runs, partial(_scores, field="accuracy"), as_percent=True, large=True),
+        _over("Agreement with the teacher", runs, partial(_scores, field="agreement"), as_percent=True),
+        _over("Accuracy over seconds", runs, partial(_scores, field="accuracy", seconds=True), as_percent=True),
     ]
     panels += [_over(name.removeprefix("loss/"), runs, partial(_metric, name=name)) for name in _common(runs)]
     return [chart for chart in panels if chart is not None]
