@@ -35,11 +35,15 @@ TOLERANCE = 1e-3  # of floats in [0, 1]: what resizing may leave
 
 
 class Prepared(NamedTuple):
-    """A checked task; what both networks are; where the class embeddings came from."""
+    """A checked task; both networks as the task reads them; where the class embeddings came from; all their stages.
+
+    ``surveys`` hold every stage that was found, ``anatomies`` those that both networks have at the same size.
+    """
 
     task: Task
     anatomies: tuple[Anatomy, Anatomy]
     text_source: dict[str, str]
+    surveys: tuple[Anatomy, Anatomy]
 
 
 def build_task(
@@ -83,7 +87,7 @@ def prepare(
     old = survey(teacher.net, shape, facts.classes or None, "teacher", **teacher.layers)
     student = student if method is None else fitted(method, teacher, student, shape)
     new = survey(student.net, shape, old.classes, "student", **student.layers)
-    old, new = _match_stages(old, new)
+    surveys, (old, new) = (old, new), _match_stages(old, new)
     k, names = old.classes, facts.names
     embedding = None if text is None else embedding_of(text, names, k)
     # Whatever can be refused comes before the probes, which hook the networks.
@@ -123,7 +127,7 @@ def prepare(
         web=pool,
         real=None if training is None else (training[0].to(runtime.device), training[1].to(runtime.device)),
     )
-    return Prepared(task, (old, new), {} if embedding is None else embedding.source)
+    return Prepared(task, (old, new), {} if embedding is None else embedding.source, surveys)
 
 
 def fitted(

@@ -10,14 +10,14 @@ import torch
 from dfkd.cli.config import Inspect
 from dfkd.cli.names import check_name
 from dfkd.cli.setup import Loaded, known, load, wide_console, with_weights_path
-from dfkd.engine.anatomy import Anatomy, survey
+from dfkd.engine.anatomy import Anatomy
 from dfkd.engine.core import Need, unmet
 from dfkd.engine.runtime import Runtime
 from dfkd.inputs import Facts, facts_of
 from dfkd.methods import METHODS
 from dfkd.nets.count import count_parameters
 from dfkd.nets.zoo import ZOO, build
-from dfkd.prepare import prepare
+from dfkd.prepare import Prepared, prepare
 from dfkd.report.summary import count, operations
 from dfkd.settings import Network
 
@@ -40,11 +40,9 @@ def run(settings: Inspect) -> int:
     nets = [load(settings.teacher, facts, "teacher")]
     if settings.student.name or settings.student.weights:
         nets.append(load(settings.student, facts, "student"))
-    anatomies = [
-        survey(net.classifier.net, facts.image_size, facts.classes, role, **net.classifier.layers)
-        for net, role in zip(nets, ("teacher", "student"), strict=False)
-    ]
-    missing = _missing(settings, facts, nets)
+    pair = _prepared(settings, facts, nets)
+    anatomies = pair.surveys[: len(nets)]
+    missing = {name: unmet(pair.task, kind()) for name, kind in METHODS.items()}  # with their default settings
     if settings.json:
         print(json.dumps(_plain(facts, nets, anatomies, missing), indent=1))
     else:
@@ -81,8 +79,8 @@ def _list(plain: bool) -> int:
     return 0
 
 
-def _missing(settings: Inspect, facts: Facts, nets: Sequence[Loaded]) -> dict[str, list[Need]]:
-    """For every method with its default settings, what this pair lacks. A teacher alone is its own student."""
+def _prepared(settings: Inspect, facts: Facts, nets: Sequence[Loaded]) -> Prepared:
+    """The pair as a run would take it. A teacher alone is its own student."""
     teacher, student = nets[0].classifier, nets[-1].classifier
     channels = facts.image_size[0]
     data = replace(
@@ -94,8 +92,7 @@ def _missing(settings: Inspect, facts: Facts, nets: Sequence[Loaded]) -> dict[st
     )
     if len(nets) == 1:
         student = load(settings.teacher, facts, "teacher").classifier  # a copy: not every network can be copied
-    task = prepare(teacher, student, Runtime(device="cpu").launch(), data, settings.text).task
-    return {name: unmet(task, kind()) for name, kind in METHODS.items()}
+    return prepare(teacher, student, Runtime(device="cpu").launch(), data, settings.text)
 
 
 def _plain(

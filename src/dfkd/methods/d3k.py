@@ -67,6 +67,7 @@ class D3KState(State):
 class D3K(Method[D3KState]):
     """Hyper-parameters of D3K; the paper's symbol follows each. What the paper leaves open is CMI's."""
 
+    # The paper's
     steps: Count = 200  # n, generator steps per batch
     synthesis_batch: Several = 256  # images per batch and process
     batches: Count = 1  # batches per round
@@ -78,25 +79,27 @@ class D3K(Method[D3KState]):
     theta: float = 1.0  # θ, of L_Dhash
     widths: tuple[int, int] = (16, 256)  # channels of every layer, both ends included
     kernels: tuple[int, ...] = (3, 5)
-    resample: Literal["batch", "iteration"] = "batch"  # Algorithm 1, or the text: a slice of a supernet in every step
-    init: Literal["normal", "torch"] = "normal"  # N(0, 0.02) as CMI, or PyTorch's default
+    temperature: Positive = 20.0  # τ of the student's KL (the paper says 0.5, CMI's contrastive temperature)
+    # What the paper leaves open; CMI's value where it has one
     width: Count = 256  # length of z
-    optimise_z: bool = False  # CMI trains z too, D3K only the generator
-    bn: Literal["gaussian", "l2"] = "gaussian"  # eq. 14, or DeepInversion's form
+    init: Literal["normal", "torch"] = "normal"  # N(0, 0.02) as CMI, or PyTorch's default
     bn_eps: NotNegative = 1e-5  # added to both variances of eq. 14
     bn_cap: Positive | None = None  # largest value of L_bn: above it the term is scaled down
     mask: bool = True  # adversarial term only where T and S agree (CMI's code)
     hash_pool: Count = 4  # side of the pixel blocks that are averaged before hashing
     hash_lambda: float = 1.0  # λ, the constant that replaces the derivative of a bit
-    ste: Literal["literal", "difference"] = "literal"  # eq. 13, or both neighbours
-    pairing: Literal["all", "index", "random"] = "all"  # which bank codes a new code is compared with
-    hash_form: Literal["square", "xor"] = "square"  # −(b − m)² as printed, or −(b + m − 2bm): the same value on bits
     labels: Literal["balanced", "uniform"] = "balanced"  # c
     keep: Literal["best", "last"] = "best"  # which step's images are stored
     memory: Count | None = None  # the newest images kept; None: all
-    temperature: Positive = 20.0  # τ of the student's KL (the paper says 0.5, CMI's contrastive temperature)
     pad: Whole = 4  # random crop, of G's images and of the student's
     flip: bool = True  # random mirror, likewise
+    # Other readings of the text, and CMI's latent codes
+    resample: Literal["batch", "iteration"] = "batch"  # Algorithm 1, or the text: a slice of a supernet in every step
+    bn: Literal["gaussian", "l2"] = "gaussian"  # eq. 14, or DeepInversion's form
+    ste: Literal["literal", "difference"] = "literal"  # eq. 13, or both neighbours
+    pairing: Literal["all", "index", "random"] = "all"  # which bank codes a new code is compared with
+    hash_form: Literal["square", "xor"] = "square"  # −(b − m)² as printed, or −(b + m − 2bm): the same value on bits
+    optimise_z: bool = False  # CMI trains z too, D3K only the generator
 
     default_plan: ClassVar[Plan] = Plan(rounds=200, steps=400, batch_size=256, lr=0.1, weight_decay=1e-4)
 

@@ -32,9 +32,11 @@ class NoiseState(State):
 class NoiseInput(Method[NoiseState]):
     """Hyper-parameters of the noise yardstick."""
 
+    # The yardstick's
     kind: Literal["normal", "uniform"] = "normal"  # N(0, 1) in normalised space, or U(0, 1) in pixel space
     clip: bool = True  # keep normal noise inside [0, 1], as every image is
     temperature: Positive = 20.0  # τ
+    # As STTS augments its transfer set
     degrees: NotNegative = 0.0  # augmentation: largest rotation (STTS: 15)
     scale: NotNegative = 0.0  # augmentation: size between 1 - scale and 1 + scale (STTS: 0.1)
     shift: NotNegative = 0.0  # augmentation: largest translation, as a share of the side (STTS: 0.1)

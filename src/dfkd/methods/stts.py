@@ -73,35 +73,40 @@ class STTSState(State):
 class STTS(Method[STTSState]):
     """Hyper-parameters of STTS; the paper's symbol follows each. Defaults: AlexNet on CIFAR-10."""
 
+    # The paper's
     sigma: NotNegative = 2.0  # σ, the common variance of the units (LeNet-5: 1.5)
     lambda_a: float = 0.05  # λ_a, weight of the activation loss (ResNet-34: 0.1)
-    lambda_d: float = 1.0  # weight of L_d; 0: no targets, a control of ours
-    alpha_bn: NotNegative = 0.0  # weight of DeepInversion's BatchNorm term beside L_d and L_a (ours; 0 is the paper)
     temperature: Positive = 20.0  # τ, of the targets and of the student
     synthesis_batch: Count = 100  # n, images per batch and process; images do not influence each other
     batches: Count = 1  # batches per warm-up round
     steps: Count = 1500  # Adam steps per batch
     lr: Positive = 1e-3  # Adam's rate for the pixels
     layer: str = "auto"  # l: "auto" (FC-2 where there is one), "logits", or the path of a linear layer
-    space: Literal["logits", "pre_act", "post_act"] = "pre_act"  # what s is: the output of l, or of its activation
-    targets: Literal["normal", "dirichlet"] = "normal"  # where y comes from; "dirichlet": ZSKD
-    betas: tuple[float, ...] = (1.0, 0.1)  # β, scales of the Dirichlet targets, in equal shares
-    dirichlet: Literal["fixed", "coded"] = "fixed"  # "coded": the authors' order, in which β cancels
-    act_reduction: Literal["mean", "sum"] = "mean"  # L_a over a map's units (paper: sum)
-    kl_tau2: bool = True  # L_d times τ² (paper: without)
-    init: Literal["normal", "uniform"] = "normal"  # normal noise in normalised space, or U(0, 1) in pixels (ZSKD)
-    init_std: NotNegative = 1.0  # standard deviation of the normal noise (the paper gives none): less leaves less of it
-    bound: Literal["end", "step", "rescale"] = "step"  # clip when stored or every step; rescale by min and max (ZSKD)
-    keep: Literal["last", "best"] = "last"  # which step's image enters the set
-    teacher_bn: Literal["stored", "batch"] = "stored"  # T's BatchNorm in synthesis and in targets (ZSKD's code: batch)
-    student_target: Literal["augmented", "stored"] = "augmented"  # T of what S sees, or of the image as it was made
-    memory: Count | None = None  # the newest images kept; None: all
     degrees: NotNegative = 15.0  # augmentation: largest rotation
     scale: float = 0.1  # augmentation: size between 1 - scale and 1 + scale
     shift: NotNegative = 0.1  # augmentation: largest translation, as a share of the side
     pad: Whole = 4  # augmentation: random crop
-    flip: bool = False  # augmentation: random mirror (not in the paper)
     noise: NotNegative = 0.05  # augmentation: standard deviation of additive noise
+    # What the paper leaves open
+    init_std: NotNegative = 1.0  # standard deviation of the normal noise (the paper gives none): less leaves less of it
+    bound: Literal["end", "step", "rescale"] = "step"  # clip when stored or every step; rescale by min and max (ZSKD)
+    keep: Literal["last", "best"] = "last"  # which step's image enters the set
+    memory: Count | None = None  # the newest images kept; None: all
+    flip: bool = False  # augmentation: random mirror (not in the paper)
+    # Other readings of the text
+    space: Literal["logits", "pre_act", "post_act"] = "pre_act"  # what s is: the output of l, or of its activation
+    act_reduction: Literal["mean", "sum"] = "mean"  # L_a over a map's units (paper: sum)
+    kl_tau2: bool = True  # L_d times τ² (paper: without)
+    teacher_bn: Literal["stored", "batch"] = "stored"  # T's BatchNorm in synthesis and in targets (ZSKD's code: batch)
+    student_target: Literal["augmented", "stored"] = "augmented"  # T of what S sees, or of the image as it was made
+    # ZSKD, its rival
+    targets: Literal["normal", "dirichlet"] = "normal"  # where y comes from; "dirichlet": ZSKD
+    betas: tuple[float, ...] = (1.0, 0.1)  # β, scales of the Dirichlet targets, in equal shares
+    dirichlet: Literal["fixed", "coded"] = "fixed"  # "coded": the authors' order, in which β cancels
+    init: Literal["normal", "uniform"] = "normal"  # normal noise in normalised space, or U(0, 1) in pixels (ZSKD)
+    # Our extensions and their controls
+    alpha_bn: NotNegative = 0.0  # weight of DeepInversion's BatchNorm term beside L_d and L_a (ours; 0 is the paper)
+    lambda_d: float = 1.0  # weight of L_d; 0: no targets, a control of ours
     augment_synthesis: bool = False  # optimise images as S will see them, augmented anew in every step (ours)
 
     default_plan: ClassVar[Plan] = Plan(
