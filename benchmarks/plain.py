@@ -23,7 +23,7 @@ class PlainCNN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of images (n, channels, 28, 28)."""
-        return self.head(self.relu(self.hidden(self.convolutions(x).flatten(1))))
+        return self.head(self.relu(self.hidden(self.convolutions(x).view(len(x), -1))))
 
 
 def large() -> PlainCNN:

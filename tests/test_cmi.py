@@ -80,7 +80,7 @@ def test_features_are_spatial_means_of_what_the_norms_see() -> None:
     stages = objective(tiny(layers="stages"), task.teacher, task.student, views, y, False)
     maps = task.teacher(views.local, maps=True).maps
     torch.testing.assert_close(stages.local, torch.cat([m.flatten(2).mean(2) for m in maps], dim=1))
-    assert tiny(layers="stages", alpha_bn=0.0).needs() == {Need.sides_of(4), Need.STAGES}
+    assert tiny(layers="stages", alpha_bn=0.0).needs() == {Need.GRADIENT, Need.sides_of(4), Need.STAGES}
 
 
 @pytest.mark.parametrize("stored", [0, 4])

@@ -349,6 +349,8 @@ def without(task: Task, need: Need) -> Task:
         task.student.head_name = None
     elif need is Need.STAGES:
         task.student.stage_names = ()
+    elif need is Need.GRADIENT:
+        task.teacher.passes_gradients = False
     return replace(task, **lost.get(need, {}))
 
 

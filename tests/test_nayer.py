@@ -75,7 +75,7 @@ def test_every_variant_runs(name: str) -> None:
 
 
 def test_needs_follow_the_switches() -> None:
-    everything = {Need.sides_of(4), Need.BN, Need.TEXT}
+    everything = {Need.GRADIENT, Need.sides_of(4), Need.BN, Need.TEXT}
     assert NAYER().needs() == everything
     assert NAYER(alpha_bn=0.0).needs() == everything - {Need.BN}
     assert NAYER(code="onehot").needs() == everything - {Need.TEXT}

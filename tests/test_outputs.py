@@ -386,5 +386,7 @@ def test_a_dynamically_quantized_teacher_is_told() -> None:
     notes = str(distil(net, Net(), dfkd.NoiseInput()).record.info.teacher["notes"])
     assert "teacher: passes no gradient to its images" in notes
     assert "teacher: BatchNorm is not read; with it, gradients reach its images which its logits do not pass" in notes
-    with pytest.raises(UserError):
+    with pytest.raises(
+        UserError, match=r"^NAYER needs a teacher that passes gradients to its images, got .*fit: NoiseInp"
+    ):
         distil(net, Net(), NAYER)

@@ -413,7 +413,7 @@ def test_networks_of_the_zoo_keep_every_change(name: str, monkeypatch: pytest.Mo
             stages=facts.stages,
         )
         assert found.notes == ()
-        assert found.passes_gradients
+        assert found.probe.passes_gradients
         assert (found.probe.channels_last, found.probe.precision) == (True, precision)
         found.probe.release()
 

@@ -202,7 +202,7 @@ class Method(ABC, Generic[S]):
 
 def unmet(task: Task, method: Method[State]) -> list[Need]:
     """The needs of ``method`` that ``task`` does not meet: those of the networks first."""
-    first = (Need.BN, Need.HEAD, Need.SAME_HEAD, Need.STAGES, Need.TEXT, Need.WEB, Need.REAL)
+    first = (Need.GRADIENT, Need.BN, Need.HEAD, Need.SAME_HEAD, Need.STAGES, Need.TEXT, Need.WEB, Need.REAL)
     missing = [need for need in method.needs() if not need.met(task)]
     return sorted(missing, key=lambda need: (first.index(need) if need in first else len(first), need.what))
 

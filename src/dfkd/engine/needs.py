@@ -27,6 +27,7 @@ class Need:
     BN: ClassVar["Need"]
     HEAD: ClassVar["Need"]
     SAME_HEAD: ClassVar["Need"]
+    GRADIENT: ClassVar["Need"]
     STAGES: ClassVar["Need"]
     TEXT: ClassVar["Need"]
     WEB: ClassVar["Need"]
@@ -67,6 +68,14 @@ Need.SAME_HEAD = Need(
     "a student whose classifier is one linear layer",
     lambda task: task.student.head is not None,
     lambda task: f"{_student(task)} without; name it (dfkd.Classifier, or --student.head) or choose another student",
+)
+Need.GRADIENT = Need(
+    "a teacher that passes gradients to its images",
+    lambda task: task.teacher.passes_gradients,
+    lambda task: (
+        f"{_teacher(task)}, which passes none, as quantized networks and networks without gradients do; give the "
+        "network from before it was quantized, or choose a method that makes no images"
+    ),
 )
 Need.STAGES = Need(
     "stage maps of equal size in teacher and student",

@@ -41,6 +41,7 @@ class Probe(nn.Module):
     Attributes:
         norms: the BatchNorm layers that are read, in no particular order: ``Readout`` pairs what a layer saw with what
             the same layer stored, call by call.
+        passes_gradients: gradients of the logits reach the images; where a network was tried and they do not, False.
     """
 
     mean: Tensor
@@ -66,6 +67,7 @@ class Probe(nn.Module):
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("scale", 1 / torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
         self.precision, self.channels_last, self.outputs = precision, channels_last, outputs
+        self.passes_gradients = True
         self._moments = joint_moments if joint else moments
         self.head_name, self.stage_names = head, tuple(stages)
         layers = tracking_norms(net).values() if norms is None else [_submodule(net, name) for name in norms]

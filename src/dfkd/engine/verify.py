@@ -66,13 +66,11 @@ class Verified:
     Attributes:
         probe: the network on the runtime's device.
         compiles: may be part of a compiled objective, if the runtime compiles at all.
-        passes_gradients: gradients reach the images in eval mode.
         notes: what was left away and why, one sentence each.
     """
 
     probe: Probe
     compiles: bool
-    passes_gradients: bool
     notes: tuple[str, ...]
 
 
@@ -129,9 +127,10 @@ def verified(
     if not gradients:
         notes.append(f"{role}: passes no gradient to its images (a quantized network, or one that detaches them)")
     probe = trial.probe(choice, joint=runtime.joint)
+    probe.passes_gradients = gradients
     if runtime.joint:
         join(net)
-    return Verified(probe, choice.compiled == runtime.compiled, gradients, tuple(notes))
+    return Verified(probe, choice.compiled == runtime.compiled, tuple(notes))
 
 
 def _to_float32(net: nn.Module, role: str) -> list[str]:

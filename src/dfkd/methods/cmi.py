@@ -109,7 +109,7 @@ class CMI(Method[CMIState]):
     def needs(self) -> frozenset[Need]:
         """Two doublings; BN layers for the statistics and for the features, unless neither is asked for."""
         norms = self.alpha_bn != 0 or self.layers == "norms"
-        return frozenset({Need.sides_of(4)} | ({Need.BN} if norms else {Need.STAGES}))
+        return frozenset({Need.GRADIENT, Need.sides_of(4)} | ({Need.BN} if norms else {Need.STAGES}))
 
     def setup(self, task: Task, plan: Plan) -> CMIState:
         """Line 1, and G, which line 3 fills."""

@@ -117,7 +117,7 @@ class D3K(Method[D3KState]):
 
     def needs(self) -> frozenset[Need]:
         """Three doublings, and BN statistics unless their weight is 0."""
-        return frozenset({Need.sides_of(8)} | ({Need.BN} if self.alpha != 0 else set()))
+        return frozenset({Need.GRADIENT, Need.sides_of(8)} | ({Need.BN} if self.alpha != 0 else set()))
 
     def setup(self, task: Task, plan: Plan) -> D3KState:
         """Line 1."""

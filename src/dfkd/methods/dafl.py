@@ -82,7 +82,7 @@ class DAFL(Method[DAFLState]):
     def needs(self) -> frozenset[Need]:
         """Two doublings; a classifier or stages, whose input or last map is to be excited."""
         reads = {"features": Need.HEAD, "map": Need.STAGES}[self.activation]
-        return frozenset({Need.sides_of(4)} | ({reads} if self.alpha_act != 0 else set()))
+        return frozenset({Need.GRADIENT, Need.sides_of(4)} | ({reads} if self.alpha_act != 0 else set()))
 
     def setup(self, task: Task, plan: Plan) -> DAFLState:
         """Line 1."""

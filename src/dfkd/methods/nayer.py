@@ -123,7 +123,7 @@ class NAYER(Method[NayerState]):
 
     def needs(self) -> frozenset[Need]:
         """BN statistics unless their weight is 0, text unless the code does without, sides that are multiples of 4."""
-        needs = {Need.sides_of(4)}
+        needs = {Need.GRADIENT, Need.sides_of(4)}
         if self.alpha_bn != 0:
             needs.add(Need.BN)
         if self.code not in ("onehot", "z"):

@@ -120,7 +120,7 @@ class SpaceshipNet(Method[SpaceshipState]):
 
     def needs(self) -> frozenset[Need]:
         """Two doublings; BN statistics unless their weight is 0; stages and heads where the constraint reads them."""
-        needs = {Need.sides_of(4)}
+        needs = {Need.GRADIENT, Need.sides_of(4)}
         if self.lambda_bn != 0:
             needs.add(Need.BN)
         if self.constraint != "none":

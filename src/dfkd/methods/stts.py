@@ -158,7 +158,7 @@ class STTS(Method[STTSState]):
         """A linear classifier, unless another layer is named; BatchNorm where the extension or the reading uses it."""
         classifier = self.layer in ("auto", "logits") or self.space == "logits" or self.targets == "dirichlet"
         norms = self.alpha_bn != 0 or self.teacher_bn == "batch"
-        return frozenset(({Need.HEAD} if classifier else set()) | ({Need.BN} if norms else set()))
+        return frozenset({Need.GRADIENT} | ({Need.HEAD} if classifier else set()) | ({Need.BN} if norms else set()))
 
     def setup(self, task: Task, plan: Plan) -> STTSState:
         """Line 1, and room for the transfer set."""
