@@ -45,7 +45,8 @@ from dfkd.settings import Images
 
 FILE = RESULTS / "estimate" / "runs.jsonl"
 GENERATES = ("CMI", "D3K", "NAYER", "SpaceshipNet", "STTS")  # their images can collapse
-KINDS = ("good", "short", "normalisation", "slow student", "tiny student", "wild synthesis")
+KINDS = ("good", "short", "normalisation", "slow student", "tiny student", "wild synthesis", "long")
+LONG = 5  # times as many rounds, with three times the steps for every batch of images
 PLAN = Plan(warmup=0, steps=20, batch_size=64, lr=0.1, weight_decay=1e-4)
 ROUNDS = {"digits": 16, "mnist": 16, "cifar10": 10, "cifar20": 10}
 
@@ -174,21 +175,24 @@ def method_for(name: str, kind: str, shape: tuple[int, int, int]) -> Method[Any]
         told |= {"lr": 0.01} if "lr" in known else {}
     if kind == "wild synthesis":
         told["lr"] = 3.0
+    if kind == "long" and "steps" in told:
+        told["steps"] *= 3
     made: Method[Any] = kind_of(**told)
     return made
 
 
 def cases() -> list[tuple[str, str, str]]:
-    """(data, method, kind), in an order in which every part is a fair sample of the whole."""
-    found = [
+    """(data, method, kind), in an order in which every part is a fair sample of the whole; the long ones last."""
+    every = [
         (data, method, kind)
         for data in ("digits", "mnist", "cifar10", "cifar20")
         for method in ("CMI", "D3K", "DFND", "KD3", "NAYER", "NoiseInput", "STTS", "SpaceshipNet", "VanillaKD")
         for kind in KINDS
         if (kind != "wild synthesis" or method in GENERATES) and (method, kind) != ("KD3", "tiny student")
     ]
-    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(0)).tolist()
-    return [found[i] for i in order]
+    parts = [[case for case in every if (case[2] == "long") == long] for long in (False, True)]
+    orders = [torch.randperm(len(part), generator=torch.Generator().manual_seed(0)).tolist() for part in parts]
+    return [part[i] for part, order in zip(parts, orders, strict=True) for i in order]
 
 
 def one(
@@ -201,7 +205,8 @@ def one(
     if kind == "normalisation":
         mean, std = [0.0] * channels, [3.0 * value for value in std]
     method = method_for(name, kind, shape)
-    plan = replace(PLAN, rounds=1 if kind == "short" else rounds, lr=1e-4 if kind == "slow student" else PLAN.lr)
+    rounds = {"short": 1, "long": LONG * rounds}.get(kind, rounds)
+    plan = replace(PLAN, rounds=rounds, lr=1e-4 if kind == "slow student" else PLAN.lr)
     plan = replace(plan, warmup=2 if name == "STTS" else 0)
     torch.manual_seed(1)
     width = 16 if name == "KD3" else 10  # KD3's student reads the teacher's features
