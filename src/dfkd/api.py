@@ -182,9 +182,9 @@ def _distill(
         stack.callback(_put_back, teacher.net, _flags(teacher.net))
         stack.callback(_contiguous, student.net)
         runtime.launch()
-        wanted = None if isinstance(text, Text) and Need.TEXT not in method.needs() else text
+        source = None if isinstance(text, Text) and Need.TEXT not in method.needs() else text
         with Conversion(quiet=quiet or runtime.rank > 0) as conversion:
-            task, facts, embedding = prepare(teacher, student, runtime, data, wanted, conversion, method)
+            task, facts, embedding, _ = prepare(teacher, student, runtime, data, source, conversion, method)
         stack.callback(task.teacher.release)
         stack.callback(task.student.release)
         _check_varies(facts[0])
@@ -194,22 +194,22 @@ def _distill(
         plan, fitted = _decided(task, method, plan, look, stop.hours, folder, resume, quiet)
         info = _info(method, plan, task, facts, embedding, (teacher.name, student.name))
         info = replace(info, fitted=fitted)
-        stored = None
+        earlier = None
         if folder is not None and runtime.rank == 0:
-            stored = stack.enter_context(open_run(folder, info, resume, settings.save_every))
-        again = resume if runtime.rank else stored is not None
+            earlier = stack.enter_context(open_run(folder, info, resume, settings.save_every))
+        again = resume if runtime.rank else earlier is not None
         runtime.barrier()
         first = _check_teacher(task, exam)
         keep = Keep()
         saves = _checkpoint(folder, runtime)
-        done = saves.rounds() if saves is not None and again else 0
+        finished_rounds = saves.rounds() if saves is not None and again else 0
         watchers = observers_of(
-            folder, stored, done, runtime, stack, not quiet, keep, settings.tensorboard, settings.track
+            folder, earlier, finished_rounds, runtime, stack, not quiet, keep, settings.tensorboard, settings.track
         )
-        if stored is not None and saves is not None:
-            info = note_resume(info, stored, done, saves.notes)
-            info = replace(info, continues=earlier_stop(stored))
-            info = replace(info, overlap=stored.info.overlap, fitted=stored.info.fitted)
+        if earlier is not None and saves is not None:
+            info = note_resume(info, earlier, finished_rounds, saves.notes)
+            info = replace(info, continues=earlier_stop(earlier))
+            info = replace(info, overlap=earlier.info.overlap, fitted=earlier.info.fitted)
         info = look_for_duplicates(task, exam, info, watchers) if settings.overlap else info
         watchers = [keep, *watchers, *([] if runtime.rank else observers)]
         gauge = _gauge(task, method, plan, settings, stop, exam is None)
@@ -307,25 +307,25 @@ class _Flags(NamedTuple):
 
 
 def _flags(net: nn.Module) -> _Flags:
-    named = {**dict(net.named_parameters()), **dict(net.named_buffers())}
-    others = {
+    tensors = {**dict(net.named_parameters()), **dict(net.named_buffers())}
+    registered = {
         name: t.data
-        for name, t in named.items()
+        for name, t in tensors.items()
         if not is_lazy(t) and t.is_floating_point() and t.dtype != torch.float32
     }
-    return _Flags([p.requires_grad for p in net.parameters()], [m.training for m in net.modules()], others)
+    return _Flags([p.requires_grad for p in net.parameters()], [m.training for m in net.modules()], registered)
 
 
 def _put_back(net: nn.Module, flags: _Flags) -> None:
     """The user's network asks for gradients, is in the modes, and has the numbers that it was given with."""
-    for parameter, wanted in zip(net.parameters(), flags.gradients, strict=True):
+    for parameter, requires_grad in zip(net.parameters(), flags.gradients, strict=True):
         if not is_lazy(parameter):
-            parameter.requires_grad_(wanted)
+            parameter.requires_grad_(requires_grad)
     for module, mode in zip(net.modules(), flags.modes, strict=True):
         module.training = mode
-    named = {**dict(net.named_parameters()), **dict(net.named_buffers())}
+    tensors = {**dict(net.named_parameters()), **dict(net.named_buffers())}
     for name, data in flags.others.items():
-        named[name].data = data.to(named[name].device)
+        tensors[name].data = data.to(tensors[name].device)
     _contiguous(net)
 
 
@@ -442,10 +442,10 @@ def _result(
     info: RunInfo, records: list[RoundRecord], first: Evaluation | None, watch: Watch, files: dict[str, str]
 ) -> RunResult:
     """What the run came to; the final evaluation is the last there was."""
-    known = next((r.evaluation for r in reversed(records) if r.evaluation is not None), None)
-    spent = sum(r.seconds for r in records)
+    evaluation = next((r.evaluation for r in reversed(records) if r.evaluation is not None), None)
+    seconds = sum(r.seconds for r in records)
     picked = None if watch.judge is None else watch.judge.picked
-    return RunResult(info, records, watch.final or known, first, spent, files, watch.stopped, picked)
+    return RunResult(info, records, watch.final or evaluation, first, seconds, files, watch.stopped, picked)
 
 
 def _close(task: Task, result: RunResult, folder: Path | None, observers: Sequence[Observer]) -> None:

@@ -125,15 +125,15 @@ def open_run(folder: Path, info: RunInfo, resume: bool, save_every: float = 30.0
         check_free(folder)
         _make(folder)
     with held(folder):
-        stored = None
+        record = None
         if resume and (folder / RUN_FILE).exists():
-            stored = read_run(folder, mend=True)
-            _check_same(stored.info, info, folder)
-            _check_saved(stored, folder, save_every)
+            record = read_run(folder, mend=True)
+            _check_same(record.info, info, folder)
+            _check_saved(record, folder, save_every)
         else:
             check_free(folder)  # again, for a run that began in between
         _sweep(folder)
-        yield stored
+        yield record
 
 
 def begun_plan(folder: Path, plan: Plan, hours: float) -> tuple[Plan, Fitted | None]:
@@ -155,31 +155,31 @@ def begun_plan(folder: Path, plan: Plan, hours: float) -> tuple[Plan, Fitted | N
     return Plan(**values), info.fitted  # type: ignore[arg-type]
 
 
-def note_resume(info: RunInfo, stored: StoredRun, rounds: int, notes: Sequence[str] = ()) -> RunInfo:
+def note_resume(info: RunInfo, record: StoredRun, rounds: int, notes: Sequence[str] = ()) -> RunInfo:
     """``info`` of a run that goes on after ``rounds`` rounds, with what its resumes found.
 
     Warns, once, of versions, machine and threads that are not those of the start before: they change no setting, but
     the student may differ in its last bits from that of a run that was never stopped.
     """
-    differing = _differing(stored.info, info)
+    differing = _differing(record.info, info)
     if differing:
         text = f"bits of the student may differ from those of a run that was never stopped: {', '.join(differing)}"
         warnings.warn(f"{text}", stacklevel=2)
         notes = [*notes, text]
     lines = tuple(f"resumed after round {rounds} on {info.provenance['date']}: {note}" for note in notes)
-    return replace(info, notes=(*stored.info.notes, *lines))
+    return replace(info, notes=(*record.info.notes, *lines))
 
 
 def _differing(old: RunInfo, new: RunInfo) -> list[str]:
     """What of code and machine is not as it was: "torch 2.12 instead of 2.11"."""
     names = {"dfkd": "dfkd", "commit": "commit of dfkd", "python": "Python", "torch": "torch"}
     names |= {"device": "device", "hardware": "hardware", "threads": "threads"}
-    found = []
+    differences = []
     for key, name in names.items():
         before, now = old.provenance.get(key), new.provenance.get(key)
         if before is not None and now is not None and before != now:
-            found.append(f"{name} {now} instead of {before}")
-    return found
+            differences.append(f"{name} {now} instead of {before}")
+    return differences
 
 
 def _make(folder: Path) -> None:
@@ -191,14 +191,14 @@ def _make(folder: Path) -> None:
         ) from None
 
 
-def _check_saved(stored: StoredRun, folder: Path, save_every: float) -> None:
+def _check_saved(record: StoredRun, folder: Path, save_every: float) -> None:
     """Refuse to begin again where something was reached. A run that was stopped before its first save may."""
     saves = Checkpoint(folder / CHECKPOINT_FOLDER)
     if saves.exists():
         return
-    rounds = stored.rounds
-    saved = len(rounds) > 1 and sum(record.seconds for record in rounds[:-1]) >= save_every
-    if saved or stored.status in ("finished", "stopped") or (folder / "student.safetensors").exists():
+    rounds = record.rounds
+    has_saved = len(rounds) > 1 and sum(past.seconds for past in rounds[:-1]) >= save_every
+    if has_saved or record.status in ("finished", "stopped") or (folder / "student.safetensors").exists():
         raise UserError(
             f"resume needs the checkpoint of the {len(rounds)} rounds that were run, got none at {saves.path}; put it "
             "back, or start in a new folder"
@@ -334,16 +334,16 @@ def _export(student: Probe, image_shape: tuple[int, int, int], path: Path) -> bo
     import copy
 
     handles = student.release()
-    whole = _Whole(student).eval()
+    program_net = _Whole(student).eval()
     _renew(handles, image_shape)
-    whole.net = copy.deepcopy(handles).to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
-    whole = whole.to("cpu").requires_grad_(False)
+    program_net.net = copy.deepcopy(handles).to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+    program_net = program_net.to("cpu").requires_grad_(False)
     example = torch.rand(2, *image_shape)
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             batch = torch.export.Dim("n", min=1, max=65536)
-            program = torch.export.export(whole, (example,), dynamic_shapes=({0: batch},))
+            program = torch.export.export(program_net, (example,), dynamic_shapes=({0: batch},))
     except Exception as error:  # export fails in as many ways as networks can be written
         reason = str(error).strip().splitlines()
         warnings.warn(
@@ -351,8 +351,8 @@ def _export(student: Probe, image_shape: tuple[int, int, int], path: Path) -> bo
             stacklevel=2,
         )
         return False
-    held = _packed(program)
-    write_aside(path, lambda aside: aside.write_bytes(held.getbuffer()))
+    packed = _packed(program)
+    write_aside(path, lambda aside: aside.write_bytes(packed.getbuffer()))
     return True
 
 
@@ -365,11 +365,11 @@ def _renew(net: nn.Module, image_shape: tuple[int, int, int]) -> None:
 
 def _packed(program: Any) -> io.BytesIO:
     """The file's content, packed in memory: a write that fails below torch's packer ends the process."""
-    held = io.BytesIO()
+    buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.export.save(program, held)
-    return held
+        torch.export.save(program, buffer)
+    return buffer
 
 
 def _check_same(old: RunInfo, new: RunInfo, folder: Path) -> None:
@@ -424,10 +424,10 @@ def _tensors(net: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def _commit() -> str | None:
-    here = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parent
     try:
-        done = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "--short=12", "HEAD"],
+        process = subprocess.run(
+            ["git", "-C", str(package), "rev-parse", "--short=12", "HEAD"],
             capture_output=True,
             text=True,
             timeout=5,
@@ -435,7 +435,7 @@ def _commit() -> str | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() or None
+    return process.stdout.strip() or None
 
 
 def _processor() -> str:

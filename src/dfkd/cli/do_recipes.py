@@ -37,7 +37,7 @@ def run(settings: Recipes) -> int:
     return 0
 
 
-def _table(shown: Sequence[Row], notes: Mapping[str, str]) -> "Table":
+def _table(listed: Sequence[Row], notes: Mapping[str, str]) -> "Table":
     from rich.table import Table
 
     sheet = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
@@ -45,7 +45,7 @@ def _table(shown: Sequence[Row], notes: Mapping[str, str]) -> "Table":
     sheet.add_column("the paper's", justify="right", no_wrap=True)
     sheet.add_column("here", overflow="fold")
     sheet.add_column("note", justify="right", style="dim")
-    for row in shown:
+    for row in listed:
         paper = "–" if row.paper is None else f"{row.paper:.2f} %"
         sheet.add_row(row.name, paper, _state(row), notes.get(row.note, ""))
     return sheet
@@ -54,14 +54,14 @@ def _table(shown: Sequence[Row], notes: Mapping[str, str]) -> "Table":
 def head(row: Row) -> list[str]:
     """What stands above a recipe: the command, what it is, and how to read the figures at its end."""
     if row.bits:
-        told = [f"dfkd quantize TEACHER --recipe {row.name}", ""]
+        lines = [f"dfkd quantize TEACHER --recipe {row.name}", ""]
     else:
-        told = [f"dfkd distill {row.name} --teacher.weights TEACHER", ""]
-    told.append(f"{row.method}, {row.teacher} -> {row.bits or row.student} on {row.part or row.data}")
-    told += [row.note] if row.note else []
+        lines = [f"dfkd distill {row.name} --teacher.weights TEACHER", ""]
+    lines.append(f"{row.method}, {row.teacher} -> {row.bits or row.student} on {row.part or row.data}")
+    lines += [row.note] if row.note else []
     if not expected(row):
-        return told
-    return [*told, "expected, in percent: paper is the paper's figure, on its own teacher; here is ours, last round"]
+        return lines
+    return [*lines, "expected, in percent: paper is the paper's figure, on its own teacher; here is ours, last round"]
 
 
 def _hardware(row: Row) -> tuple[str, ...]:

@@ -47,7 +47,7 @@ def flags(
     Raises:
         UserError: an unknown flag, a flag without its value, or a word too many.
     """
-    known = {option.name: option for option in options(cls)}
+    by_name = {option.name: option for option in options(cls)}
     sections = {item.name for item in fields(cls)} & SHORT.keys()
     tree: Tree = {}
     extra: list[str] = []
@@ -61,12 +61,12 @@ def flags(
             _put_word(tree, word, positional)
             continue
         name, equals, value = word[2:].partition("=")
-        if name in sections and name not in known:
+        if name in sections and name not in by_name:
             name = f"{name}.{SHORT[name]}"
-        name = _full(name, known)
-        option = known.get(name)
+        name = _full(name, by_name)
+        option = by_name.get(name)
         if option is None and name.partition(".")[0] not in free:
-            raise unknown(f"--{name}", [f"--{other}" for other in known], "dfkd", "option")
+            raise unknown(f"--{name}", [f"--{option}" for option in by_name], "dfkd", "option")
         if not equals:
             value = _value(words, option, name)
         put(tree, name, value)
@@ -79,8 +79,8 @@ def put(tree: Tree, name: str, value: Any) -> None:
     """Set the dotted ``name``; a word for what has settings of its own is their ``name``."""
     *path, last = name.split(".")
     for key in path:
-        held = tree.setdefault(key, {})
-        tree[key] = held if isinstance(held, dict) else {"name": held}
+        branch = tree.setdefault(key, {})
+        tree[key] = branch if isinstance(branch, dict) else {"name": branch}
         tree = tree[key]
     if isinstance(tree.get(last), dict):
         tree[last]["name"] = value
@@ -90,11 +90,11 @@ def put(tree: Tree, name: str, value: Any) -> None:
 
 def merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> Tree:
     """``low`` with everything that ``high`` says put over it."""
-    both = dict(low)
+    merged = dict(low)
     for key, value in high.items():
-        old = both.get(key)
-        both[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    return both
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
 
 
 def fill(cls: type[T], tree: Mapping[str, Any], at: str = "", ready: Mapping[str, Any] = _NOTHING) -> T:
@@ -134,7 +134,7 @@ def read_yaml(path: Path) -> Tree:
     try:
         text = _text_of(path)
         _check_events(yaml.parse(text, Loader=loader), path)
-        held = yaml.load(text, Loader=loader)
+        tree = yaml.load(text, Loader=loader)
     except OSError as error:
         raise UserError(f"recipe needs a readable file, got {path} ({error.strerror}); check the path") from error
     except UserError:
@@ -143,9 +143,9 @@ def read_yaml(path: Path) -> Tree:
         mark = getattr(error, "problem_mark", None)
         where = f" (line {mark.line + 1})" if mark is not None else ""
         raise UserError(f"recipe needs YAML, got something else in {path}{where}; correct it") from error
-    if not isinstance(held, dict) or not all(isinstance(key, str) for key in held):
+    if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
         raise UserError(f"recipe needs sections such as teacher: and student:, got {path} without; see `dfkd recipes`")
-    return held
+    return tree
 
 
 def _text_of(path: Path) -> str:
@@ -171,23 +171,23 @@ def _check_events(events: Iterable[Any], path: Path) -> None:
             )
 
 
-def unknown(name: str, known: Iterable[str], who: str, what: str) -> UserError:
+def unknown(name: str, names: Iterable[str], who: str, what: str) -> UserError:
     """The error for a name that is not among ``known``, with the nearest one."""
-    known = list(known)
-    close = nearest(name, known)
+    names = list(names)
+    close = nearest(name, names)
     hint = (
-        f"did you mean {close}?" if close else f"known are {', '.join(known[:12])}{', ...' if len(known) > 12 else ''}"
+        f"did you mean {close}?" if close else f"known are {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}"
     )
     return UserError(f"{who} needs {'an' if what[0] in 'aeio' else 'a'} {what} it knows, got {name}; {hint}")
 
 
-def nearest(name: str, known: Iterable[str]) -> str | None:
+def nearest(name: str, names: Iterable[str]) -> str | None:
     """The known name most like ``name``, also where only the last part was given or the section is wrong."""
-    known = list(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+    names = list(names)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.75)
     if close:
         return close[0]
-    tails = {other.lstrip("-").rpartition(".")[2]: other for other in reversed(known)}
+    tails = {full.lstrip("-").rpartition(".")[2]: full for full in reversed(names)}
     close = difflib.get_close_matches(name.lstrip("-").rpartition(".")[2], list(tails), n=1, cutoff=0.75)
     return tails[close[0]] if close else None
 
@@ -220,13 +220,13 @@ def _value(words: list[str], option: Option | None, name: str) -> str:
 def _with_lists(cls: type, tree: Mapping[str, Any]) -> Tree:
     """``tree`` with the lists that are written as texts as jsonargparse reads them, section by section."""
     types = get_type_hints(cls)
-    told: Tree = {}
+    joined: Tree = {}
     for key, value in tree.items():
         if is_dataclass(types[key]) and isinstance(value, Mapping):
-            told[key] = _with_lists(types[key], value)
+            joined[key] = _with_lists(types[key], value)
         else:
-            told[key] = _listed(value, types[key]) if isinstance(value, str) else value
-    return told
+            joined[key] = _listed(value, types[key]) if isinstance(value, str) else value
+    return joined
 
 
 def _listed(value: str, kind: Any) -> str | list[str]:
@@ -236,21 +236,21 @@ def _listed(value: str, kind: Any) -> str | list[str]:
     bare = "," in value or len(lists) == len(kinds)
     if not lists or value in ("null", "None") or not (value.startswith("[") or bare):
         return value
-    whole = value if value.startswith("[") else f"[{value}]"
-    return _texts(whole) if get_args(lists[0])[0] is str else whole
+    text = value if value.startswith("[") else f"[{value}]"
+    return _texts(text) if get_args(lists[0])[0] is str else text
 
 
-def _texts(whole: str) -> list[str]:
+def _texts(text: str) -> list[str]:
     """The elements of ``[a, b]``, quoted or not; where they are no YAML, what stands between the commas."""
     import yaml
 
     try:
-        held = yaml.load(whole, Loader=yaml.BaseLoader)
+        parsed = yaml.load(text, Loader=yaml.BaseLoader)
     except yaml.YAMLError:
-        held = None
-    if isinstance(held, list) and all(isinstance(item, str) for item in held):
-        return held
-    return [part.strip() for part in whole.removeprefix("[").removesuffix("]").split(",")]
+        parsed = None
+    if isinstance(parsed, list) and all(isinstance(item, str) for item in parsed):
+        return parsed
+    return [part.strip() for part in text.removeprefix("[").removesuffix("]").split(",")]
 
 
 def _check_keys(cls: type, tree: Mapping[str, Any], at: str) -> None:
@@ -258,7 +258,7 @@ def _check_keys(cls: type, tree: Mapping[str, Any], at: str) -> None:
     for key, value in tree.items():
         name = f"{at}{key}"
         if key not in {item.name for item in fields(cls)}:
-            sections = [f"{at}{other}" for other, kind in types.items() if is_dataclass(kind)]
+            sections = [f"{at}{section}" for section, kind in types.items() if is_dataclass(kind)]
             raise unknown(name, [*sections, *(option.name for option in options(cls, at))], "recipe", "setting")
         if is_dataclass(types[key]):
             if not isinstance(value, Mapping):
@@ -266,18 +266,18 @@ def _check_keys(cls: type, tree: Mapping[str, Any], at: str) -> None:
             _check_keys(types[key], value, f"{name}.")
 
 
-def _build(cls: type[T], held: Any, ready: Mapping[str, Any]) -> T:
+def _build(cls: type[T], values: Any, ready: Mapping[str, Any]) -> T:
     """jsonargparse returns a namespace of the fields that are not ready."""
-    told = {item.name: getattr(held, item.name) for item in fields(cls) if item.name not in ready}  # type: ignore[arg-type]
-    return cls(**told, **ready)
+    arguments = {item.name: getattr(values, item.name) for item in fields(cls) if item.name not in ready}  # type: ignore[arg-type]
+    return cls(**arguments, **ready)
 
 
-def _wrong_value(cls: type, tree: Mapping[str, Any], at: str, said: str) -> UserError:
+def _wrong_value(cls: type, tree: Mapping[str, Any], at: str, reason: str) -> UserError:
     """jsonargparse names the key; its type and the value are said in our words."""
-    key = re.search(r'[Kk]ey "([\w.]+)"', said)
+    key = re.search(r'[Kk]ey "([\w.]+)"', reason)
     by_name = {option.name: option for option in options(cls)}
     if key is None or key[1] not in by_name:
-        return UserError(f"{at or 'recipe '}needs values of the right type, got an error: {said.splitlines()[0]}")
+        return UserError(f"{at or 'recipe '}needs values of the right type, got an error: {reason.splitlines()[0]}")
     option, value = by_name[key[1]], tree
     for step in key[1].split("."):
         value = value.get(step) if isinstance(value, Mapping) else value  # type: ignore[assignment]

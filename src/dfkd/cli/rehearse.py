@@ -42,12 +42,12 @@ def rehearse(job: Job, out: Path, runtime: Runtime) -> int:
         samples_every=settings.watch.samples_every,
         save_every=settings.watch.save_every,
     )
-    found, plan = _expected(job, task, watch, _existing(out))
+    measured, plan = _expected(job, task, watch, _existing(out))
     if runtime.rank == 0:
         if settings.json:
-            _print_json(found, plan)
+            _print_json(measured, plan)
         else:
-            _print_table(found, runtime, plan if settings.stop.hours else None)
+            _print_table(measured, runtime, plan if settings.stop.hours else None)
     return 0
 
 
@@ -59,44 +59,44 @@ def _expected(job: Job, task: Task, watch: Watch, folder: Path) -> tuple[Estimat
     return fit.estimate, fit.plan
 
 
-def warnings_of(found: Estimate) -> list[str]:
+def warnings_of(measured: Estimate) -> list[str]:
     """What there is no room for, and what would help."""
-    said = []
-    if found.memory > found.memory_free:
-        said.append(
-            f"the run needs {file_size(found.memory)} of memory, {file_size(found.memory_free)} are free: set the "
-            "method's memory to fewer images, or lower the batch sizes"
+    sentences = []
+    if measured.memory > measured.memory_free:
+        sentences.append(
+            f"the run needs {file_size(measured.memory)} of memory, {file_size(measured.memory_free)} are free: set "
+            "the method's memory to fewer images, or lower the batch sizes"
         )
-    if found.disk > found.disk_free:
-        said.append(
-            f"the run folder needs {file_size(found.disk)}, {file_size(found.disk_free)} are free there: set the "
+    if measured.disk > measured.disk_free:
+        sentences.append(
+            f"the run folder needs {file_size(measured.disk)}, {file_size(measured.disk_free)} are free there: set the "
             "method's memory to fewer images, or choose another --out"
         )
-    return said
+    return sentences
 
 
-def _print_json(found: Estimate, plan: Plan) -> None:
-    told = {"plan": asdict(plan), "total": found.total, "warnings": warnings_of(found)}
-    print(json.dumps({**asdict(found), **told}))
+def _print_json(measured: Estimate, plan: Plan) -> None:
+    told = {"plan": asdict(plan), "total": measured.total, "warnings": warnings_of(measured)}
+    print(json.dumps({**asdict(measured), **told}))
 
 
-def _print_table(found: Estimate, runtime: Runtime, plan: Plan | None) -> None:
+def _print_table(measured: Estimate, runtime: Runtime, plan: Plan | None) -> None:
     from rich.table import Table
 
     console = wide_console()
-    each = " (each process)" if runtime.world > 1 else ""
+    per_process = " (each process)" if runtime.world > 1 else ""
     grid = Table(box=None, show_header=False, pad_edge=False)
     if plan is not None:
         grid.add_row("plan", f"{plan.rounds} rounds" + (f", {plan.warmup} of warm-up before" if plan.warmup else ""))
-    grid.add_row("time", f"{duration(found.total)} ({found.total / 3600:.2f} hours)")
-    for phase, seconds in found.seconds.items():
+    grid.add_row("time", f"{duration(measured.total)} ({measured.total / 3600:.2f} hours)")
+    for phase, seconds in measured.seconds.items():
         grid.add_row(f"  {phase}", f"{duration(seconds)}")
-    grid.add_row(f"images{each}", count(found.images))
-    grid.add_row(f"pool{each}", file_size(found.pool))
-    grid.add_row(f"peak memory{each}", f"{file_size(found.memory)} of {file_size(found.memory_free)}")
-    grid.add_row(f"disk{each}", f"{file_size(found.disk)} of {file_size(found.disk_free)}")
+    grid.add_row(f"images{per_process}", count(measured.images))
+    grid.add_row(f"pool{per_process}", file_size(measured.pool))
+    grid.add_row(f"peak memory{per_process}", f"{file_size(measured.memory)} of {file_size(measured.memory_free)}")
+    grid.add_row(f"disk{per_process}", f"{file_size(measured.disk)} of {file_size(measured.disk_free)}")
     console.print(grid)
-    for line in warnings_of(found):
+    for line in warnings_of(measured):
         console.print(f"warning: {line}", soft_wrap=True)
 
 

@@ -161,11 +161,11 @@ def extrapolate(measured: Measured, plan: Plan, watch: Watch, free: int, disk_fr
     }
     saves = _saves(plan, watch, sum(seconds.values()))
     seconds["saving"] = saves * rounds[-1].save
-    made = plan.warmup * (warm[-1].images if warm else 0) + plan.rounds * rounds[-1].images
-    images = round(turns * made)
-    pools, seen = measured.pools, sum(t.images for t in measured.timings)
-    held = min(pools.capacity, math.ceil(pools.rows * images / seen)) if seen else pools.rows
-    pool = round(held * pools.row_bytes)
+    of_rounds = plan.warmup * (warm[-1].images if warm else 0) + plan.rounds * rounds[-1].images
+    images = round(turns * of_rounds)
+    pools, measured_images = measured.pools, sum(t.images for t in measured.timings)
+    rows = min(pools.capacity, math.ceil(pools.rows * images / measured_images)) if measured_images else pools.rows
+    pool = round(rows * pools.row_bytes)
     growth = 0 if pools.reserved else pool - round(pools.rows * pools.row_bytes)
     sheets = math.ceil(plan.total / watch.samples_every) if watch.samples_every else 0
     spill = round(pools.capacity * pools.row_bytes) if pools.spilled else 0
@@ -246,14 +246,15 @@ class _Stopwatch(Observer):
 
     def timings(self, ended: float) -> tuple[Timing, ...]:
         """What every round took; the run ended at ``ended``."""
-        found, before = [], 0.0
+        timings, before = [], 0.0
         starts = [later - record.seconds for later, record in zip(self.reported[1:], self.records[1:], strict=True)]
         for record, reported, start in zip(self.records, self.reported, [*starts, ended], strict=True):
-            made = record.metrics.get("images", 0.0)
+            images = record.metrics.get("images", 0.0)
             synthesis, student = (record.metrics[f"seconds/{phase}"] for phase in ("synthesis", "student"))
-            found.append(Timing(record.warmup, synthesis, student, max(0.0, start - reported), round(made - before)))
-            before = made
-        return tuple(found)
+            save = max(0.0, start - reported)
+            timings.append(Timing(record.warmup, synthesis, student, save, round(images - before)))
+            before = images
+        return tuple(timings)
 
 
 def _measure(task: Task, method: Method[Any], plan: Plan, watch: Watch, folder: Path) -> Measured:
@@ -307,9 +308,9 @@ def _pools(state: State) -> Pools:
     if not pools:
         return Pools()
     most = max(pools, key=lambda pool: pool.capacity)
-    whole = sum(pool.nbytes for pool in pools)
+    size = sum(pool.nbytes for pool in pools)
     spilled = any(pool.spilled for pool in pools)
-    return Pools(most.capacity, len(most), whole / most.capacity, spilled, spilled or most.device.type == "cuda")
+    return Pools(most.capacity, len(most), size / most.capacity, spilled, spilled or most.device.type == "cuda")
 
 
 def _peak(task: Task) -> int:
@@ -324,5 +325,5 @@ def _used(task: Task) -> int:
     """Bytes this process holds already, which it need not take again."""
     if task.runtime.device.type == "cuda":
         return torch.cuda.memory_reserved(task.runtime.device)
-    held = Path("/proc/self/statm")
-    return int(held.read_text().split()[1]) * resource.getpagesize() if held.exists() else 0
+    file = Path("/proc/self/statm")
+    return int(file.read_text().split()[1]) * resource.getpagesize() if file.exists() else 0
