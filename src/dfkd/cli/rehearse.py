@@ -42,12 +42,12 @@ def rehearse(job: Job, out: Path, runtime: Runtime) -> int:
         samples_every=settings.watch.samples_every,
         save_every=settings.watch.save_every,
     )
-    measured, plan = _expected(job, task, watch, _existing(out))
+    expected, plan = _expected(job, task, watch, _existing(out))
     if runtime.rank == 0:
         if settings.json:
-            _print_json(measured, plan)
+            _print_json(expected, plan)
         else:
-            _print_table(measured, runtime, plan if settings.stop.hours else None)
+            _print_table(expected, runtime, plan if settings.stop.hours else None)
     return 0
 
 
