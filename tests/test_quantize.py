@@ -142,6 +142,8 @@ def test_bits_are_read_or_refused() -> None:
 def test_what_has_no_quantizer_is_named() -> None:
     with pytest.raises(dfkd.UserError, match=r"the layer '1.0' \(Odd\) with the weight 'kernel'"):
         quantized(nn.Sequential(nn.ReLU(), nn.Sequential(Odd())), Bits(4, 4))
+    with pytest.raises(dfkd.UserError, match=r"got the network itself \(Odd\) with the weight 'kernel'"):
+        quantized(Odd(), Bits(4, 4))
     with pytest.raises(dfkd.UserError, match="ReLU or ReLU6 modules"):
         quantized(nn.Sequential(nn.Linear(3, 3), nn.GELU()), Bits(4, 4))
 

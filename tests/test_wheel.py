@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -83,3 +84,4 @@ def test_the_main_job_runs_from_the_wheel_in_an_empty_environment(built: Path, t
     assert record["status"] == "finished"
     assert (tmp_path / "run/report.html").is_file()
     assert (tmp_path / "run/student.pt2").is_file()
+    shutil.rmtree(tmp_path / "empty")  # more than a gigabyte

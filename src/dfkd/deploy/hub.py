@@ -111,8 +111,9 @@ def explained(repository: str, what: str) -> Iterator[None]:
         if isinstance(error, UserError) or not _is_network(error):
             raise
         where = endpoint() or "https://huggingface.co"
+        otherwise = ", or give a folder" if what == "load" else ""
         raise UserError(
-            f"{what} needs a connection to {where}, got {type(error).__name__}; check the network, or give a folder"
+            f"{what} needs a connection to {where}, got {type(error).__name__}; check the network{otherwise}"
         ) from error
     finally:
         log.setLevel(level)

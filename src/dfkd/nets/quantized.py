@@ -169,8 +169,9 @@ def _check_layers(net: nn.Module) -> None:
             continue
         own = [name for name, weight in module.named_parameters(recurse=False) if weight.dim() > 1]
         if own:
+            where = f"the layer {path!r}" if path else "the network itself"
             raise UserError(
-                f"quantize needs layers it has quantizers for (Conv2d, Linear, ReLU, ReLU6), got the layer {path!r} "
+                f"quantize needs layers it has quantizers for (Conv2d, Linear, ReLU, ReLU6), got {where} "
                 f"({type(module).__name__}) with the weight {own[0]!r}; quantize another network, or "
                 "`dfkd export` it to INT8"
             )
