@@ -114,12 +114,12 @@ def _quantized() -> Iterator[Row]:
     note = "minutes on a CPU"  # with a rate that leaves trained weights where they are
     for bits in ("W4A4", "W3A3", "W2A2"):
         yield Row("NAYER", "digits", "wrn16-2", "wrn16-2", _DIGITS_NAYER, plan, None, note, bits=bits)
-    small = {**_SMALL, "steps": 20, "batches": 1, "warmup_batches": 2}
-    grey = Row("NAYER", "mnist", "resnet8", "resnet8", {**small, "pad": 2}, plan, None, note, _MNIST)
-    colour = Row("NAYER", "cifar10", "resnet20", "resnet20", {**small, "flip": True, "pad": 2}, plan, None, note)
-    colour = replace(colour, inputs={"image_size": [3, 16, 16]}, part="cifar10-16px")
-    for bits in ("W4A4", "W3A3"):
-        yield from (replace(row, bits=bits) for row in (grey, colour))
+    small = {**_SMALL, "steps": 10, "synthesis_batch": 100, "batches": 1, "warmup_batches": 2, "width": 64}
+    small |= {"channels": 16, "pad": 2}
+    short = {**plan, "rounds": 4, "steps": 40}
+    yield Row("NAYER", "mnist", "resnet8", "resnet8", small, short, None, note, _MNIST, bits="W3A3")
+    colour = Row("NAYER", "cifar10", "resnet20", "resnet20", {**small, "flip": True}, short, None, note, bits="W3A3")
+    yield replace(colour, inputs={"image_size": [3, 16, 16]}, part="cifar10-16px")
 
 
 def _spaceship() -> Iterator[Row]:
