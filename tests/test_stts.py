@@ -20,7 +20,7 @@ from dfkd.errors import UserError
 from dfkd.methods.stts import STTS, STTSState, _tools, objective
 from dfkd.nets.lenet import LeNet5
 from dfkd.nets.modes import batch_statistics
-from dfkd.nets.soft_targets import drawn_labels, maxima_over_sigma, maximum_over_sigma, soft_labels
+from dfkd.nets.soft_targets import maxima_over_sigma, maximum_over_sigma, soft_labels
 from dfkd.nets.tail import find_tail, last_map
 from dfkd.nets.zoo import ZOO, build
 from dfkd.ops.affine import affine, draw_affine
@@ -326,7 +326,7 @@ def test_larger_variances_give_harder_targets(digits_teacher: nn.Module) -> None
     found = maximum_over_sigma(digits_teacher, (1, 8, 8), [0.5, 1.5, 3.0], stream(), draws=4000)
     assert list(found) == [0.5, 1.5, 3.0]
     assert 0.1 < found[0.5] < found[1.5] < found[3.0] < 1
-    groups = soft_labels(digits_teacher, (1, 8, 8), 2.0, stream(), draws=50)
+    groups = soft_labels(digits_teacher, (1, 8, 8), 2.0, stream(), draws=50).groups
     for rows in groups.values():
         assert rows.shape == (50, 10)
         torch.testing.assert_close(rows.sum(dim=1), torch.ones(50))
@@ -367,7 +367,7 @@ def test_dirichlet_draws_that_show_another_class_are_counted(digits_teacher: nn.
     """Against SciPy's Dirichlet: the share of draws whose largest class is not the row's own."""
     head = make(digits_teacher).teacher.head
     assert head is not None
-    found = drawn_labels(digits_teacher, (1, 8, 8), 2.0, stream(), 20.0, 4000, (1.0,))
+    found = soft_labels(digits_teacher, (1, 8, 8), 2.0, stream(), 20.0, 4000, (1.0,))
     rng = np.random.default_rng(0)
     rows = dirichlet_concentration(head.weight.detach(), 1.0).double().numpy()
     other = np.mean([(rng.dirichlet(row, 400).argmax(axis=1) != k).mean() for k, row in enumerate(rows)])
@@ -399,7 +399,7 @@ def test_dirichlet_soft_labels_have_the_scales_of_the_run(digits_teacher: nn.Mod
     for betas, dirichlet in kinds:
         found = soft_labels(digits_teacher, (1, 8, 8), 2.0, stream(), 20.0, 1000, betas, dirichlet=dirichlet)
         for i, beta in enumerate(betas):
-            part = found["Dirichlet"].chunk(len(betas))[i].numpy()
+            part = found.dirichlet.chunk(len(betas))[i].numpy()
             concentration = dirichlet_concentration(weight, beta, dirichlet).double().numpy()
             rng = np.random.default_rng(0)
             drawn = np.concatenate([rng.dirichlet(row, 400) for row in concentration])

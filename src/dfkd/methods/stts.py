@@ -44,7 +44,7 @@ from dfkd.losses.divergence import kl_per_image, soft_cross_entropy
 from dfkd.losses.priors import activation_loss
 from dfkd.losses.statistics import moment_distance
 from dfkd.nets.modes import batch_statistics
-from dfkd.nets.soft_targets import drawn_labels, maxima_over_sigma, modelled
+from dfkd.nets.soft_targets import maxima_over_sigma, modelled, soft_labels
 from dfkd.nets.tail import Tail, find_tail, last_map
 from dfkd.ops.affine import affine, draw_affine
 from dfkd.ops.augment import crop_flip
@@ -400,8 +400,8 @@ def _labels_view(method: STTS, task: Task) -> Cloud:
     """Targets beside ZSKD's."""
     net, shape, rng = task.teacher.net, task.image_shape, task.runtime.generator
     tau, betas = method.temperature, method.betas
-    labels = drawn_labels(net, shape, method.sigma, rng, tau, 300, betas, method.layer, method.space, method.dirichlet)
-    groups = {"Dirichlet": labels.dirichlet, "normal": labels.normal}
+    labels = soft_labels(net, shape, method.sigma, rng, tau, 300, betas, method.layer, method.space, method.dirichlet)
+    groups = labels.groups
     return Cloud(
         f"Soft labels by t-SNE, drawn from STTS's multivariate normal (σ = {method.sigma:g}, over "
         f"{modelled(net, shape, method.layer, method.space)}, temperature {tau:g}) and from ZSKD's Dirichlet "
@@ -417,7 +417,7 @@ def _classes_view(method: STTS, task: Task) -> Cloud:
     net, shape, rng = task.teacher.net, task.image_shape, task.runtime.generator
     if task.classes > MOST_CLASSES:
         raise UserError(f"soft labels by class need at most {MOST_CLASSES} classes, got {task.classes}; look at fewer")
-    labels = drawn_labels(
+    labels = soft_labels(
         net,
         shape,
         method.sigma,

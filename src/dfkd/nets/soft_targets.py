@@ -11,7 +11,7 @@ from dfkd.nets.tail import find_tail
 from dfkd.ops.labels import balanced_labels
 from dfkd.ops.targets import dirichlet_concentration, draw_dirichlet, draw_normal
 
-__all__ = ["SoftLabels", "drawn_labels", "maxima_over_sigma", "maximum_over_sigma", "modelled", "soft_labels"]
+__all__ = ["SoftLabels", "maxima_over_sigma", "maximum_over_sigma", "modelled", "soft_labels"]
 
 Space = Literal["logits", "pre_act", "post_act"]
 
@@ -34,6 +34,11 @@ class SoftLabels(NamedTuple):
     normal: Tensor
     dirichlet: Tensor
     intended: Tensor
+
+    @property
+    def groups(self) -> dict[str, Tensor]:
+        """Both kinds by name, as :func:`~dfkd.report.scatter.tsne_figure` takes them."""
+        return {"Dirichlet": self.dirichlet, "normal": self.normal}
 
     @property
     def mismatch(self) -> float:
@@ -86,26 +91,6 @@ def maximum_over_sigma(
 
 
 def soft_labels(
-    teacher: nn.Module,
-    image_shape: tuple[int, int, int],
-    sigma: float,
-    generator: torch.Generator,
-    temperature: float = 1.0,
-    draws: int = 500,
-    betas: Sequence[float] = (1.0,),
-    layer: str = "auto",
-    space: Space = "pre_act",
-    dirichlet: Literal["fixed", "coded"] = "fixed",
-) -> dict[str, Tensor]:
-    """Soft labels (draws, K) of STTS and of ZSKD for one teacher, for :func:`~dfkd.report.scatter.tsne_figure`.
-
-    Takes what :func:`drawn_labels` takes.
-    """
-    labels = drawn_labels(teacher, image_shape, sigma, generator, temperature, draws, betas, layer, space, dirichlet)
-    return {"Dirichlet": labels.dirichlet, "normal": labels.normal}
-
-
-def drawn_labels(
     teacher: nn.Module,
     image_shape: tuple[int, int, int],
     sigma: float,
