@@ -165,14 +165,15 @@ def outcome(pair: tuple[nn.Module, nn.Module], size: tuple[int, int, int], train
     runtime, plan = dfkd.Runtime(device="cpu").launch(), dfkd.Plan(rounds=1, warmup=0, steps=1, batch_size=4)
     fits, ran, notes = "", [], list[str]()
     try:
-        task, facts, *_ = prepare(*map(dfkd.Classifier, pair), runtime, data, "index")
+        teacher, student = dfkd.Classifier(pair[0]), dfkd.Classifier(pair[1])
+        task, facts, *_ = prepare(teacher, student, runtime, data, "index")
         fits = fitting(task)
         notes = [note for one in facts for note in one.notes if "saw an image" not in note]
         rounds = {name: method for name, method in SMALL.items() if name in fits.split(", ")}
         for name, method in (rounds if trained == "teacher" and rounds else {"noise": dfkd.NoiseInput()}).items():
             task.teacher.release()
             task.student.release()
-            task, *_ = prepare(*map(dfkd.Classifier, pair), runtime, data, "index", method=method)
+            task, *_ = prepare(teacher, student, runtime, data, "index", method=method)
             run(task, method, replace(plan, warmup=method.least_warmup()))
             ran.append(name)
     except Exception as error:
