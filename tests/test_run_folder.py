@@ -244,6 +244,20 @@ def test_other_inputs_are_refused_by_name(
     go(name, tmp_path, resume=True, **names)
 
 
+def test_a_network_that_bears_other_changes_is_refused(tmp_path: Path) -> None:
+    """Found by trying the network: a machine on which channels-last fails would train another student."""
+    cut("NoiseInput", tmp_path)
+    row = json.loads((tmp_path / "run.json").read_text())
+    row["info"]["student"]["channels_last"] ^= True
+    (tmp_path / "run.json").write_text(json.dumps(row))
+    with pytest.raises(dfkd.UserError, match=r"got student\.channels_last = True instead of False"):
+        go("NoiseInput", tmp_path, resume=True)
+    for who in ("teacher", "student"):  # a folder from before it was written down
+        del row["info"][who]["channels_last"], row["info"][who]["precision"]
+    (tmp_path / "run.json").write_text(json.dumps(row))
+    go("NoiseInput", tmp_path, resume=True)
+
+
 def test_other_versions_and_threads_are_said_once_and_recorded(tmp_path: Path) -> None:
     cut("NoiseInput", tmp_path)
     row = json.loads((tmp_path / "run.json").read_text())

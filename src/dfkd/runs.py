@@ -333,10 +333,10 @@ def _export(student: Probe, image_shape: tuple[int, int, int], path: Path) -> bo
     """Write the exported program; False (with a warning) for a network that cannot be exported."""
     import copy
 
-    handles = student.release()
+    net = student.release()
     program_net = _Whole(student).eval()
-    _renew(handles, image_shape)
-    program_net.net = copy.deepcopy(handles).to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+    _renew(net, image_shape)
+    program_net.net = copy.deepcopy(net).to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
     program_net = program_net.to("cpu").requires_grad_(False)
     example = torch.rand(2, *image_shape)
     try:
@@ -392,6 +392,9 @@ def _settings(old: RunInfo, new: RunInfo) -> Sequence[tuple[str, object, object]
     for who in ("teacher", "student"):
         for key in ("kind", "sha256", "parameters", "mean", "std", "head", "stages"):
             pairs.append((f"{who}.{key}", plain(getattr(old, who).get(key)), plain(getattr(new, who).get(key))))
+        for key in ("precision", "channels_last"):  # as the network bears them; newer than the first run folders
+            now = getattr(new, who).get(key)
+            pairs.append((f"{who}.{key}", getattr(old, who).get(key, now), now))
     for key in ("seed", "precision", "processes", "compile", "channels_last"):
         pairs.append((key, old.provenance.get(key), new.provenance.get(key)))
     for key, before in (("compile_mode", "default"), ("sync_bn", False)):  # newer than the first run folders
