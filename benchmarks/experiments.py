@@ -83,8 +83,8 @@ DIGITS_STTS = STTS(sigma=1.5, steps=200, lr=0.01, batches=4, pad=1)
 def _digits() -> list[Row]:
     """Every method on one pair, one student budget (800 steps of 128 images; STTS takes them with Adam).
 
-    DFND selects strokes, shrunk to 8 x 8, as little as is left of them. CMI, DAFL and DFND ran on another machine, where
-    the same recipe gives another teacher.
+    DFND selects strokes, shrunk to 8 x 8, as little as is left of them. CMI, DAFL and DFND ran on another machine,
+    where the same recipe gives another teacher.
     """
     pair, plan = ("wrn16-2", "wrn16-1"), replace(DIGITS_PLAN, warmup=0)
     return [
