@@ -73,8 +73,8 @@ def picked_sentence(result: RunResult | None) -> str:
 
 
 def short_estimate(estimate: Estimate) -> str:
-    """For one line of the terminal."""
-    agreement = estimate.sets.get("own") or estimate.sets.get("inverted")
+    """For one line of the terminal: on the images that rules go by unless told otherwise."""
+    agreement = estimate.sets.get("inverted") or estimate.sets.get("own")
     return "" if agreement is None else f"agreement without test images {percent(agreement.agreement)}"
 
 
