@@ -16,6 +16,9 @@ from benchmarks.false_alarms import counted, runs
 from benchmarks.records import RESULTS
 from benchmarks.run import slug
 from benchmarks.speed_table import speed_page
+from benchmarks.stopping import FILE as STOPS
+from benchmarks.stopping import cases as stop_cases
+from benchmarks.stopping import judged as stops_judged
 from benchmarks.table import page, records
 
 from dfkd.cli.config import Distill
@@ -199,3 +202,10 @@ def test_no_good_run_of_the_records_is_warned_of() -> None:
     good = counted(runs())["good"]
     assert good["runs"] >= 91
     assert good["warned_of"] == []
+
+
+def test_the_page_on_stopping_has_the_tables_of_the_records() -> None:
+    text = (Path(__file__).parent.parent / "docs/stopping.md").read_text()
+    shown = text.partition("judge -->\n\n")[2].partition("\n\n<!-- end of tables -->")[0]
+    assert shown == stops_judged(STOPS).strip(), "put what `python -m benchmarks.stopping judge` prints into the page"
+    assert f"{len(STOPS.read_text().splitlines())} of {len(stop_cases())} runs" in text

@@ -3,7 +3,7 @@
 Rounds are left out, and warm-up and milestones move with them; a round stays what it is. Fewer student steps in each
 round would leave the synthesis as long as it was, and would be another method: what a student learns from one batch of
 images before the next is made is the method's. The learning rate goes by the rounds of the plan that is decided on, so
-a cosine comes to its end.
+a cosine comes to its end (``docs/stopping.md`` says what that is worth).
 """
 
 import time
