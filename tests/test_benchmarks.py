@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks import recipes
+from benchmarks import deploy, quantize, recipes
 from benchmarks.estimate import FILE as ESTIMATES
 from benchmarks.estimate import cases, method_for
 from benchmarks.estimate_tables import judge
@@ -99,6 +99,18 @@ def test_a_record_in_bits_belongs_to_the_recipe_of_these_bits() -> None:
     held = [name for name in names() if recipes.is_of(record, find(name))]
     assert held == ["nayer/digits-wrn16-2-w4a4"]
     assert not recipes.is_of({**record, "bits": ""}, find(held[0]))
+
+
+def test_the_tables_of_deployment_are_those_of_the_records() -> None:
+    text = (Path(__file__).parent.parent / "docs/deploy.md").read_text()
+    exported, adapted = deploy.tables()
+    tables = {"quantized networks": quantize.table(), "exported networks": exported, "adapted students": adapted}
+    for title, table in tables.items():
+        shown = text.partition(f"<!-- table: {title} -->\n\n")[2].partition("\n\n<!-- end of table -->")[0]
+        assert shown == table.strip(), "put what `python -m benchmarks.quantize table` and `deploy table` print there"
+    for path in (RESULTS / quantize.FOLDER).glob("*.json"):
+        record = json.loads(path.read_text())
+        assert recipes.is_of(record, find(record["recipe"])), path
 
 
 def test_a_record_names_the_text_it_used() -> None:

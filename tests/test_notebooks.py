@@ -38,7 +38,7 @@ def test_there_are_two_and_the_tutorials_lead_to_them() -> None:
 def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     missing = [name for name in ("nbclient", "nbformat", "ipykernel", *NEEDED.get(path.stem, ())) if not _there(name)]
     if missing:
-        pytest.skip(f"not installed: {', '.join(missing)}")
+        pytest.skip(f"not installed: {', '.join(missing)}; the extras notebooks and onnx bring them")
     import nbformat
     from nbclient import NotebookClient
 
