@@ -224,9 +224,9 @@ def _state(records: Sequence[RoundRecord]) -> str:
     if record.warmup:
         parts.insert(0, "warm-up")
     estimate = last_estimate(records)
-    quality = [] if estimate is None else [short_estimate(estimate)]
-    quality += _scores(last_evaluation(records))
-    return "  ".join(quality + [text for text in parts if text])
+    scores = _scores(last_evaluation(records))
+    scores += [] if estimate is None else [short_estimate(estimate)]
+    return "  ".join(parts + [text for text in scores if text])
 
 
 def _scores(evaluation: Evaluation | None) -> list[str]:
