@@ -104,6 +104,8 @@ def check_command(words: tuple[str, ...]) -> None:
     if "/" in named_recipe and not named_recipe.endswith(".yaml"):
         recipe(named_recipe)
     check_method(tree.pop("method", {}))
+    for section in command.open:
+        tree.pop(section, None)
     fill(command.settings, tree)
 
 

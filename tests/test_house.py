@@ -24,7 +24,7 @@ FLOORS: list[set[str]] = [
     {"report"},
     {"methods"},
     {"runs", "stored", "weights", "settings", "inputs", "prepare", "watchers"},
-    {"api", "teacher", "teacher_plan", "recipes", "deploy"},
+    {"api", "teacher", "teacher_plan", "recipes", "deploy", "tune"},
     {"cli", "__init__", "__main__"},
 ]
 

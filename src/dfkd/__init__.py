@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from dfkd.settings import Images, Machine, Stopping, Text, Watching
     from dfkd.teacher import save_teacher, teach
     from dfkd.teacher_plan import TeachPlan
+    from dfkd.tune.search import search
     from dfkd.types import Batch, Moments, Readout
 
 __version__ = "0.1.0"
@@ -115,6 +116,7 @@ _WHERE = {
     "read_images": "dfkd.data.readers",
     "run": "dfkd.engine.driver",
     "save_teacher": "dfkd.teacher",
+    "search": "dfkd.tune.search",
     "share_head": "dfkd.engine.sharing",
     "survey": "dfkd.engine.anatomy",
     "teach": "dfkd.teacher",
@@ -186,6 +188,7 @@ __all__ = [
     "read_images",
     "run",
     "save_teacher",
+    "search",
     "share_head",
     "survey",
     "teach",

@@ -22,7 +22,7 @@ from dfkd.engine.core import Method, Need, Task, unmet
 from dfkd.engine.driver import Watch, check, run
 from dfkd.engine.evaluate import evaluate, predictions
 from dfkd.engine.fingerprint import inputs_of
-from dfkd.engine.heldout import Gauge, is_measured, make_gauge
+from dfkd.engine.heldout import Gauge, gauge_on, is_measured, make_gauge
 from dfkd.engine.hours import fit_plan
 from dfkd.engine.plan import Plan
 from dfkd.engine.records import Evaluation, Fitted, Keep, Observer, RoundRecord, RunInfo, RunResult
@@ -56,7 +56,7 @@ from dfkd.runs import (
 from dfkd.settings import Images, Machine, Stopping, Text, Watching
 from dfkd.watchers import complete, earlier_stop, look_for_duplicates, observers_of, recorded, tell
 
-__all__ = ["Distilled", "distill"]
+__all__ = ["Distilled", "check_teacher", "distill", "flags_of", "put_back"]
 
 RHYTHM = ("evaluate_every", "metrics_every", "samples_every", "save_every")
 
@@ -179,7 +179,7 @@ def _distill(
     watch = Watch(**{name: getattr(settings, name) for name in RHYTHM})
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=_seeded(runtime)))
-        stack.callback(_put_back, teacher.net, _flags(teacher.net))
+        stack.callback(put_back, teacher.net, flags_of(teacher.net))
         stack.callback(_contiguous, student.net)
         runtime.launch()
         source = None if isinstance(text, Text) and Need.TEXT not in method.needs() else text
@@ -199,7 +199,7 @@ def _distill(
             earlier = stack.enter_context(open_run(folder, info, resume, settings.save_every))
         again = resume if runtime.rank else earlier is not None
         runtime.barrier()
-        first = _check_teacher(task, exam)
+        first = check_teacher(task, exam)
         keep = Keep()
         saves = _checkpoint(folder, runtime)
         finished_rounds = saves.rounds() if saves is not None and again else 0
@@ -255,7 +255,9 @@ def _decided(
 
 
 def _gauge(task: Task, method: Method[Any], plan: Plan, settings: Watching, stop: Stopping, untested: bool) -> Gauge:
-    """Held-out images, if they are asked for, or, where nothing is said, needed and cheap beside the run."""
+    """Held-out images, if they are given or asked for, or, where nothing is said, needed and cheap beside the run."""
+    if isinstance(settings.estimate, Tensor):
+        return gauge_on(task, settings.estimate)
     measured = is_measured(settings.estimate, stop.measured is not None, untested, plan, task.classes)
     gauge = make_gauge(task, method, plan) if measured else Gauge({})
     if stop.measured is not None and stop.held_out not in gauge.sets:
@@ -298,7 +300,7 @@ def _seeded(runtime: Runtime) -> list[int]:
     return list(range(torch.cuda.device_count())) if in_use else []
 
 
-class _Flags(NamedTuple):
+class Flags(NamedTuple):
     """Gradient flags, modes, and what was not float32, of a network."""
 
     gradients: list[bool]
@@ -306,17 +308,18 @@ class _Flags(NamedTuple):
     others: dict[str, Tensor]
 
 
-def _flags(net: nn.Module) -> _Flags:
+def flags_of(net: nn.Module) -> Flags:
+    """What a run changes of a network that is not its own, to be put back."""
     tensors = {**dict(net.named_parameters()), **dict(net.named_buffers())}
     registered = {
         name: t.data
         for name, t in tensors.items()
         if not is_lazy(t) and t.is_floating_point() and t.dtype != torch.float32
     }
-    return _Flags([p.requires_grad for p in net.parameters()], [m.training for m in net.modules()], registered)
+    return Flags([p.requires_grad for p in net.parameters()], [m.training for m in net.modules()], registered)
 
 
-def _put_back(net: nn.Module, flags: _Flags) -> None:
+def put_back(net: nn.Module, flags: Flags) -> None:
     """The user's network asks for gradients, is in the modes, and has the numbers that it was given with."""
     for parameter, requires_grad in zip(net.parameters(), flags.gradients, strict=True):
         if not is_lazy(parameter):
@@ -344,7 +347,7 @@ def _check_varies(teacher: Anatomy) -> None:
         )
 
 
-def _check_teacher(task: Task, test: tuple[Tensor, Tensor] | None) -> Evaluation | None:
+def check_teacher(task: Task, test: tuple[Tensor, Tensor] | None) -> Evaluation | None:
     """The teacher on the test images; a teacher at chance means wrong normalisation, label order or weights."""
     if test is None:
         return None

@@ -16,17 +16,21 @@ __all__ = ["Images", "Machine", "MethodChoice", "Network", "Stopping", "TeachIma
 if TYPE_CHECKING:  # what Python accepts
     from collections.abc import Sequence
 
+    from torch import Tensor
+
     from dfkd.data.readers import Labelled
     from dfkd.data.rows import Unlabelled
 
     Preset = str
     Numbers = Sequence[float]
     Classes = Sequence[str] | int | str
+    Estimating = bool | Tensor  # images (uint8, N C H W) that were made before, the same for several runs
 else:  # what the shell accepts, and --help lists
     Preset = Literal[tuple(DATASETS)]
     Numbers = list[float]
     Classes = list[str] | int | str
     Labelled = Unlabelled = str
+    Estimating = bool
 
 
 @dataclass
@@ -104,7 +108,7 @@ class Watching:
     quiet: bool = False  # no progress display
     export: bool = True  # also write the student as a torch.export program
     onnx: Literal["none", "fp32", "int8"] = "none"  # at the end also as ONNX, int8: and quantized, like `dfkd export`
-    estimate: bool | None = None  # agreement on held-out synthetic images; default: long runs without test images
+    estimate: Estimating | None = None  # agreement on held-out synthetic images; default: long runs without test images
     overlap: bool = True  # look once, before the rounds, for near-duplicates of the test images among the web images
     figures: bool = True  # draw figures at the end: images by class, activation maps, t-SNE; `dfkd plot` draws them too
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from dfkd.cli import config
 from dfkd.cli.repeating import Repeat
+from dfkd.cli.searching import Search
 from dfkd.defaults import DEFAULT_METHOD
 
 __all__ = ["COMMANDS", "GROUPS", "Command"]
@@ -23,6 +24,7 @@ class Command:
         examples: (what for, command).
         notes: further paragraphs.
         more: option that further words without dashes fill, a list.
+        open: further sections whose options depend on a choice.
     """
 
     name: str
@@ -33,11 +35,13 @@ class Command:
     examples: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
     more: str | None = None
+    open: tuple[str, ...] = ()
 
     @property
     def free(self) -> tuple[str, ...]:
         """Sections whose options depend on a choice."""
-        return ("method",) if "method" in self.settings.__dataclass_fields__ else ()  # type: ignore[attr-defined]
+        own = ("method",) if "method" in self.settings.__dataclass_fields__ else ()  # type: ignore[attr-defined]
+        return (*own, *self.open)
 
 
 _METHOD = (
@@ -136,6 +140,29 @@ _ALL = (
             "Takes what `dfkd distill` takes. The same command again goes on where it stopped.",
             _METHOD,
         ),
+    ),
+    Command(
+        "search",
+        "find settings without test images: many short runs, judged on held-out synthetic images",
+        Search,
+        "[RECIPE] --search.SETTING RANGE ... --out FOLDER [options]",
+        "recipe",
+        (
+            (
+                "two settings of a packaged recipe",
+                "dfkd search nayer/digits-wrn16-2-wrn16-1 --teacher.weights T --search.method.lr 0.001:0.03:log "
+                "--search.plan.batch_size 64,128,256 --trials 30 --out runs/search",
+            ),
+            ("a second process on the same folder: the same command", "dfkd search my.yaml --out runs/search"),
+        ),
+        (
+            "Takes what `dfkd distill` takes. Ranges are options of the settings they vary: --search.method.lr "
+            "0.001:0.1:log, --search.plan.rounds 5:20, --search.method.memory 1000:5000:1000 (steps of 1000), "
+            "--search.method.keep best,last; in a recipe they stand in the section search:. The same command again "
+            "goes on where it stopped. Needs the extra search.",
+            _METHOD,
+        ),
+        open=("search",),
     ),
     Command(
         "synthesize",
@@ -330,7 +357,7 @@ COMMANDS: Mapping[str, Command] = {command.name: command for command in _ALL}
 
 GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Start here", ("demo", "doctor")),
-    ("The way from a network to a student", ("teach", "inspect", "embed", "distill", "repeat", "evaluate")),
+    ("The way from a network to a student", ("teach", "inspect", "embed", "distill", "repeat", "search", "evaluate")),
     (
         "What comes of a run",
         ("quantize", "adapt", "export", "predict", "push", "synthesize", "report", "plot", "audit"),

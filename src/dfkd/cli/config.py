@@ -225,9 +225,9 @@ class Push:
 class Report:
     """`dfkd report`."""
 
-    run: str | None = None  # run folder
+    run: str | None = None  # run folder, or that of `dfkd search` or `dfkd repeat`
     compare: list[str] | None = None  # further run folders: one page puts them all beside each other
-    out: str | None = None  # file; default report.html in the run folder, or compare.html here
+    out: str | None = None  # file; default report.html, search.html or repeat.html in the folder, or compare.html here
 
 
 @dataclass

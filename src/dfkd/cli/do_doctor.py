@@ -27,6 +27,7 @@ EXTRAS = {
     "quant": "brevitas",
     "onnx": "onnxruntime",
     "hub": "huggingface_hub",
+    "search": "optuna",
     "wandb": "wandb",
     "mlflow": "mlflow",
     "e2e": "playwright",

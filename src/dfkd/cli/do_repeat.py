@@ -17,11 +17,10 @@ from dfkd.errors import UserError
 from dfkd.inputs import runtime_of
 from dfkd.recipes import yaml_of
 from dfkd.report.files import read_run, write_whole
+from dfkd.report.repeat_page import REPEAT_FILE, write_repeat_page
 from dfkd.runs import CHECKPOINT_FOLDER
 
-__all__ = ["SUMMARY_FILE", "run"]
-
-SUMMARY_FILE = "repeat.json"
+__all__ = ["run"]
 
 
 def run(tree: Tree, show: bool = False) -> int:
@@ -45,7 +44,7 @@ def run(tree: Tree, show: bool = False) -> int:
     runs = []
     for seed in seeds:
         runs.append(_row(seed, _one(shared, out / f"seed{seed}", seed)))
-        write_whole(out / SUMMARY_FILE, (json.dumps(summary(runs), indent=1) + "\n").encode())
+        write_whole(out / REPEAT_FILE, (json.dumps(summary(runs), indent=1) + "\n").encode())
     _tell(summary(runs), out)
     return 0
 
@@ -100,4 +99,4 @@ def _tell(content: dict[str, Any], out: Path) -> None:
             mean, std = content[measure]["mean"], content[measure]["std"]
             spread = "" if std is None else f" ± {percent(std)} (standard deviation)"
             print(f"{measure}: {percent(mean)}{spread}, {content[measure]['seeds']} seeds")
-    print(f"every run and {SUMMARY_FILE} in {out}")
+    print(f"page  {write_repeat_page(out)}\nevery run and {REPEAT_FILE} in {out}")

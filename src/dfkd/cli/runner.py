@@ -12,12 +12,24 @@ from dfkd.engine.records import Observer, RunInfo
 from dfkd.engine.runtime import Runtime
 from dfkd.recipes import yaml_of
 from dfkd.report.files import write_whole
+from dfkd.settings import Stopping, Watching
 
 __all__ = ["run_job"]
 
 
-def run_job(job: Job, out: Path, machine: Runtime, resume: bool) -> Distilled:
-    """Run ``job`` in the folder ``out``, or go on with what is there."""
+def run_job(
+    job: Job,
+    out: Path,
+    machine: Runtime,
+    resume: bool,
+    observers: Sequence[Observer] = (),
+    watch: Watching | None = None,
+    stop: Stopping | None = None,
+) -> Distilled:
+    """Run ``job`` in the folder ``out``, or go on with what is there.
+
+    ``observers`` are told beside those of the folder; ``watch`` and ``stop``, if given, stand for the job's own.
+    """
     settings = job.settings
     head = (
         "written by dfkd when the run began; to go on after a stop:",
@@ -34,11 +46,11 @@ def run_job(job: Job, out: Path, machine: Runtime, resume: bool) -> Distilled:
         text=settings.text,
         plan=job.plan,
         runtime=machine,
-        watch=settings.watch,
-        stop=settings.stop,
+        watch=watch or settings.watch,
+        stop=stop or settings.stop,
         out=out,
         resume=resume,
-        observers=recipe,
+        observers=[*recipe, *observers],
     )
 
 

@@ -19,13 +19,14 @@ from dfkd.engine.plan import Plan
 from dfkd.engine.probe import Probe
 from dfkd.engine.records import Agreement, Estimate
 from dfkd.engine.states import pools_of
+from dfkd.errors import UserError
 from dfkd.losses.statistics import moment_distance
 from dfkd.ops.augment import crop_flip
 from dfkd.ops.intervals import wilson
 from dfkd.ops.pixels import as_bytes, as_images
 from dfkd.types import Bytes, Labels
 
-__all__ = ["Gauge", "affordable", "agreement_on", "is_measured", "make_gauge", "signals_of"]
+__all__ = ["Gauge", "affordable", "agreement_on", "gauge_on", "inverted_set", "is_measured", "make_gauge", "signals_of"]
 
 OWN = 512  # images of the run's own method, at most
 INVERTED = 128  # images by inversion at least, two of each class up to four times as many
@@ -153,6 +154,26 @@ def make_gauge(task: Task, method: Method[Any], plan: Plan, inverted: Bytes | No
     sets |= _derived(task, torch.cat(list(sets.values())), stream)
     with torch.no_grad():
         return Gauge({name: (images, _chosen(task.teacher, images)) for name, images in sets.items()})
+
+
+def gauge_on(task: Task, images: Bytes) -> Gauge:
+    """A gauge on images by inversion that were made before, and on nothing else: the same for several runs.
+
+    Raises:
+        UserError: images of another kind or shape than those of the task.
+    """
+    if images.dtype != torch.uint8 or tuple(images.shape[1:]) != task.image_shape or not len(images):
+        got = f"{images.dtype} of shape {tuple(images.shape)}"
+        raise UserError(f"estimate needs uint8 images of shape (n, *{task.image_shape}), got {got}; give such images")
+    images = images.to(task.runtime.device)
+    with torch.no_grad():
+        return Gauge({"inverted": (images, _chosen(task.teacher, images))})
+
+
+def inverted_set(task: Task, count: int) -> Bytes:
+    """``count`` images by inversion of the task's teacher, from the stream of the held-out images of its seed."""
+    stream = torch.Generator(task.runtime.device).manual_seed(task.runtime.seed + SEED)
+    return inverted_images(task.teacher, task.image_shape, task.classes, count, STEPS, stream)
 
 
 def affordable(plan: Plan, classes: int) -> bool:

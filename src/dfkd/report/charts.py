@@ -106,6 +106,70 @@ def line_chart(
         return _embed(figure, title)
 
 
+@dataclass(frozen=True)
+class Points:
+    """Points of one kind: (x, y); ``hollow`` ones are rings, ``large`` ones stand out."""
+
+    points: Sequence[tuple[float, float]]
+    tone: Tone = "first"
+    hollow: bool = False
+    large: bool = False
+
+
+def scatter_chart(
+    title: str,
+    groups: Sequence[Points],
+    *,
+    log: bool = False,
+    places: Sequence[str] = (),
+    size: tuple[float, float] = (2.9, 1.7),
+) -> str:
+    """Fractions over a setting as one ``<svg>`` element, ready to stand in HTML; "" without points.
+
+    Args:
+        title: read out by screen readers, not drawn.
+        groups: the points, the later above the earlier.
+        log: a logarithmic x axis.
+        places: names of the places 0, 1, ... on the x axis, where it shows choices.
+        size: width and height in inches; the page scales it.
+    """
+    if not any(group.points for group in groups):
+        return ""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    with rc_context({**_STYLE, "svg.hashsalt": title}):
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.add_subplot()
+        _decorate(axes, as_percent=True)
+        axes.margins(x=0.06, y=0.15)
+        if places:
+            axes.set_xticks(range(len(places)), [place[:14] for place in places])
+            axes.set_xlim(-0.5, len(places) - 0.5)
+        elif log:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(
+                LogLocator(subs=(1.0,) if _decades(groups) > 1.5 else (1.0, 2.0, 5.0), numticks=6)
+            )
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        else:
+            whole = all(float(x).is_integer() for group in groups for x, _ in group.points)
+            axes.locator_params(axis="x", nbins=5, integer=whole)
+        for group in groups:
+            style: Any = {"marker": "o", "linestyle": "none", "markersize": 5.5 if group.large else 3.6}
+            style |= {"markerfacecolor": "none" if group.hollow else _TONES[group.tone]}
+            axes.plot([x for x, _ in group.points], [y for _, y in group.points], color=_TONES[group.tone], **style)
+        return _embed(figure, title)
+
+
+def _decades(groups: Sequence[Points]) -> float:
+    """Powers of ten that the points span."""
+    places = [x for group in groups for x, _ in group.points]
+    return math.log10(max(places) / min(places))
+
+
 WIDE: tuple[float, float] = (7.2, 2.6)
 NARROW: tuple[float, float] = (3.6, 2.4)  # on a phone a wide chart would be a strip with letters nobody can read
 

@@ -16,11 +16,23 @@ from dfkd.report.files import StoredRun, plain, read_run, write_whole
 from dfkd.report.html import rendered
 from dfkd.report.sheets import SHEET_BYTES, Sheet, named, sheets_in
 from dfkd.report.summary import Verdict, finished_rounds, last_evaluation, measure_names, number, percent, rows_of
+from dfkd.report.without_test import agreement_curves
 
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-__all__ = ["COMPARISON_FILE", "differing", "short_names", "verdict_over", "write_comparison"]
+__all__ = [
+    "COMPARISON_FILE",
+    "Chart",
+    "RunBeside",
+    "charts_of",
+    "compared",
+    "differing",
+    "page_of",
+    "short_names",
+    "verdict_over",
+    "write_comparison",
+]
 
 COMPARISON_FILE = "compare.html"
 MOST_RUNS = 2 * len(TONES)  # that curves can be told apart of; beyond it, those of the best runs are drawn
@@ -29,7 +41,7 @@ _SIDE = frozenset({"date", "command", "commit"})
 
 
 @dataclass(frozen=True)
-class _Run:
+class RunBeside:
     """A run as the page shows it: its curves have one tone, the second half of the runs dashed."""
 
     name: str
@@ -45,7 +57,7 @@ class _Run:
 
 
 @dataclass(frozen=True)
-class _Chart:
+class Chart:
     """A chart for wide and for narrow windows; small ones are the same in both."""
 
     caption: str
@@ -68,17 +80,20 @@ def write_comparison(folders: Sequence[Path], out: Path) -> Path:
         raise UserError(
             f"report needs another run to compare with, got only {folders[0]} twice; give two different folders"
         )
+    write_whole(out, page_of(compared(folders, short_names(folders)), folders).encode())
+    return out
+
+
+def compared(folders: Sequence[Path], names: Sequence[str]) -> list[RunBeside]:
+    """The runs as a page shows them: each with its tone and, unless they are too large together, its last images."""
     records = [read_run(folder) for folder in folders]
     sheets = [_last_sheet(run.info, folder) for run, folder in zip(records, folders, strict=True)]
     if sum(len(sheet.png) for sheet in sheets if sheet is not None) > SHEET_BYTES:
         sheets = [None] * len(sheets)
-    names = short_names(folders)
-    runs = [
-        _Run(name, run, TONES[i % len(TONES)], i % MOST_RUNS >= len(TONES), sheet)
+    return [
+        RunBeside(name, run, TONES[i % len(TONES)], i % MOST_RUNS >= len(TONES), sheet)
         for i, (name, run, sheet) in enumerate(zip(names, records, sheets, strict=True))
     ]
-    write_whole(out, _page(runs, folders).encode())
-    return out
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:
@@ -144,7 +159,10 @@ def _last_sheet(info: RunInfo, folder: Path) -> Sheet | None:
     return named(info, *sheets[-1]) if sheets else None
 
 
-def _page(runs: Sequence[_Run], folders: Sequence[Path]) -> str:
+def page_of(
+    runs: Sequence[RunBeside], folders: Sequence[Path], heading: str | None = None, verdict: Verdict | None = None
+) -> str:
+    """The page about runs; ``heading`` and ``verdict`` stand for those of runs that are compared."""
     evaluations = {run.name: run.seen for run in runs}
     infos = {run.name: run.run.info for run in runs}
     teachers = {str(info.teacher.get("sha256")) for info in infos.values()}
@@ -155,10 +173,11 @@ def _page(runs: Sequence[_Run], folders: Sequence[Path]) -> str:
         {
             "runs": runs,
             "drawn": plotted,
-            "verdict": verdict_over(evaluations),
+            "heading": heading or f"{len(runs)} runs beside each other",
+            "verdict": verdict or verdict_over(evaluations),
             "table": [(run.name, _cells(run)) for run in runs],
             "heads": ["method", "rounds", "accuracy", "agreement", "parameters", "FLOPs", "file", "time"],
-            "charts": _charts(plotted),
+            "charts": charts_of(plotted),
             "differing": differing(infos),
             "one_teacher": len(teachers) == 1,
             "folders": dict(zip(evaluations, (str(folder) for folder in folders), strict=True)),
@@ -166,12 +185,12 @@ def _page(runs: Sequence[_Run], folders: Sequence[Path]) -> str:
     )
 
 
-def _rank(run: _Run) -> float:
+def _rank(run: RunBeside) -> float:
     accuracy = None if run.seen is None else number(run.seen.accuracy)
     return math.inf if accuracy is None else -accuracy
 
 
-def _cells(run: _Run) -> tuple[str, ...]:
+def _cells(run: RunBeside) -> tuple[str, ...]:
     record = run.run
     student = rows_of(record.info, record.rounds, record.result)[1]
     progress = f"{finished_rounds(record.rounds[-1])} of {record.rounds[-1].rounds}" if record.rounds else "no"
@@ -179,9 +198,11 @@ def _cells(run: _Run) -> tuple[str, ...]:
     return (record.info.method, state, *cells(student))
 
 
-def _charts(runs: Sequence[_Run]) -> list[_Chart]:
-    """Accuracy and agreement over rounds and seconds, then losses and measures that two runs or more have."""
+def charts_of(runs: Sequence[RunBeside]) -> list[Chart]:
+    """Held-out agreement, accuracy and agreement, over rounds and seconds; then what at least two runs measured."""
+    untested = all(record.evaluation is None for run in runs for record in run.run.rounds)
     panels = [
+        _over("Agreement on held-out images, made from the teacher alone", runs, _held_out, True, large=untested),
         _over("Accuracy over rounds", runs, partial(_scores, field="accuracy"), as_percent=True, large=True),
         _over("Agreement with the teacher", runs, partial(_scores, field="agreement"), as_percent=True),
         _over("Accuracy over seconds", runs, partial(_scores, field="accuracy", seconds=True), as_percent=True),
@@ -192,11 +213,11 @@ def _charts(runs: Sequence[_Run]) -> list[_Chart]:
 
 def _over(
     caption: str,
-    runs: Sequence[_Run],
-    points: Callable[[_Run], Sequence[tuple[float, float]]],
+    runs: Sequence[RunBeside],
+    points: Callable[[RunBeside], Sequence[tuple[float, float]]],
     as_percent: bool = False,
     large: bool = False,
-) -> _Chart | None:
+) -> Chart | None:
     from markupsafe import Markup
 
     lines = [Line(run.name, points(run), run.tone, run.dashed) for run in runs]
@@ -205,10 +226,10 @@ def _over(
     if not charts[0]:
         return None
     # The charts are our own SVG; matplotlib escapes the text in them.
-    return _Chart(caption, Markup(charts[0]), Markup(charts[1]) if large else None)
+    return Chart(caption, Markup(charts[0]), Markup(charts[1]) if large else None)
 
 
-def _scores(run: _Run, field: str, seconds: bool = False) -> list[tuple[float, float]]:
+def _scores(run: RunBeside, field: str, seconds: bool = False) -> list[tuple[float, float]]:
     seconds_spent, points = 0.0, []
     for record in run.run.rounds:
         seconds_spent += record.seconds
@@ -218,12 +239,16 @@ def _scores(run: _Run, field: str, seconds: bool = False) -> list[tuple[float, f
     return points
 
 
-def _metric(run: _Run, name: str) -> list[tuple[float, float]]:
+def _held_out(run: RunBeside) -> list[tuple[float, float]]:
+    return agreement_curves(run.run.rounds, "inverted")
+
+
+def _metric(run: RunBeside, name: str) -> list[tuple[float, float]]:
     rounds: Sequence[RoundRecord] = run.run.rounds
     return [(float(finished_rounds(record)), record.metrics[name]) for record in rounds if name in record.metrics]
 
 
-def _common(runs: Sequence[_Run]) -> list[str]:
+def _common(runs: Sequence[RunBeside]) -> list[str]:
     """Losses, then other measures, that at least two of the runs have."""
     names_by_run = [[*loss_names(run.run.rounds), *measure_names(run.run.rounds)] for run in runs]
     names = dict.fromkeys(

@@ -1,0 +1,1 @@
+"""Settings, methods and students chosen without test images."""
