@@ -21,11 +21,11 @@ from dfkd.errors import UserError
 from dfkd.inputs import runtime_of
 from dfkd.nets.zoo import Classifier
 from dfkd.recipes import yaml_of
-from dfkd.settings import Stopping
 from dfkd.report.files import write_whole
 from dfkd.report.summary import duration, percent
 from dfkd.report.trial_page import SEARCH_PAGE, spelt_values
 from dfkd.report.trials import Trial, not_told_apart
+from dfkd.settings import Stopping
 from dfkd.tune import search as room
 from dfkd.tune.ranges import check_ranges
 

@@ -369,14 +369,12 @@ def _examined(ledger: Ledger, what: Search, door: Door, trials: Sequence[Trial])
         known = {trial.number: trial for trial in read_trials(ledger.folder)}
         trials = [known.get(trial.number, trial) for trial in trials]
         exam: tuple[Tensor, Tensor] | None = None
-        found = []
-        for trial in trials:
-            if trial.state == "complete" and trial.accuracy is None:
-                method, plan = settings_with(what.method, what.plan, trial.values)
-                with _task(replace(what, method=method), *door.pair(method, plan)) as task:
-                    exam = exam or labelled(what.data.test, task, "test")
-                    trial = _tested(task, exam, trial, trial_folder(ledger.folder, trial.number))
-            found.append(trial)
+        for trial in [trial for trial in trials if trial.state == "complete" and trial.accuracy is None]:
+            method, plan = settings_with(what.method, what.plan, trial.values)
+            with _task(replace(what, method=method), *door.pair(method, plan)) as task:
+                exam = exam or labelled(what.data.test, task, "test")
+                known[trial.number] = _tested(task, exam, trial, trial_folder(ledger.folder, trial.number))
+        found = [known.get(trial.number, trial) for trial in trials]
         write_trials(ledger.folder, found)
     return found
 
