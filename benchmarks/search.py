@@ -1,8 +1,8 @@
 """Does a search without test images find settings that are better on them?
 
 NAYER between tiny networks on digits and MNIST at 8 by 8 pixels. The method begins with the paper's learning rate and
-weights, made small in size; ``dfkd.search`` varies four of them. Only then the test images are read: for the defaults and
-for the best trial, each with seeds that the search did not use.
+weights, made small in size; ``dfkd.search`` varies four of them. Only then are the test images read: for the defaults
+and for the best trial, each with seeds that the search did not use.
 
     python -m benchmarks.search digits mnist --data .data --trials 20
 """
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import dfkd
 from benchmarks.estimate import Set, Taught, sets, small, taught
@@ -24,6 +23,7 @@ from benchmarks.records import write_record
 from dfkd.nets.zoo import Classifier
 from dfkd.report.files import plain
 from dfkd.report.trial_page import rank_correlation
+from dfkd.report.trials import Trial
 
 METHOD = dfkd.NAYER(
     steps=8, synthesis_batch=64, batches=1, warmup_batches=1, memory=2048, channels=8, width=64, pad=1, flip=False
@@ -61,24 +61,22 @@ def about(held: Set, teacher: Taught) -> dict[str, Any]:
     return {"image_size": shape, "mean": teacher[1], "std": teacher[2], "classes": held.classes, "device": "cpu"}
 
 
+def heard(trial: Trial) -> None:
+    print(trial.number, trial.state, trial.agreement, dict(trial.values), flush=True)
+
+
 def one(name: str, data: Path, trials: int) -> dict[str, Any]:
     """A search on one data set, and what came of it."""
     held = sets(data)[name]()
     teacher = taught(held)
-    untested: tuple[Tensor, Tensor] = held.test
+    common: dict[str, Any] = {"trials": trials, "plan": PLAN, "samples_every": 0, **about(held, teacher)}
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        found = dfkd.search(
-            teacher[0], student(held), METHOD, RANGES, out=Path(folder) / "s", trials=trials, plan=PLAN, samples_every=0,
-            tell=lambda trial: print(trial.number, trial.state, trial.agreement, trial.values, flush=True),
-            **about(held, teacher)
-        )  # fmt: skip
+        pair, out = (teacher[0], student(held), METHOD, RANGES), Path(folder) / "s"
+        found = dfkd.search(*pair, out=out, tell=heard, **common)
         searching = time.monotonic() - began
         # The search is over: the same folder again, with test images, evaluates the students of its trials.
-        shown = dfkd.search(
-            teacher[0], student(held), METHOD, RANGES, out=Path(folder) / "s", trials=trials, plan=PLAN, samples_every=0,
-            test=untested, **about(held, teacher)
-        )  # fmt: skip
+        shown = dfkd.search(*pair, out=out, test=held.test, **common)
     if found.best is None:
         raise RuntimeError("no trial is complete")
     began = time.monotonic()

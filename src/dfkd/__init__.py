@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from dfkd.settings import Images, Machine, Stopping, Text, Watching
     from dfkd.teacher import save_teacher, teach
     from dfkd.teacher_plan import TeachPlan
+    from dfkd.tune.choose import choose
     from dfkd.tune.search import search
     from dfkd.types import Batch, Moments, Readout
 
@@ -104,6 +105,7 @@ _WHERE = {
     "adapt": "dfkd.deploy.adapt",
     "build": "dfkd.nets.zoo",
     "build_task": "dfkd.prepare",
+    "choose": "dfkd.tune.choose",
     "class_list": "dfkd.data.text",
     "distill": "dfkd.api",
     "embed": "dfkd.data.text",
@@ -176,6 +178,7 @@ __all__ = [
     "adapt",
     "build",
     "build_task",
+    "choose",
     "class_list",
     "distill",
     "embed",

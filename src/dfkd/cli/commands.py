@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from dfkd.cli import config
 from dfkd.cli.repeating import Repeat
-from dfkd.cli.searching import Search
+from dfkd.cli.searching import Choose, Search
 from dfkd.defaults import DEFAULT_METHOD
 
 __all__ = ["COMMANDS", "GROUPS", "Command"]
@@ -163,6 +163,23 @@ _ALL = (
             _METHOD,
         ),
         open=("search",),
+    ),
+    Command(
+        "choose",
+        "which method and which student for a teacher: sizes, speed, short trials, a recommendation",
+        Choose,
+        "TEACHER [options]",
+        "teacher.name",
+        (
+            ("a teacher of `dfkd teach`, ten minutes of trials", "dfkd choose teachers/r34 --minutes 10"),
+            ("only students that take 2 ms for an image", "dfkd choose teachers/r34 --latency 2"),
+            ("sizes and speed alone", "dfkd choose resnet34 --teacher.weights r34.pth --data cifar10 --minutes 0"),
+        ),
+        (
+            "Trials are small and minutes long: they tell what learns at all, not what wins after a paper's hours. "
+            "They are judged by agreement on images made from the teacher alone, never by test images. Nothing is "
+            "written.",
+        ),
     ),
     Command(
         "synthesize",
@@ -357,7 +374,10 @@ COMMANDS: Mapping[str, Command] = {command.name: command for command in _ALL}
 
 GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Start here", ("demo", "doctor")),
-    ("The way from a network to a student", ("teach", "inspect", "embed", "distill", "repeat", "search", "evaluate")),
+    (
+        "The way from a network to a student",
+        ("teach", "inspect", "choose", "embed", "distill", "repeat", "search", "evaluate"),
+    ),
     (
         "What comes of a run",
         ("quantize", "adapt", "export", "predict", "push", "synthesize", "report", "plot", "audit"),

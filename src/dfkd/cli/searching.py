@@ -1,11 +1,11 @@
-"""The options of ``dfkd search``. Imports no torch."""
+"""The options of ``dfkd search`` and ``dfkd choose``. Imports no torch."""
 
 from dataclasses import dataclass, field
 
 from dfkd.engine.plan import Plan
 from dfkd.settings import Images, Machine, MethodChoice, Network, Stopping, Text, Watching
 
-__all__ = ["Search"]
+__all__ = ["Choose", "Search"]
 
 
 @dataclass
@@ -26,3 +26,18 @@ class Search:
     watch: Watching = field(default_factory=Watching)
     stop: Stopping = field(default_factory=Stopping)
     out: str | None = None  # folder of the search; the same command goes on with what is there, also beside another
+
+
+@dataclass
+class Choose:
+    """`dfkd choose`."""
+
+    teacher: Network = field(default_factory=Network)
+    students: list[str] | None = None  # networks to choose among; default those of the zoo (and timm) that are smaller
+    minutes: float = 5.0  # for all trials together; 0: none
+    latency: float | None = None  # most milliseconds for one image, on this machine
+    parameters: int | None = None  # most parameters
+    data: Images = field(default_factory=Images)
+    text: Text = field(default_factory=Text)
+    runtime: Machine = field(default_factory=Machine)
+    json: bool = False  # machine-readable

@@ -89,7 +89,7 @@ def _page(folder: Path, about: Mapping[str, Any], trials: Sequence[Trial]) -> st
             "counts": counts,
             "verdict": search_verdict(trials),
             "next": about.get("next") if ordered and ordered[0].state == "complete" else None,
-            "heads": [*names, "agreement", "95 % interval", "rounds", "time", "end"],
+            "heads": [*names, "agreement", "95 % interval", "rounds", "time"],
             "table": [(_name(trial), _cells(trial, names)) for trial in ordered],
             "strong": 0 if ordered and ordered[0].state == "complete" else None,
             "failed": [(trial.number, trial.reason) for trial in ordered if trial.state == "failed" and trial.reason],
@@ -120,14 +120,15 @@ def _counts(trials: Sequence[Trial]) -> str:
 
 
 def _name(trial: Trial) -> str:
-    return f"trial {trial.number}{' (as it began)' if trial.default else ''}"
+    end = "" if trial.state == "complete" else f", {trial.state}"
+    return f"trial {trial.number}{' (as it began)' if trial.default else ''}{end}"
 
 
 def _cells(trial: Trial, names: Sequence[str]) -> tuple[str, ...]:
     interval = "–" if trial.low is None else f"{percent(trial.low)} to {percent(trial.high)}"
     values = (_spelt(trial.values[name]) if name in trial.values else "–" for name in names)
     done = f"{trial.done} of {trial.rounds}" if trial.rounds else "–"
-    return (*values, percent(trial.agreement), interval, done, duration(trial.seconds), trial.state)
+    return (*values, percent(trial.agreement), interval, done, duration(trial.seconds))
 
 
 def _drawn(name: str, held: str, trials: Sequence[Trial]) -> "Markup":

@@ -1,0 +1,138 @@
+"""`dfkd choose`."""
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from dfkd.cli.config import Distill
+from dfkd.cli.names import check_name
+from dfkd.cli.searching import Choose
+from dfkd.cli.setup import known, load, resolve, seed_everything, wide_console, with_weights_path
+from dfkd.cli.trust import to_repeat
+from dfkd.defaults import NOISE_METHOD
+from dfkd.engine.core import Method
+from dfkd.inputs import facts_of
+from dfkd.methods import METHODS
+from dfkd.report.files import plain
+from dfkd.report.summary import count, duration, operations, percent
+from dfkd.tune.choose import Candidate, Choice, Tried, choose
+
+__all__ = ["run"]
+
+
+def run(settings: Choose) -> int:
+    """Tables of methods, students and trials; a recommendation and the command that follows it."""
+    settings = replace(settings, teacher=with_weights_path(settings.teacher))
+    check_name(settings.teacher, "teacher")
+    _, sidecar = known(settings.teacher, "teacher")
+    facts = facts_of(settings.data, sidecar)
+    seed_everything(settings.runtime.seed, settings.runtime.threads)
+    teacher = load(settings.teacher, facts, "teacher", trained=True)
+    data = replace(
+        settings.data, image_size=facts.image_size, mean=facts.mean, std=facts.std, classes=facts.named, test=None
+    )
+    found = choose(
+        teacher.classifier,
+        students=settings.students,
+        minutes=settings.minutes,
+        latency=None if settings.latency is None else settings.latency / 1000,
+        parameters=settings.parameters,
+        methods={name: _method(name, settings.data.preset) for name in METHODS},
+        data=data,
+        text=settings.text,
+        runtime=settings.runtime,
+        tell=None if settings.json else _heard,
+    )
+    follows = _next(found, settings)
+    if settings.json:
+        print(json.dumps({**plain(asdict(found)), "next": follows}, indent=1))
+    else:
+        _show(found, follows)
+    return 0
+
+
+def _method(name: str, preset: str | None) -> Method[Any]:
+    """A method with its defaults and what a known data set makes of them."""
+    data = {} if preset is None else {"data": {"preset": preset}}
+    return resolve(Distill, {"method": {"name": name}, **data})[1]
+
+
+def _heard(run: Tried) -> None:
+    print(f"tried {run.method} with {run.student}: {_score(run)}, {duration(run.seconds)}", flush=True)
+
+
+def _score(run: Tried) -> str:
+    if run.score is None:
+        return f"not judged: {run.reason}" if run.reason else "not judged"
+    return f"agreement {percent(run.score.agreement)} after {run.rounds} round{'' if run.rounds == 1 else 's'}"
+
+
+def _next(found: Choice, settings: Choose) -> str | None:
+    """The command that trains what was recommended."""
+    advice = found.advice
+    if advice.method is None or advice.student is None:
+        return None
+    told = [f"--{role}.{key} {shlex.quote(str(value))}" for role, key, value in _given(settings)]
+    code = to_repeat({"teacher": {"name": settings.teacher.name}})
+    return (
+        f"dfkd distill --method {advice.method} --student {shlex.quote(advice.student)} {' '.join(told)} --out runs/x"
+        + ("" if settings.teacher.name else code)
+    )
+
+
+def _given(settings: Choose) -> list[tuple[str, str, Any]]:
+    """What the caller said of the teacher and its images."""
+    told = []
+    for role, section in (("teacher", settings.teacher), ("data", settings.data)):
+        for key, value in vars(section).items():
+            if value is not None:
+                text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+                told.append((role, key, text))
+    return told
+
+
+def _show(found: Choice, follows: str | None) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    console = wide_console()
+    console.print("\nMethods, with their default settings", style="bold")
+    for name, missing in found.missing.items():
+        said = "fits" if not missing else f"needs {'; '.join(missing)}"
+        if name == NOISE_METHOD:
+            said = "the lower bound: pure noise"
+        console.print(Text(f"  {name:<14}{said}", style="dim" if missing else ""))
+    console.print()
+    sheet = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    sheet.add_column("network", overflow="fold")
+    for heading in ("parameters", "FLOPs", "one image", "faster", "agreement in a trial"):
+        sheet.add_column(heading, justify="right", no_wrap=True)
+    for row, role in [(found.teacher, "teacher "), *((row, "") for row in found.students)]:
+        sheet.add_row(Text(f"{role}{row.name}"), *_cells(row, found.tried))
+    console.print(sheet)
+    console.print("\nRecommended" if follows else "\nNo recommendation", style="bold")
+    if found.advice.method is not None:
+        console.print(f"  {found.advice.method} and {found.advice.student}", highlight=False)
+    for reason in found.advice.reasons:
+        console.print(Text(f"  - {reason}"))
+    if follows:
+        print(f"next  {follows}")
+        print("      add --dry-run for hours, memory and disk; `dfkd search` finds settings")
+
+
+def _cells(row: Candidate, tried: Sequence[Tried]) -> tuple[str, ...]:
+    scores = [f"{run.method} {percent(run.score.agreement)}" for run in tried if run.student == row.name and run.score]
+    best = max(
+        ((run.score.agreement, run.method) for run in tried if run.student == row.name and run.score),
+        default=None,
+    )
+    told = "" if best is None else f"{best[1]} {percent(best[0])}" + (f" of {len(scores)}" if len(scores) > 1 else "")
+    return (
+        count(row.parameters),
+        operations(2 * row.macs),
+        f"{1000 * row.seconds:.2f} ms",
+        f"{row.speedup:.1f}x",
+        told,
+    )
