@@ -181,8 +181,10 @@ def affordable(plan: Plan, classes: int) -> bool:
     return SHARE * plan.rounds * plan.steps * plan.batch_size >= _inversions(classes) * STEPS
 
 
-def is_measured(asked: bool | None, ruled: bool, untested: bool, plan: Plan, classes: int) -> bool:
+def is_measured(asked: bool | Tensor | None, ruled: bool, untested: bool, plan: Plan, classes: int) -> bool:
     """Is the agreement measured: where that is asked for, else for a rule, or in a long run without test images."""
+    if isinstance(asked, Tensor):  # images that were made before
+        return True
     return asked if asked is not None else ruled or (untested and affordable(plan, classes))
 
 
