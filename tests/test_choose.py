@@ -17,7 +17,9 @@ from dfkd.methods import METHODS
 from dfkd.nets.zoo import ZOO, build
 from dfkd.ops.intervals import wilson
 from dfkd.tune import choose as room
-from dfkd.tune.choose import Candidate, Tried, recommended, shortlist, small, students_for, trial_plan
+from dfkd.tune.advice import Tried, recommended
+from dfkd.tune.candidates import Candidate, shortlist, students_for
+from dfkd.tune.choose import small, trial_plan
 
 DATA: dict[str, Any] = {"image_size": (1, 8, 8), "mean": [0.4], "std": [0.3], "classes": 10, "device": "cpu"}
 
@@ -82,7 +84,8 @@ def test_only_smaller_networks_that_take_the_images_are_offered() -> None:
 
 
 def test_limits_leave_smaller_ones_or_say_so() -> None:
-    found = room.choose(build("wrn16-2", 10, 1), parameters=180_000, minutes=0, **DATA)
+    found = room.choose(build("wrn16-2", 10, 1), parameters=180_000, minutes=0, students=["wrn16-1", "wrn16-2"], **DATA)
+    assert [student.name for student in found.students] == ["wrn16-1"]
     assert all(student.parameters <= 180_000 for student in found.students)
     with pytest.raises(UserError, match="a student within the limits, got none"):
         room.choose(build("wrn16-2", 10, 1), parameters=10, minutes=0, students=["wrn16-1"], **DATA)

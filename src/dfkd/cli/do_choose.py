@@ -17,7 +17,9 @@ from dfkd.inputs import facts_of
 from dfkd.methods import METHODS
 from dfkd.report.files import plain
 from dfkd.report.summary import count, duration, operations, percent
-from dfkd.tune.choose import Candidate, Choice, Tried, choose
+from dfkd.tune.advice import Tried
+from dfkd.tune.candidates import Candidate
+from dfkd.tune.choose import Choice, choose
 
 __all__ = ["run"]
 

@@ -3,8 +3,6 @@
 Trials are short and small: a few minutes tell what learns at all, not what wins after a paper's hours.
 """
 
-import importlib.util
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -19,66 +17,25 @@ from dfkd.deploy.latency import interleaved
 from dfkd.engine.core import Method, unmet
 from dfkd.engine.heldout import inverted_set
 from dfkd.engine.plan import Plan
-from dfkd.engine.records import Agreement
 from dfkd.errors import UserError
 from dfkd.inputs import as_classifier, runtime_of, threads_of, with_fields
 from dfkd.methods import METHODS
 from dfkd.nets.count import count_macs, count_parameters
-from dfkd.nets.zoo import ZOO, Classifier, build, check_image_shape
+from dfkd.nets.zoo import Classifier, build
 from dfkd.prepare import prepare
-from dfkd.report.summary import percent
 from dfkd.report.without_test import last_estimate
 from dfkd.settings import Images, Machine, Stopping, Text, Watching
+from dfkd.tune.advice import Advice, Tried, recommended
+from dfkd.tune.candidates import Candidate, one_pass, shortlist, students_for
 
-__all__ = ["Advice", "Candidate", "Choice", "Tried", "choose", "recommended", "shortlist", "students_for", "trial_plan"]
+__all__ = ["Choice", "choose", "small", "trial_plan"]
 
 HELDOUT = 256  # images that trials are judged on
-SHARES = (1 / 2, 1 / 4, 1 / 10)  # of the teacher's multiply-adds: the students that are tried
-TIMM = ("resnet10t", "mobilenetv3_small_050", "mobilenetv3_small_100", "mnasnet_small", "efficientnet_lite0")
-TIMM_SIDE = 64  # pixels below which the networks of timm reduce an image to nothing
 MOST_ROUNDS = 40
 # A trial's synthesis, where the method has such a setting and its own is larger.
 SIZES: Mapping[str, int] = {"steps": 30, "synthesis_batch": 64, "batches": 1, "warmup_batches": 2, "memory": 4096}
 BANKS: Mapping[str, int] = {"bank": 1024, "negatives": 256, "block": 128}
 STEPS, BATCH, WARMUP = 20, 64, 2  # of a trial's plan: student steps a round, images a step, warm-up rounds at most
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A network that may become the student.
-
-    Attributes:
-        name: as `dfkd distill --student` takes it.
-        parameters, macs: its size; multiply-adds of one image.
-        seconds: median time of one image; ``speedup``: of the teacher's over its own.
-    """
-
-    name: str
-    parameters: int
-    macs: int
-    seconds: float
-    speedup: float
-
-
-@dataclass(frozen=True)
-class Tried:
-    """A short run: ``score`` on the held-out images, or None with the ``reason`` why there is none."""
-
-    method: str
-    student: str
-    score: Agreement | None
-    rounds: int = 0
-    seconds: float = 0.0
-    reason: str | None = None
-
-
-@dataclass(frozen=True)
-class Advice:
-    """What to run next, and why, one sentence a reason."""
-
-    method: str | None
-    student: str | None
-    reasons: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -144,54 +101,10 @@ def choose(
         with torch.random.fork_rng(devices=[]):
             reference, found = room.students(students, latency, parameters)
             short = shortlist(found, reference.macs)
-            missing, images = room.survey(short[len(short) // 2].name, ready)
+            missing, images = room.survey(short[len(short) // 2].name, ready, minutes > 0)
         fitting = {name: method for name, method in ready.items() if not missing[name]}
         tried = room.tried(fitting, short, images, 60 * minutes, tell) if minutes and fitting else []
     return Choice(reference, missing, tuple(found), tuple(tried), recommended(tried, found, reference))
-
-
-def students_for(
-    teacher: nn.Module, shape: tuple[int, int, int], classes: int, names: Sequence[str] | None = None
-) -> dict[str, nn.Module]:
-    """The networks that take such images and are smaller than the teacher, with fresh weights.
-
-    Smaller: fewer parameters and fewer multiply-adds.
-
-    Args:
-        teacher: the network.
-        shape: of its images.
-        classes: K.
-        names: of networks; with them, those that are larger stay.
-
-    Raises:
-        UserError: a name that is not known, or a network that does not take such images.
-    """
-    most, size = count_macs(teacher, shape), count_parameters(teacher)
-    timm = importlib.util.find_spec("timm") is not None and min(shape[1:]) >= TIMM_SIDE
-    found = {}
-    for name in names if names is not None else (*ZOO, *(f"timm:{name}" for name in TIMM if timm)):
-        try:
-            check_image_shape(name, shape)
-            net = build(name, classes, shape[0]).net
-        except UserError:
-            if names is not None:
-                raise
-            continue
-        macs = count_macs(net, shape)
-        if names is not None or (macs is not None and count_parameters(net) < size and (most is None or macs < most)):
-            found[name] = net.eval()
-    return found
-
-
-def shortlist(students: Sequence[Candidate], macs: int) -> list[Candidate]:
-    """Those nearest to a half, a quarter and a tenth of the teacher's multiply-adds, the largest first."""
-    chosen: dict[str, Candidate] = {}
-    for share in SHARES:
-        left = [student for student in students if student.name not in chosen]
-        if left:
-            near = min(left, key=lambda student: abs(math.log(max(student.macs, 1) / (share * max(macs, 1)))))
-            chosen[near.name] = near
-    return sorted(chosen.values(), key=lambda student: -student.macs)
 
 
 def small(method: Method[Any], side: int) -> Method[Any]:
@@ -219,42 +132,6 @@ def trial_plan(budget: Plan, rounds: int) -> Plan:
         schedule="constant" if budget.schedule == "constant" else "cosine",
         milestones=(),
     )
-
-
-def recommended(tried: Sequence[Tried], students: Sequence[Candidate], teacher: Candidate) -> Advice:
-    """The method that agreed most, and the smallest student that chance does not tell from the best one with it."""
-    judged = [(run, run.score) for run in tried if run.score is not None]
-    rated = [(run, score) for run, score in judged if run.method != NOISE_METHOD]
-    if not rated:
-        return Advice(None, None, ("no trial was judged: give more --minutes",))
-    first = rated[0][0].student
-    level = [pair for pair in rated if pair[0].student == first]
-    run, top = max(level, key=lambda pair: pair[1].agreement)
-    reasons = [f"{run.method} agreed with the teacher on {_told(top)} of {top.images} held-out images with {first}"]
-    close = [other.method for other, score in level if other.method != run.method and score.high >= top.low]
-    if close:
-        reasons.append(f"so few images and minutes do not tell it from {', '.join(close)}")
-    noise = next((score for other, score in judged if other.method == NOISE_METHOD), None)
-    if noise is not None and noise.high >= top.low:
-        reasons.append(f"noise did as well ({_told(noise)}): these trials were too short to tell, give more --minutes")
-    mine = [(other.student, score) for other, score in rated if other.method == run.method]
-    best = max(mine, key=lambda pair: pair[1].agreement)[1]
-    sizes = {student.name: student for student in students}
-    name, score = min(
-        ((name, score) for name, score in mine if score.high >= best.low), key=lambda pair: sizes[pair[0]].macs
-    )
-    pick = sizes[name]
-    reasons.append(
-        f"{name} has {pick.parameters / max(teacher.parameters, 1):.1%} of the teacher's parameters, "
-        f"{pick.macs / max(teacher.macs, 1):.1%} of its FLOPs, and takes {1 / pick.speedup:.0%} of its time an image"
-    )
-    if len(mine) > 1:
-        reasons.append(f"it agreed on {_told(score)}, the best of {len(mine)} students on {percent(best.agreement)}")
-    return Advice(run.method, name, tuple(reasons))
-
-
-def _told(score: Agreement) -> str:
-    return f"{percent(score.agreement)} ({percent(score.low)} to {percent(score.high)})"
 
 
 @dataclass(frozen=True)
@@ -287,7 +164,7 @@ class _Room:
             nets = {"": net, **students_for(net, self.shape, classes, names)}
             if parameters is not None:
                 nets = {name: one for name, one in nets.items() if not name or count_parameters(one) <= parameters}
-            calls = {name: _call(one.to(runtime.device), image) for name, one in nets.items()}
+            calls = {name: one_pass(one.to(runtime.device), image) for name, one in nets.items()}
             times = interleaved(calls, "")
             rows = [
                 Candidate(
@@ -310,14 +187,16 @@ class _Room:
         reference = replace(rows[0], name=self.teacher.name or type(self.teacher.net).__name__)
         return reference, sorted(found, key=lambda row: -row.macs)
 
-    def survey(self, student: str, methods: Mapping[str, Method[Any]]) -> tuple[dict[str, tuple[str, ...]], Tensor]:
-        """What each method lacks with this student, and the images that trials are judged on."""
+    def survey(
+        self, student: str, methods: Mapping[str, Method[Any]], trials: bool
+    ) -> tuple[dict[str, tuple[str, ...]], Tensor]:
+        """What each method lacks with this student, and the images that ``trials`` are judged on."""
         flags = flags_of(self.teacher.net)
         pair = self.teacher, self._student(student)
         task = prepare(*pair, runtime_of(self.machine).launch(), self.data, self.text).task
         try:
             missing = {name: tuple(need.what for need in unmet(task, method)) for name, method in methods.items()}
-            return missing, inverted_set(task, HELDOUT).cpu()
+            return missing, inverted_set(task, HELDOUT).cpu() if trials else torch.empty(0)
         finally:
             task.teacher.release()
             put_back(self.teacher.net, flags)
@@ -389,15 +268,3 @@ class _Room:
         if held is None or isinstance(held, str):
             raise UserError("choose needs data.classes as names or their number, got none; give --data.classes")
         return held if isinstance(held, int) else len(held)
-
-
-def _call(net: nn.Module, image: Tensor) -> Callable[[], object]:
-    """One pass, to its end."""
-
-    def once() -> None:
-        with torch.no_grad():
-            net(image)
-        if image.is_cuda:
-            torch.cuda.synchronize(image.device)
-
-    return once

@@ -122,10 +122,9 @@ def parse_range(name: str, text: object, kind: Any) -> Range:
     if "," in text or ":" not in text:
         words = [word.strip() for word in text.strip("[]").split(",") if word.strip()]
         return _choices(name, text, words, kinds)
-    numbers = [part for part in kinds if part in (int, float)]
+    numbers, parts = [part for part in kinds if part in (int, float)], text.split(":")
     if not numbers:
         raise _wrong(name, text, kinds)
-    parts = text.split(":")
     log = len(parts) == 3 and parts[2] == "log"
     if len(parts) > 3:
         raise UserError(f"search needs {name} as {FORM}, got {text!r}; write it so")
