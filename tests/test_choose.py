@@ -19,7 +19,7 @@ from dfkd.ops.intervals import wilson
 from dfkd.tune import choose as room
 from dfkd.tune.advice import Tried, recommended
 from dfkd.tune.candidates import Candidate, shortlist, students_for
-from dfkd.tune.choose import small, trial_plan
+from dfkd.tune.short import small, trial_plan
 
 DATA: dict[str, Any] = {"image_size": (1, 8, 8), "mean": [0.4], "std": [0.3], "classes": 10, "device": "cpu"}
 

@@ -5,7 +5,7 @@ Trials are short and small: a few minutes tell what learns at all, not what wins
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,6 @@ from dfkd.defaults import NOISE_METHOD
 from dfkd.deploy.latency import interleaved
 from dfkd.engine.core import Method, unmet
 from dfkd.engine.heldout import inverted_set
-from dfkd.engine.plan import Plan
 from dfkd.errors import UserError
 from dfkd.inputs import as_classifier, runtime_of, threads_of, with_fields
 from dfkd.methods import METHODS
@@ -27,15 +26,12 @@ from dfkd.report.without_test import last_estimate
 from dfkd.settings import Images, Machine, Stopping, Text, Watching
 from dfkd.tune.advice import Advice, Tried, recommended
 from dfkd.tune.candidates import Candidate, one_pass, shortlist, students_for
+from dfkd.tune.short import small, trial_plan
 
-__all__ = ["Choice", "choose", "small", "trial_plan"]
+__all__ = ["Choice", "choose"]
 
 HELDOUT = 256  # images that trials are judged on
 MOST_ROUNDS = 40
-# A trial's synthesis, where the method has such a setting and its own is larger.
-SIZES: Mapping[str, int] = {"steps": 30, "synthesis_batch": 64, "batches": 1, "warmup_batches": 2, "memory": 4096}
-BANKS: Mapping[str, int] = {"bank": 1024, "negatives": 256, "block": 128}
-STEPS, BATCH, WARMUP = 20, 64, 2  # of a trial's plan: student steps a round, images a step, warm-up rounds at most
 
 
 @dataclass(frozen=True)
@@ -105,33 +101,6 @@ def choose(
         fitting = {name: method for name, method in ready.items() if not missing[name]}
         tried = room.tried(fitting, short, images, 60 * minutes, tell) if minutes and fitting else []
     return Choice(reference, missing, tuple(found), tuple(tried), recommended(tried, found, reference))
-
-
-def small(method: Method[Any], side: int) -> Method[Any]:
-    """``method`` with the sizes of a trial, for images of this side: they are shifted by an eighth of it at most."""
-    told = {item.name: getattr(method, item.name) for item in fields(method)}  # type: ignore[arg-type]
-    less = {
-        name: most
-        for name, most in {**SIZES, **BANKS, "pad": side // 8}.items()
-        if name in told and not isinstance(told[name], bool) and (told[name] is None or told[name] > most)
-    }
-    return replace(method, **less)  # type: ignore[type-var]
-
-
-def trial_plan(budget: Plan, rounds: int) -> Plan:
-    """A method's plan made short; how often generator and student alternate stays."""
-    each = budget.steps_in_turn
-    turns = max(1, min(budget.turns, STEPS // each)) if budget.turns > 1 else 1
-    return replace(
-        budget,
-        rounds=rounds,
-        warmup=min(budget.warmup, WARMUP),
-        steps=turns * each if budget.turns > 1 else min(budget.steps, STEPS),
-        turns=turns,
-        batch_size=min(budget.batch_size, BATCH),
-        schedule="constant" if budget.schedule == "constant" else "cosine",
-        milestones=(),
-    )
 
 
 @dataclass(frozen=True)

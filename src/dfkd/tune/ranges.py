@@ -7,11 +7,12 @@ does not import torch.
 import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, replace
+from types import NoneType
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from dfkd.errors import UserError
+from dfkd.tune.kinds import alternatives, kinds_in
 
 __all__ = ["Range", "check_ranges", "parse_range", "settings_with", "value_of"]
 
@@ -79,7 +80,7 @@ def check_ranges(ranges: Mapping[str, "str | Range"], method: Any, plan: Any) ->
         raise UserError(
             "search needs at least one setting to vary, got none; for example --search.method.lr 0.001:0.1:log"
         )
-    known = {**_kinds(method, "method."), **_kinds(plan, "plan.")}
+    known = {**kinds_in(method, "method."), **kinds_in(plan, "plan.")}
     found = {}
     for name, told in ranges.items():
         if name not in known:
@@ -118,7 +119,7 @@ def parse_range(name: str, text: object, kind: Any) -> Range:
         UserError: another form, an empty range, or values of another kind.
     """
     text = str(text).strip()
-    kinds = _parts(kind)
+    kinds = alternatives(kind)
     if "," in text or ":" not in text:
         words = [word.strip() for word in text.strip("[]").split(",") if word.strip()]
         return _choices(name, text, words, kinds)
@@ -214,29 +215,6 @@ def _replaced(value: Any, told: Mapping[str, Value]) -> Any:
             inner.setdefault(head, {})[rest] = new
     changed = {head: _replaced(getattr(value, head), rest) for head, rest in inner.items()}
     return replace(value, **own, **changed) if own or changed else value
-
-
-def _kinds(value: Any, at: str) -> dict[str, Any]:
-    """Type by dotted name of every setting, those of a method within a method included."""
-    types = get_type_hints(type(value))
-    found: dict[str, Any] = {}
-    for item in fields(value):
-        inner = getattr(value, item.name)
-        if is_dataclass(inner):
-            found |= _kinds(inner, f"{at}{item.name}.")
-        else:
-            found[at + item.name] = types[item.name]
-    return found
-
-
-def _parts(kind: Any) -> list[Any]:
-    """The alternatives of a type, whatever limits stand with them; None last."""
-    if get_origin(kind) is Annotated:
-        return _parts(get_args(kind)[0])
-    if get_origin(kind) in (Union, UnionType):
-        found = [part for inner in get_args(kind) for part in _parts(inner)]
-        return sorted(found, key=lambda part: part is not NoneType and part is not None, reverse=True)
-    return [kind]
 
 
 def _hint(name: str, known: Iterable[str]) -> str:
