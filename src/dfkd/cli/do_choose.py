@@ -10,7 +10,6 @@ from dfkd.cli.config import Distill
 from dfkd.cli.names import check_name
 from dfkd.cli.searching import Choose
 from dfkd.cli.setup import known, load, resolve, seed_everything, wide_console, with_weights_path
-from dfkd.cli.trust import to_repeat
 from dfkd.defaults import NOISE_METHOD
 from dfkd.engine.core import Method
 from dfkd.inputs import facts_of
@@ -77,10 +76,8 @@ def _next(found: Choice, settings: Choose) -> str | None:
     if advice.method is None or advice.student is None:
         return None
     told = [f"--{role}.{key} {shlex.quote(str(value))}" for role, key, value in _given(settings)]
-    code = to_repeat({"teacher": {"name": settings.teacher.name}})
     return (
         f"dfkd distill --method {advice.method} --student {shlex.quote(advice.student)} {' '.join(told)} --out runs/x"
-        + ("" if settings.teacher.name else code)
     )
 
 

@@ -10,7 +10,15 @@ from dfkd.engine.plan import Plan
 __all__ = ["small", "trial_plan"]
 
 # A trial's synthesis, where the method has such a setting and its own is larger.
-SIZES: Mapping[str, int] = {"steps": 30, "synthesis_batch": 64, "batches": 1, "warmup_batches": 2, "memory": 4096}
+SIZES: Mapping[str, int] = {
+    "steps": 30,
+    "synthesis_batch": 64,
+    "batches": 1,
+    "warmup_batches": 2,
+    "memory": 4096,
+    "channels": 16,
+    "width": 256,
+}
 BANKS: Mapping[str, int] = {"bank": 1024, "negatives": 256, "block": 128}
 STEPS, BATCH, WARMUP = 20, 64, 2  # of a trial's plan: student steps a round, images a step, warm-up rounds at most
 
