@@ -37,7 +37,7 @@ CLASSES = 10
 SMALL: dict[str, Method[Any]] = {  # a round of each as teacher: generator and BatchNorm, pixels, selected images
     "NAYER": dfkd.NAYER(steps=1, synthesis_batch=4, batches=1, width=8, channels=4, warmup_batches=1),
     "STTS": dfkd.STTS(steps=2, synthesis_batch=4, batches=1),
-    "KD3": dfkd.KD3(select="random", head_width=8, block=32),
+    "KD3": dfkd.KD3(select="random", v_th=0.01, head_width=8, block=32),  # random weights are sure of nothing
 }
 TIMM = {
     32: """resnet18 resnetv2_18 seresnet18 skresnet18 regnetx_002 regnety_002 mobilenetv2_050 mobilenetv3_small_050
@@ -50,7 +50,8 @@ TIMM = {
 }
 TORCHVISION = {
     32: "resnet18 shufflenet_v2_x0_5 mobilenet_v2 mobilenet_v3_small squeezenet1_1 mnasnet0_5 regnet_x_400mf googlenet",
-    128: "inception_v3 alexnet",
+    128: "alexnet",
+    299: "inception_v3",
 }
 SMALL_HF: dict[str, tuple[str, dict[str, Any]]] = {
     "ResNet basic": ("ResNet", {"layer_type": "basic", "depths": [1, 1, 1, 1], "hidden_sizes": [16, 16, 32, 64]}),

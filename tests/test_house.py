@@ -192,6 +192,40 @@ def faults(node: ast.Call, talks: bool) -> Iterator[str]:
         yield "torch.load without weights_only=True"
 
 
+# Participles and pronouns that say nothing of what they stand for.
+NO_NOUNS = {
+    *("asked", "found", "given", "got", "held", "kept", "known", "made", "mine", "named", "said", "seen", "settled"),
+    *("shown", "spent", "told", "wanted"),
+}
+
+
+def bound_names(node: ast.AST) -> Iterator[str]:
+    """Names that a statement, a comprehension or a signature gives to values."""
+    targets: list[ast.expr] = []
+    if isinstance(node, ast.Assign):
+        targets = node.targets
+    elif isinstance(node, ast.AnnAssign | ast.AugAssign | ast.NamedExpr | ast.For | ast.comprehension):
+        targets = [node.target]
+    elif isinstance(node, ast.withitem) and node.optional_vars is not None:
+        targets = [node.optional_vars]
+    elif isinstance(node, ast.arg):
+        yield node.arg
+    for target in targets:
+        yield from (part.id for part in ast.walk(target) if isinstance(part, ast.Name))
+
+
+def test_locals_are_nouns() -> None:
+    wrong = {
+        f"{where(path, getattr(node, 'lineno', function.lineno))} {name}"
+        for path, tree in TREES.items()
+        for function in functions(tree)
+        for node in ast.walk(function)
+        for name in bound_names(node)
+        if name in NO_NOUNS
+    }
+    assert sorted(wrong) == []
+
+
 def test_no_module_remembers_anything() -> None:
     wrong = []
     for path, tree in TREES.items():
