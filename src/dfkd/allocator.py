@@ -31,5 +31,5 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):  # another C library
         return False
     # One arena: backward passes run on another thread, and other arenas hold no block of more than 64 MiB.
-    wanted = {MMAP_THRESHOLD: LARGEST, TRIM_THRESHOLD: LARGEST, TOP_PAD: 64 * 2**20, ARENA_MAX: 1}
-    return all(mallopt(name, value) == 1 for name, value in wanted.items())
+    options = {MMAP_THRESHOLD: LARGEST, TRIM_THRESHOLD: LARGEST, TOP_PAD: 64 * 2**20, ARENA_MAX: 1}
+    return all(mallopt(name, value) == 1 for name, value in options.items())

@@ -97,7 +97,7 @@ def prepare(
         total = pool.skipped + len(pool)
         warnings.warn(f"{pool.skipped:,} of {total:,} web images cannot be read and are left out", stacklevel=3)
     training = _labelled(data.real, shape, names, k, "real")
-    wrapped = [
+    probes = [
         verified(
             net,
             runtime,
@@ -113,12 +113,12 @@ def prepare(
         )
         for role, net, anatomy in (("teacher", teacher.net, old), ("student", student.net, new))
     ]
-    if not all(network.compiles for network in wrapped):
+    if not all(network.compiles for network in probes):
         runtime = runtime.uncompiled()
-    old, new = (replace(a, notes=(*a.notes, *network.notes)) for a, network in zip((old, new), wrapped, strict=True))
+    old, new = (replace(a, notes=(*a.notes, *network.notes)) for a, network in zip((old, new), probes, strict=True))
     task = Task(
-        wrapped[0].probe.freeze(),
-        wrapped[1].probe,
+        probes[0].probe.freeze(),
+        probes[1].probe,
         shape,
         k,
         runtime,
@@ -239,8 +239,8 @@ def _labelled(
     if isinstance(dataset, str | Path):
         split = "test" if role == "test" else "train"
         dataset = read_images(dataset, split, side=shape[1:], channels=shape[0])
-    given = dataset if isinstance(dataset, ImageSet) else ImageSet(*_pair(dataset, role), (), role)
-    images, labels = _tensor(given.images, role, "images"), _tensor(given.labels, role, "labels")
+    image_set = dataset if isinstance(dataset, ImageSet) else ImageSet(*_pair(dataset, role), (), role)
+    images, labels = _tensor(image_set.images, role, "images"), _tensor(image_set.labels, role, "labels")
     if tuple(images.shape[1:]) != shape:
         raise UserError(f"{role} images need the shape {shape} of the task, got {tuple(images.shape[1:])}; resize them")
     if labels.dim() != 1 or labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
@@ -252,7 +252,7 @@ def _labelled(
         raise UserError(
             f"{role} images need one label each, got {len(images)} images and {len(labels)} labels; give as many"
         )
-    ordered = in_order(replace(given, images=_pixels(images, role), labels=labels.long()), names, classes, role)
+    ordered = in_order(replace(image_set, images=_pixels(images, role), labels=labels.long()), names, classes, role)
     return ordered.images, ordered.labels
 
 

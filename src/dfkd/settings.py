@@ -135,8 +135,8 @@ class Stopping:
     @property
     def measured(self) -> str | None:
         """The first field that asks for the agreement on held-out images."""
-        asked = {"patience": self.patience, "until_agreement": self.until_agreement, "picked": self.picked or None}
-        return next((name for name, value in asked.items() if value is not None), None)
+        rules = {"patience": self.patience, "until_agreement": self.until_agreement, "picked": self.picked or None}
+        return next((name for name, value in rules.items() if value is not None), None)
 
 
 @dataclass

@@ -18,7 +18,7 @@ def run(settings: Adapt) -> int:
     if settings.run is None or settings.images is None:
         raise UserError("adapt needs a run and images, got none; for example `dfkd adapt runs/x --images pictures`")
     folder = Path(settings.run)
-    done = adapt(
+    result = adapt(
         folder,
         settings.images,
         settings.teacher or _teacher(folder),
@@ -27,12 +27,12 @@ def run(settings: Adapt) -> int:
         out=settings.out,
     )
     if settings.json:
-        about = {"images": done.images, "before": done.before, "after": done.after, "kept": done.kept}
-        print(json.dumps({**about, "folder": str(done.folder) if done.folder else None}))
+        about = {"images": result.images, "before": result.before, "after": result.after, "kept": result.kept}
+        print(json.dumps({**about, "folder": str(result.folder) if result.folder else None}))
         return 0
-    print(f"agreement with the teacher on {done.images} images: {percent(done.before)} as it is, ", end="")
-    print(f"{percent(done.after)} with statistics from images it is not measured on")
-    print(f"kept: {done.folder} (no longer data-free)" if done.kept else "not kept: the student stays as it is")
+    print(f"agreement with the teacher on {result.images} images: {percent(result.before)} as it is, ", end="")
+    print(f"{percent(result.after)} with statistics from images it is not measured on")
+    print(f"kept: {result.folder} (no longer data-free)" if result.kept else "not kept: the student stays as it is")
     return 0
 
 

@@ -15,7 +15,7 @@ def run(settings: Export) -> int:
     """Write the student for deployment, compared with PyTorch."""
     if settings.run is None:
         raise UserError("export needs a run folder, got none; for example `dfkd export runs/x`")
-    done = export(
+    result = export(
         settings.run,
         formats=settings.formats,
         normalisation=settings.normalisation,
@@ -26,7 +26,7 @@ def run(settings: Export) -> int:
         out=settings.out,
     )
     if settings.json:
-        print(json.dumps(plain(done), indent=1))
+        print(json.dumps(plain(result), indent=1))
     else:
-        show_exported(done)
+        show_exported(result)
     return 0

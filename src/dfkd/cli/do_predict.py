@@ -47,15 +47,15 @@ def run(settings: Predict) -> int:
     return 0
 
 
-def _files(given: Sequence[str]) -> list[Path]:
+def _files(paths: Sequence[str]) -> list[Path]:
     files: list[Path] = []
-    for name in given:
+    for name in paths:
         path = Path(name).expanduser()
         if not path.exists():
             raise UserError(f"predict needs image files or folders, got {name}, which is not there; check the path")
         files += image_files(path) if path.is_dir() else [path]
     if not files:
-        raise UserError(f"predict needs image files, got none in {', '.join(given)}; give others")
+        raise UserError(f"predict needs image files, got none in {', '.join(paths)}; give others")
     return files
 
 
@@ -91,8 +91,8 @@ def _csv(rows: Sequence[Row], top: int) -> str:
 
 
 def _json(rows: Sequence[Row]) -> str:
-    held: list[dict[str, Any]] = [
+    content: list[dict[str, Any]] = [
         {"file": file, "classes": [{"class": name, "probability": round(value, 6)} for name, value in classes]}
         for file, classes in rows
     ]
-    return json.dumps(held, indent=1, ensure_ascii=False) + "\n"
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"

@@ -22,30 +22,33 @@ OWN = ("target", "bits", "calibration", "resume", "json", "out")
 def run(tree: Tree, show: bool = False) -> int:
     """Quantize a network and train it, both without its training data."""
     tree = with_recipe(tree)
-    mine = fill(Quantize, {key: tree.pop(key) for key in OWN if key in tree})
-    if mine.target is None or show:
-        got = "none" if mine.target is None else "--print_config"
-        raise UserError(f"quantize needs a trained network, got {got}; for example `dfkd quantize teachers/r20`")
-    job = _job(mine.target, tree)
-    out = Path(mine.out or f"runs/quantized-{job.teacher.classifier.name}-{mine.bits.lower()}".replace(":", "-"))
-    done = quantize(
+    own_settings = fill(Quantize, {key: tree.pop(key) for key in OWN if key in tree})
+    if own_settings.target is None or show:
+        actual = "none" if own_settings.target is None else "--print_config"
+        raise UserError(f"quantize needs a trained network, got {actual}; for example `dfkd quantize teachers/r20`")
+    job = _job(own_settings.target, tree)
+    out = Path(
+        own_settings.out
+        or f"runs/quantized-{job.teacher.classifier.name}-{own_settings.bits.lower()}".replace(":", "-")
+    )
+    result = quantize(
         job.teacher.classifier,
-        mine.bits,
+        own_settings.bits,
         job.method,
-        images=_images(Path(mine.target), 2 * mine.calibration),
-        calibration=mine.calibration,
+        images=_images(Path(own_settings.target), 2 * own_settings.calibration),
+        calibration=own_settings.calibration,
         data=job.data,
         text=job.settings.text,
         plan=job.plan,
         runtime=job.settings.runtime,
         watch=job.settings.watch,
         out=out,
-        resume=mine.resume,
+        resume=own_settings.resume,
     )
-    if mine.json:
-        print(json.dumps(plain({"bits": str(done.bits), "stages": list(done.stages)}), indent=1))
+    if own_settings.json:
+        print(json.dumps(plain({"bits": str(result.bits), "stages": list(result.stages)}), indent=1))
     else:
-        _tell(done, out)
+        _tell(result, out)
     return 0
 
 
@@ -66,13 +69,13 @@ def _images(target: Path, count: int) -> Bytes | None:
         return None
 
 
-def _tell(done: Quantized, out: Path) -> None:
+def _tell(result: Quantized, out: Path) -> None:
     from rich.table import Table
 
     sheet = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for title in (str(done.bits), "accuracy", "agreement", "on synthetic images", "weights"):
-        sheet.add_column(title, justify="left" if title == str(done.bits) else "right")
-    for stage in done.stages:
+    for title in (str(result.bits), "accuracy", "agreement", "on synthetic images", "weights"):
+        sheet.add_column(title, justify="left" if title == str(result.bits) else "right")
+    for stage in result.stages:
         sheet.add_row(
             stage.name,
             percent(stage.accuracy),

@@ -7,32 +7,32 @@ from dfkd.report.summary import file_size, percent
 __all__ = ["show_exported"]
 
 
-def show_exported(done: Exported) -> None:
+def show_exported(exported: Exported) -> None:
     """One row for every file, PyTorch first."""
     from rich.table import Table
 
     sheet = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    counts = list(done.artefacts[0].milliseconds)
+    counts = list(exported.artefacts[0].milliseconds)
     for title in ("format", "file", "size", "difference", "agreement"):
         sheet.add_column(title, justify="left" if title in ("format", "file") else "right")
     for n in counts:
         sheet.add_column(f"ms for {n}", justify="right")
         sheet.add_column("speed", justify="right")
-    for row in done.artefacts:
+    for row in exported.artefacts:
         sheet.add_row(*_cells(row, counts))
     console = wide_console()
     console.print(sheet)
     console.print(
-        f"\nOn {done.images:,} images: largest difference of a logit, same class as PyTorch. Speed: times as fast as "
-        "PyTorch,\nmeasured in turns.",
+        f"\nOn {exported.images:,} images: largest difference of a logit, same class as PyTorch. Speed: times as fast "
+        "as PyTorch,\nmeasured in turns.",
         highlight=False,
     )
-    for row in done.artefacts:
+    for row in exported.artefacts:
         if row.in_float:
             console.print(f"left in float: {', '.join(row.in_float)}", highlight=False)
-    for name, why in done.skipped.items():
+    for name, why in exported.skipped.items():
         console.print(f"{name} was not written: {why}", highlight=False)
-    console.print(f"files in {done.folder}", highlight=False)
+    console.print(f"files in {exported.folder}", highlight=False)
 
 
 def _cells(row: Artefact, counts: list[int]) -> list[str]:

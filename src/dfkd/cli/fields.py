@@ -88,27 +88,27 @@ def _default(item: "Field[Any]") -> Any:
 
 def _comments(cls: type) -> dict[str, str]:
     """Trailing comments of the lines that declare fields."""
-    found: dict[str, str] = {}
+    comments: dict[str, str] = {}
     for token in _tokens(cls):
         declared = _FIELD.match(token.line.strip())
         if token.type == tokenize.COMMENT and declared:
-            found[declared[1]] = token.string.lstrip("# ").strip()
-    return found
+            comments[declared[1]] = token.string.lstrip("# ").strip()
+    return comments
 
 
 def _groups(cls: type) -> dict[str, str]:
     """The comment line that stands alone above a field, or above earlier ones of its group."""
-    found: dict[str, str] = {}
+    groups: dict[str, str] = {}
     heading = ""
     for token in _tokens(cls):
         line = token.line.strip()
         if token.type == tokenize.COMMENT and line.startswith("#"):
             heading = line.lstrip("# ")
         elif token.type == tokenize.NAME and (declared := _FIELD.match(line)):
-            found[declared[1]] = heading
+            groups[declared[1]] = heading
         elif token.type == tokenize.NAME and token.string == "def":
             break
-    return found
+    return groups
 
 
 def _tokens(cls: type) -> Iterator[tokenize.TokenInfo]:
@@ -123,7 +123,7 @@ def _tokens(cls: type) -> Iterator[tokenize.TokenInfo]:
 def _attributes(doc: str) -> dict[str, str]:
     """The "Attributes:" part of a docstring; several names may share a line."""
     _, _, text = inspect.cleandoc(doc).partition("Attributes:\n")
-    found: dict[str, str] = {}
+    attributes: dict[str, str] = {}
     names: list[str] = []
     for line in text.splitlines():
         if line and not line.startswith("    "):
@@ -131,7 +131,7 @@ def _attributes(doc: str) -> dict[str, str]:
         head = re.match(r"    (\w[\w, ]*): (.*)", line)
         if head:
             names = [name.strip() for name in head[1].split(",")]
-            found.update(dict.fromkeys(names, head[2].strip()))
+            attributes.update(dict.fromkeys(names, head[2].strip()))
         elif line.strip():
-            found.update({name: f"{found[name]} {line.strip()}" for name in names})
-    return {name: note.replace("``", "").rstrip(".") for name, note in found.items()}
+            attributes.update({name: f"{attributes[name]} {line.strip()}" for name in names})
+    return {name: note.replace("``", "").rstrip(".") for name, note in attributes.items()}

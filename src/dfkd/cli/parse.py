@@ -192,11 +192,11 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
     return tails[close[0]] if close else None
 
 
-def _full(name: str, known: Iterable[str]) -> str:
+def _full(name: str, names: Iterable[str]) -> str:
     """The known option that is meant: dashes for underscores, and short forms written out."""
     plain = name.replace("-", "_")
     rule = f"stop.{plain}"
-    return plain if plain in known else rule if plain in RULES and rule in known else name
+    return plain if plain in names else rule if plain in RULES and rule in names else name
 
 
 def _put_word(tree: Tree, word: str, positional: str | None) -> None:

@@ -76,8 +76,8 @@ def warnings_of(measured: Estimate) -> list[str]:
 
 
 def _print_json(measured: Estimate, plan: Plan) -> None:
-    told = {"plan": asdict(plan), "total": measured.total, "warnings": warnings_of(measured)}
-    print(json.dumps({**asdict(measured), **told}))
+    content = {"plan": asdict(plan), "total": measured.total, "warnings": warnings_of(measured)}
+    print(json.dumps({**asdict(measured), **content}))
 
 
 def _print_table(measured: Estimate, runtime: Runtime, plan: Plan | None) -> None:

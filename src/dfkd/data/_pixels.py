@@ -80,10 +80,10 @@ def decode(file: Path | IO[bytes], channels: int | None, size: tuple[int, int] |
             decoders raise many kinds of errors on hostile bytes; all of them end here.
     """
     try:
-        with Image.open(file) as opened:
-            if math.prod(opened.size) > MOST_PIXELS + PIXELS_PER_BYTE * _bytes_of(file):
+        with Image.open(file) as picture:
+            if math.prod(picture.size) > MOST_PIXELS + PIXELS_PER_BYTE * _bytes_of(file):
                 raise ValueError("more pixels than a file of its size should have")
-            return pixels_of(opened, channels, size)
+            return pixels_of(picture, channels, size)
     except Exception as error:
         name = file if isinstance(file, Path) else "an archive member"
         raise UserError(

@@ -62,13 +62,13 @@ def check_labels(labels: Labels, classes: int, role: str) -> None:
         )
 
 
-def _places(given: Sequence[str], known: Sequence[str]) -> list[int | None]:
+def _places(names: Sequence[str], expected: Sequence[str]) -> list[int | None]:
     """For each given name the place of the known one that it means, or None; an exact match goes first."""
-    exact = {name: place for place, name in enumerate(known)}
-    loose, count = {_plain(name): place for place, name in enumerate(known)}, Counter(map(_plain, known))
-    counts = Counter(map(_plain, given))
+    exact = {name: place for place, name in enumerate(expected)}
+    loose, count = {_plain(name): place for place, name in enumerate(expected)}, Counter(map(_plain, expected))
+    counts = Counter(map(_plain, names))
     single = {key: place for key, place in loose.items() if count[key] == 1 and counts[key] == 1}
-    return [exact.get(name, single.get(_plain(name))) for name in given]
+    return [exact.get(name, single.get(_plain(name))) for name in names]
 
 
 def _plain(name: str) -> str:
@@ -77,22 +77,22 @@ def _plain(name: str) -> str:
     return str(int(text)) if text.isdecimal() else text
 
 
-def _check_folders(given: ImageSet, strange: list[str], names: tuple[str, ...], classes: int, role: str) -> None:
+def _check_folders(images: ImageSet, strange: list[str], names: tuple[str, ...], classes: int, role: str) -> None:
     """Folders whose names do not tell: refused where their order cannot be meant either."""
     remedy = "--data.classes (classes=) with the folders' names in label order"
-    if len(strange) < len(set(given.labels.tolist())):
+    if len(strange) < len(set(images.labels.tolist())):
         raise UserError(
             f"{role} folders need the names of the teacher's classes, got {_few(strange)} beside names that it has; "
             f"rename them, or give {remedy}"
         )
-    if len(given.names) != classes:
+    if len(images.names) != classes:
         raise UserError(
             f"{role} folders need names that tell which of the teacher's {classes} classes they are, got "
-            f"{len(given.names)} ({_few(given.names)}); give {remedy}"
+            f"{len(images.names)} ({_few(images.names)}); give {remedy}"
         )
     against = f"the teacher's are {_few(names)}" if names else "the teacher's names are not known"
     warnings.warn(
-        f"no {role} folder has the name of a class ({_few(given.names)}; {against}): in alphabetical order they count "
+        f"no {role} folder has the name of a class ({_few(images.names)}; {against}): in alphabetical order they count "
         f"as classes 0 to {classes - 1}; to tell otherwise, give {remedy}",
         stacklevel=2,
     )

@@ -73,26 +73,26 @@ def adapt(
     Raises:
         UserError: too few images, a student without BatchNorm, or one that is an exported program.
     """
-    opened = open_network(source, network, "adapt")
-    given = as_images(images_for(opened, count, images, "adapt"))
-    if len(given) < FEWEST:
-        raise UserError(f"adapt needs at least {FEWEST} images, got {len(given)}; give more with --images")
-    if not _norms(opened.predictor):
-        raise UserError(f"adapt needs a student with BatchNorm layers, got {opened.name} without; use it as it is")
+    original = open_network(source, network, "adapt")
+    pixels = as_images(images_for(original, count, images, "adapt"))
+    if len(pixels) < FEWEST:
+        raise UserError(f"adapt needs at least {FEWEST} images, got {len(pixels)}; give more with --images")
+    if not _norms(original.predictor):
+        raise UserError(f"adapt needs a student with BatchNorm layers, got {original.name} without; use it as it is")
     oracle = open_network(teacher, who="adapt").predictor if isinstance(teacher, str | Path) else teacher.eval()
-    wanted = _classes(oracle, given)
-    right = _classes(opened.predictor, given) == wanted
+    answers = _classes(oracle, pixels)
+    right = _classes(original.predictor, pixels) == answers
     mended = torch.zeros_like(right)
     for own, other in ((slice(0, None, 2), slice(1, None, 2)), (slice(1, None, 2), slice(0, None, 2))):
-        mended[own] = _classes(estimated(opened.predictor, given[other]), given[own]) == wanted[own]
+        mended[own] = _classes(estimated(original.predictor, pixels[other]), pixels[own]) == answers[own]
     before, after = float(right.double().mean()), float(mended.double().mean())
     gained, lost = int((mended & ~right).sum()), int((right & ~mended).sum())
     if gained - lost <= (gained + lost) ** 0.5:  # within one standard error of no difference
-        return Adapted(len(given), before, after, False, None, opened.predictor)
-    student = estimated(opened.predictor, given)
-    folder = Path(out) if out is not None else opened.folder / ADAPTED_FOLDER
-    _write(opened.folder, folder, student, {"images": len(given), "before": before, "after": after})
-    return Adapted(len(given), before, after, True, folder, student)
+        return Adapted(len(pixels), before, after, False, None, original.predictor)
+    student = estimated(original.predictor, pixels)
+    folder = Path(out) if out is not None else original.folder / ADAPTED_FOLDER
+    _write(original.folder, folder, student, {"images": len(pixels), "before": before, "after": after})
+    return Adapted(len(pixels), before, after, True, folder, student)
 
 
 @torch.no_grad()

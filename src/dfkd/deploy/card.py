@@ -39,18 +39,18 @@ def card_of(folder: Path, repository: str, licence: str = "unknown") -> str:
 
     if not (folder / RUN_FILE).is_file():
         raise UserError(f"a model card needs the folder of a run, got {folder} without {RUN_FILE}; give one")
-    stored = read_run(folder)
-    if stored.result is None:
+    run = read_run(folder)
+    if run.result is None:
         raise UserError(
-            f"a model card needs a finished run, got {folder}, which is {stored.status}; go on with "
+            f"a model card needs a finished run, got {folder}, which is {run.status}; go on with "
             f"`dfkd distill --resume {folder}`"
         )
-    info, result = stored.info, stored.result
+    info, result = run.info, run.result
     about = _description(folder)
-    made = _images_of(info)
+    images = _images_of(info)
     adapted = about.get("adapted")
     final, first = result.final, result.teacher_evaluation
-    estimate = last_estimate(stored.rounds)
+    estimate = last_estimate(run.rounds)
     plan: dict[str, Any] = dict(info.plan)
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     page = jinja2.Environment(
@@ -62,8 +62,8 @@ def card_of(folder: Path, repository: str, licence: str = "unknown") -> str:
         licence=licence,
         licence_text=_licence(licence),
         method=info.method,
-        made=made,
-        data_free=made == SYNTHETIC and not adapted,
+        made=images,
+        data_free=images == SYNTHETIC and not adapted,
         adapted=f": its BatchNorm statistics were estimated on {adapted['images']} real images" if adapted else "",
         teacher=_network(info.teacher),
         student=_network(info.student),
@@ -78,8 +78,8 @@ def card_of(folder: Path, repository: str, licence: str = "unknown") -> str:
         images=f"{final.images:,}" if final else "",
         teacher_accuracy=percent(first.accuracy) if first else "–",
         estimate="" if estimate is None else estimate_sentence(estimate),
-        stopped="" if result.stopped is None else sentence(stop_sentence(stored.rounds, result.stopped)),
-        rounds=plan.get("rounds", len(stored.rounds)),
+        stopped="" if result.stopped is None else sentence(stop_sentence(run.rounds, result.stopped)),
+        rounds=plan.get("rounds", len(run.rounds)),
         steps=plan.get("steps"),
         batch_size=plan.get("batch_size"),
         duration=duration(result.seconds),
@@ -117,8 +117,8 @@ def _network(about: Any) -> dict[str, Any]:
 
 
 def _names(names: tuple[str, ...]) -> str:
-    shown = ", ".join(names[:20])
-    return f"{shown} and {len(names) - 20} more" if len(names) > 20 else shown
+    listing = ", ".join(names[:20])
+    return f"{listing} and {len(names) - 20} more" if len(names) > 20 else listing
 
 
 def _numbers(values: list[float]) -> str:

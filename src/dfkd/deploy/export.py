@@ -102,32 +102,32 @@ def export(
         UserError: nothing to export, a package or images that are missing, a layer that cannot be converted. Nothing
             has been written then.
     """
-    wanted = _wanted(formats, normalisation, calibration, batch)
-    opened = open_network(source, network, "export")
-    if normalisation == "outside" and not opened.rebuilt:
+    chosen = _wanted(formats, normalisation, calibration, batch)
+    student = open_network(source, network, "export")
+    if normalisation == "outside" and not student.rebuilt:
         raise UserError(
-            f"normalisation outside needs the network itself, got an exported program in {opened.folder}; give what "
+            f"normalisation outside needs the network itself, got an exported program in {student.folder}; give what "
             "builds it as --network package.module:callable"
         )
-    folder = Path(out) if out is not None else opened.folder / EXPORT_FOLDER
+    folder = Path(out) if out is not None else student.folder / EXPORT_FOLDER
     check_replaceable(folder)
     skipped: dict[str, str] = {}
     if formats is None:
-        wanted = _without_missing(wanted, skipped)
-    samples = images_for(opened, 2 * calibration, images)
+        chosen = _without_missing(chosen, skipped)
+    samples = images_for(student, 2 * calibration, images)
     calibrating, compared = as_images(samples[0::2]), as_images(samples[1::2])
-    if "int8" in wanted and len(calibrating) < FEWEST:
+    if "int8" in chosen and len(calibrating) < FEWEST:
         raise UserError(
             f"INT8 needs at least {FEWEST} images to calibrate on, got {len(calibrating)}; give more with --images"
         )
     with replaced(folder) as aside:
-        module = _bare(opened.predictor) if normalisation == "outside" else opened.predictor
-        normalise = _normalise(opened.predictor) if normalisation == "outside" else _same
-        in_float = _write(opened, module, wanted, normalise(calibrating), normalisation, batch, aside)
-        artefacts = _compare(opened, module, wanted, normalise(compared), batch, aside, in_float)
-        done = Exported(folder, artefacts, len(compared), len(calibrating) if "int8" in wanted else 0, skipped)
-        _record(done, opened, normalisation, batch, aside)
-    return done
+        module = _bare(student.predictor) if normalisation == "outside" else student.predictor
+        normalise = _normalise(student.predictor) if normalisation == "outside" else _same
+        in_float = _write(student, module, chosen, normalise(calibrating), normalisation, batch, aside)
+        artefacts = _compare(student, module, chosen, normalise(compared), batch, aside, in_float)
+        exported = Exported(folder, artefacts, len(compared), len(calibrating) if "int8" in chosen else 0, skipped)
+        _record(exported, student, normalisation, batch, aside)
+    return exported
 
 
 def _wanted(
@@ -144,20 +144,20 @@ def _wanted(
         raise UserError(f"INT8 needs at least {FEWEST} images to calibrate on, got {calibration}; raise calibration")
     if batch is not None and batch < 1:
         raise UserError(f"export needs a batch of at least 1 image, got {batch}; raise it, or leave it out for any")
-    chosen = tuple(FORMATS) if formats is None else tuple(name for name in FORMATS if name in formats)
-    if formats is not None and set(chosen) & {"onnx", "int8"}:
+    asked_formats = tuple(FORMATS) if formats is None else tuple(name for name in FORMATS if name in formats)
+    if formats is not None and set(asked_formats) & {"onnx", "int8"}:
         check_onnx()
-    return chosen
+    return asked_formats
 
 
-def _without_missing(wanted: tuple[Format, ...], skipped: dict[str, str]) -> tuple[Format, ...]:
+def _without_missing(formats: tuple[Format, ...], skipped: dict[str, str]) -> tuple[Format, ...]:
     """Formats whose packages are there; why the others are left out goes to ``skipped``."""
     try:
         check_onnx()
     except UserError as error:
-        skipped.update({name: str(error) for name in wanted if name != "pt2"})
+        skipped.update({name: str(error) for name in formats if name != "pt2"})
         return ("pt2",)
-    return wanted
+    return formats
 
 
 def _same(images: Images) -> Tensor:
@@ -173,9 +173,9 @@ def _bare(predictor: Predictor) -> nn.Module:
 
 
 def _write(
-    opened: Opened,
+    network: Opened,
     module: nn.Module,
-    wanted: Sequence[Format],
+    formats: Sequence[Format],
     calibrating: Tensor,
     normalisation: Normalisation,
     batch: int | None,
@@ -184,35 +184,35 @@ def _write(
     """Write the files; returns what INT8 leaves in float."""
     example = calibrating[: batch or 2].clone()
     dynamic = batch is None
-    if "pt2" in wanted:
+    if "pt2" in formats:
         write_program(module, example, folder / FILES["pt2"], dynamic)
-    if not {"onnx", "int8"} & set(wanted):
+    if not {"onnx", "int8"} & set(formats):
         return ()
     about = metadata_of(
-        opened.predictor.names,
-        list(opened.sidecar.mean or ()),
-        list(opened.sidecar.std or ()),
-        opened.predictor.image_size,
+        network.predictor.names,
+        list(network.sidecar.mean or ()),
+        list(network.sidecar.std or ()),
+        network.predictor.image_size,
         normalisation == "inside",
     )
     write_onnx(module, example, folder / FILES["onnx"], about, dynamic)
     in_float = (
-        write_int8(folder / FILES["onnx"], folder / FILES["int8"], calibrating, batch) if "int8" in wanted else []
+        write_int8(folder / FILES["onnx"], folder / FILES["int8"], calibrating, batch) if "int8" in formats else []
     )
     return tuple(in_float)
 
 
 def _compare(
-    opened: Opened,
+    network: Opened,
     module: nn.Module,
-    wanted: Sequence[Format],
+    formats: Sequence[Format],
     images: Tensor,
     batch: int | None,
     folder: Path,
     in_float: tuple[str, ...],
 ) -> tuple[Artefact, ...]:
     """Every file beside PyTorch, all timed in turns."""
-    runners = _runners(module, wanted, folder)
+    runners = _runners(module, formats, folder)
     logits = {name: _logits(run, images, batch) for name, run in runners.items()}
     times = {
         n: interleaved({name: partial(run, images[:n].clone()) for name, run in runners.items()}, "pytorch")
@@ -222,30 +222,30 @@ def _compare(
     for name in runners:
         same = (logits[name].argmax(dim=1) == logits["pytorch"].argmax(dim=1)).double().mean()
         path = folder / FILES.get(name, "")
-        faster = {n: one[name].speedup / one["onnx"].speedup for n, one in times.items() if "onnx" in one}
+        faster = {n: timing[name].speedup / timing["onnx"].speedup for n, timing in times.items() if "onnx" in timing}
         rows.append(
             Artefact(
                 name,
                 FILES.get(name, ""),
-                path.stat().st_size if path.is_file() else network_bytes(opened.predictor.net),
+                path.stat().st_size if path.is_file() else network_bytes(network.predictor.net),
                 float((logits[name] - logits["pytorch"]).abs().max()),
                 float(same),
-                {n: 1000 * one[name].seconds for n, one in times.items()},
-                {n: one[name].speedup for n, one in times.items()},
+                {n: 1000 * timing[name].seconds for n, timing in times.items()},
+                {n: timing[name].speedup for n, timing in times.items()},
                 faster,
                 in_float if name == "int8" else (),
             )
         )
     _check_finite(rows)
-    if "onnx" not in wanted and "int8" in wanted:
+    if "onnx" not in formats and "int8" in formats:
         (folder / FILES["onnx"]).unlink()
         rows = [row for row in rows if row.format != "onnx"]
     return tuple(rows)
 
 
-def _runners(module: nn.Module, wanted: Sequence[Format], folder: Path) -> dict[str, Callable[[Tensor], Tensor]]:
+def _runners(module: nn.Module, formats: Sequence[Format], folder: Path) -> dict[str, Callable[[Tensor], Tensor]]:
     runners: dict[str, Callable[[Tensor], Tensor]] = {"pytorch": module}
-    if "pt2" in wanted:
+    if "pt2" in formats:
         runners["pt2"] = torch.export.load(folder / FILES["pt2"]).module()
     for name in ("onnx", "int8"):
         if (folder / FILES[name]).is_file():
@@ -276,16 +276,16 @@ def _check_finite(rows: Sequence[Artefact]) -> None:
             )
 
 
-def _record(done: Exported, opened: Opened, normalisation: str, batch: int | None, folder: Path) -> None:
+def _record(exported: Exported, network: Opened, normalisation: str, batch: int | None, folder: Path) -> None:
     about: dict[str, Any] = {
-        "network": opened.name,
-        "weights": str(opened.folder),
+        "network": network.name,
+        "weights": str(network.folder),
         "normalisation": normalisation,
         "batch": batch or "any",
-        "images": done.images,
-        "calibration": done.calibration,
-        "artefacts": list(done.artefacts),
-        "skipped": done.skipped,
+        "images": exported.images,
+        "calibration": exported.calibration,
+        "artefacts": list(exported.artefacts),
+        "skipped": exported.skipped,
         "provenance": provenance(Runtime("cpu").launch()),
     }
     text = json.dumps(plain(about), indent=1, ensure_ascii=False, allow_nan=False)

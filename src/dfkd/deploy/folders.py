@@ -21,29 +21,29 @@ EXPORT_FILE = "export.json"
 FEWEST = 64  # images for calibration
 
 
-def images_for(opened: Opened, count: int, given: Bytes | str | Path | None = None, who: str = "export") -> Bytes:
+def images_for(network: Opened, count: int, source: Bytes | str | Path | None = None, who: str = "export") -> Bytes:
     """At most ``count`` images: those given, of a folder, or the newest of the run.
 
     Raises:
         UserError: none, or of another size.
     """
-    size = opened.predictor.image_size
-    if given is None:
-        return stored_images(opened.folder, count, who)[0]
-    if isinstance(given, Tensor):
-        if given.dtype != torch.uint8 or tuple(given.shape[1:]) != size:
+    size = network.predictor.image_size
+    if source is None:
+        return stored_images(network.folder, count, who)[0]
+    if isinstance(source, Tensor):
+        if source.dtype != torch.uint8 or tuple(source.shape[1:]) != size:
             raise UserError(
-                f"{who} needs uint8 images {size}, got {given.dtype} of shape {tuple(given.shape[1:])}; convert them"
+                f"{who} needs uint8 images {size}, got {source.dtype} of shape {tuple(source.shape[1:])}; convert them"
             )
-        return given[:count].cpu()
-    folder = Path(given).expanduser()
+        return source[:count].cpu()
+    folder = Path(source).expanduser()
     files = image_files(folder)
     step = max(1, len(files) // count)
     blocks = [torch.from_numpy(block) for block, _ in decoded_files(files[::step][:count], size)]
-    found = torch.cat(blocks) if blocks else torch.zeros(0, *size, dtype=torch.uint8)
-    if not len(found):
+    images = torch.cat(blocks) if blocks else torch.zeros(0, *size, dtype=torch.uint8)
+    if not len(images):
         raise UserError(f"{who} needs a folder of images, got {folder} without any that can be read; give another")
-    return found
+    return images
 
 
 def check_replaceable(folder: Path) -> None:

@@ -119,10 +119,10 @@ def explained(repository: str, what: str) -> Iterator[None]:
         log.setLevel(level)
 
 
-def _no_token(what: str, found: str = "none") -> UserError:
+def _no_token(what: str, token: str = "none") -> UserError:
     return UserError(
-        f"{what} needs a token of the hub that may write, got {found} that may not; set HF_TOKEN or run `hf auth login`"
-        if found != "none"
+        f"{what} needs a token of the hub that may write, got {token} that may not; set HF_TOKEN or run `hf auth login`"
+        if token != "none"
         else f"{what} needs a token of the hub, got none; set HF_TOKEN or run `hf auth login`"
     )
 

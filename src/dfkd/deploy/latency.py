@@ -43,8 +43,8 @@ def interleaved(calls: Mapping[str, Callable[[], object]], reference: str, budge
             times[name].append(time.perf_counter() - began)
     return {
         name: Latency(
-            statistics.median(taken),
-            statistics.median(base / own for base, own in zip(times[reference], taken, strict=True)),
+            statistics.median(seconds),
+            statistics.median(base / own for base, own in zip(times[reference], seconds, strict=True)),
         )
-        for name, taken in times.items()
+        for name, seconds in times.items()
     }

@@ -89,15 +89,15 @@ def open_network(source: str | Path, network: str | None = None, who: str = "loa
             )
     info = read_run(folder).info if (folder / RUN_FILE).is_file() else None
     net: nn.Module
-    told: dict[str, Any] = {}
+    normalisation: dict[str, Any] = {}
     if network == PROGRAM:
         net = _program(folder / PROGRAM, who)
     else:
-        net, told = _rebuilt(weights, sidecar, network, who), {"mean": sidecar.mean, "std": sidecar.std}
+        net, normalisation = _rebuilt(weights, sidecar, network, who), {"mean": sidecar.mean, "std": sidecar.std}
     names = sidecar.names or tuple(str(k) for k in range(sidecar.classes or 0))
-    predictor = Predictor(net, sidecar.image_size or (1, 1, 1), names, **told).requires_grad_(False)
+    predictor = Predictor(net, sidecar.image_size or (1, 1, 1), names, **normalisation).requires_grad_(False)
     name = network or sidecar.name or _class_name(weights.with_suffix(".json")) or type(net).__name__
-    return Opened(predictor, folder, sidecar, info, name, bool(told))
+    return Opened(predictor, folder, sidecar, info, name, bool(normalisation))
 
 
 def _rebuilt(weights: Path, sidecar: Sidecar, network: str | None, who: str) -> nn.Module:
@@ -139,5 +139,5 @@ def _class_name(description: Path) -> str | None:
         network: Any = json.loads(description.read_text("utf-8")).get("network")
     except (OSError, ValueError):
         return None
-    found = network.get("class") if isinstance(network, Mapping) else None
-    return None if found is None else str(found).rpartition(".")[2]
+    name = network.get("class") if isinstance(network, Mapping) else None
+    return None if name is None else str(name).rpartition(".")[2]

@@ -116,8 +116,8 @@ def batch_of(images: ImagesLike, image_size: tuple[int, int, int]) -> Images:
         images = [images]
     if isinstance(images, list | tuple) and not images:
         return torch.zeros(0, *image_size)
-    if isinstance(images, list | tuple) and all(isinstance(one, str | Path | Image.Image) for one in images):
-        return as_images(torch.from_numpy(np.stack([_picture(one, image_size) for one in images])))
+    if isinstance(images, list | tuple) and all(isinstance(image, str | Path | Image.Image) for image in images):
+        return as_images(torch.from_numpy(np.stack([_picture(image, image_size) for image in images])))
     try:
         array = images.detach().cpu().numpy() if isinstance(images, Tensor) else np.asarray(images)
     except (TypeError, ValueError) as error:
@@ -127,24 +127,24 @@ def batch_of(images: ImagesLike, image_size: tuple[int, int, int]) -> Images:
     return _fitted(array, image_size)
 
 
-def _picture(given: str | Path | Image.Image, image_size: tuple[int, int, int]) -> Any:
+def _picture(image: str | Path | Image.Image, image_size: tuple[int, int, int]) -> Any:
     channels, height, width = image_size
     if channels not in (1, 3):
         raise UserError(f"predict needs 1 or 3 channels to read pictures, got a network of {channels}; give tensors")
-    if isinstance(given, Image.Image):
-        return pixels_of(given, channels, (height, width))
-    return decode(Path(given), channels, (height, width))
+    if isinstance(image, Image.Image):
+        return pixels_of(image, channels, (height, width))
+    return decode(Path(image), channels, (height, width))
 
 
 def _fitted(array: Any, image_size: tuple[int, int, int]) -> Images:
     """An array of numbers as images; floats keep their values where the size is right."""
     if array.dtype.kind not in "uf" or (array.dtype.kind == "u" and array.dtype != np.uint8):
         raise UserError(f"predict needs uint8 images, or floats in [0, 1], got {array.dtype}; convert them")
-    given = array.shape
+    shape = array.shape
     if array.ndim == 3 and (array.shape == image_size or array.shape[2] in (1, 3) or array.shape[0] in (1, 3)):
         array = array[None]  # one image; a stack of gray ones has neither
     if array.ndim not in (3, 4):
-        raise UserError(f"predict needs images (n, c, h, w), got shape {given}; reshape them")
+        raise UserError(f"predict needs images (n, c, h, w), got shape {shape}; reshape them")
     if array.dtype.kind == "f":
         low, high = (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
         if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):

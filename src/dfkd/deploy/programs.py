@@ -104,7 +104,7 @@ def _shapes(example: tuple[Tensor, ...], dynamic: bool) -> Any:
     if not dynamic:
         return None
     n = torch.export.Dim("n", min=1, max=LARGEST_BATCH)
-    return tuple({0: n} if one.dim() and len(one) == len(example[0]) else None for one in example)
+    return tuple({0: n} if tensor.dim() and len(tensor) == len(example[0]) else None for tensor in example)
 
 
 def _trace(module: nn.Module, example: tuple[Tensor, ...], dynamic: bool) -> Any:
@@ -141,9 +141,9 @@ def _converted(attempt: Attempt, module: nn.Module, example: Images, dynamic: bo
 def _culprit(attempt: Attempt, module: nn.Module, example: Images, dynamic: bool, error: Exception) -> tuple[str, str]:
     """The deepest layer that cannot be converted by itself, and why: layers are tried from the outside in."""
     inputs = _inputs(module, example)
-    path, found, why = "", module, error
+    path, layer, why = "", module, error
     while True:
-        below = [(f"{path}.{name}".lstrip("."), child) for name, child in found.named_children()]
+        below = [(f"{path}.{name}".lstrip("."), child) for name, child in layer.named_children()]
         failed = next(
             (
                 (name, child, trouble)
@@ -154,20 +154,20 @@ def _culprit(attempt: Attempt, module: nn.Module, example: Images, dynamic: bool
         )
         if failed is None:
             break
-        path, found, why = failed
-    kind = type(found).__name__
+        path, layer, why = failed
+    kind = type(layer).__name__
     path = path.removeprefix("net.") if path != "net" else ""
     return f"the layer {path!r} ({kind})" if path else f"{kind}.forward", _reason(why)
 
 
 def _inputs(module: nn.Module, example: Images) -> dict[str, tuple[Tensor, ...]]:
     """What every layer was given, where these are tensors only."""
-    given: dict[str, tuple[Tensor, ...]] = {}
+    inputs_by_layer: dict[str, tuple[Tensor, ...]] = {}
 
     def note(name: str) -> Callable[..., None]:
-        def hook(layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-            if inputs and not named and all(isinstance(one, Tensor) for one in inputs):
-                given.setdefault(name, tuple(one.detach().clone() for one in inputs))
+        def hook(layer: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            if inputs and not keywords and all(isinstance(tensor, Tensor) for tensor in inputs):
+                inputs_by_layer.setdefault(name, tuple(tensor.detach().clone() for tensor in inputs))
 
         return hook
 
@@ -178,7 +178,7 @@ def _inputs(module: nn.Module, example: Images) -> dict[str, tuple[Tensor, ...]]
     finally:
         for handle in handles:
             handle.remove()
-    return given
+    return inputs_by_layer
 
 
 def _trouble(attempt: Attempt, module: nn.Module, example: tuple[Tensor, ...], dynamic: bool) -> Exception | None:

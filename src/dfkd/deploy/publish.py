@@ -41,12 +41,12 @@ def push(folder: str | Path, repository: str, *, private: bool = False, licence:
         service.create_repo(repository, private=private, exist_ok=True)
         parts = [hub.CommitOperationAdd("README.md", card.encode())]
         parts += [hub.CommitOperationAdd(name, str(path)) for name, path in files.items()]
-        done = service.create_commit(repository, parts, commit_message="Student with its card, by dfkd")
-    return str(getattr(done, "repo_url", "") or f"{endpoint() or 'https://huggingface.co'}/{repository}")
+        commit = service.create_commit(repository, parts, commit_message="Student with its card, by dfkd")
+    return str(getattr(commit, "repo_url", "") or f"{endpoint() or 'https://huggingface.co'}/{repository}")
 
 
 def _files(run: Path) -> dict[str, Path]:
-    found = {name: run / name for name in FILES if (run / name).is_file()}
-    if "student.safetensors" not in found:
+    files = {name: run / name for name in FILES if (run / name).is_file()}
+    if "student.safetensors" not in files:
         raise UserError(f"push needs student.safetensors, got {run} without; give the folder of a finished run")
-    return found | {name: run / EXPORT_FOLDER / name for name in EXPORTS if (run / EXPORT_FOLDER / name).is_file()}
+    return files | {name: run / EXPORT_FOLDER / name for name in EXPORTS if (run / EXPORT_FOLDER / name).is_file()}

@@ -88,27 +88,27 @@ def quantize(
     sections = with_fields("quantize", sections, values)
     teacher, method = as_classifier(network), instance(method, METHODS[DEFAULT_METHOD]())
     plan = method.budget() if plan is None else plan
-    wanted = Bits.parse(bits)
-    student = _student(teacher, wanted)
+    parsed_bits = Bits.parse(bits)
+    student = _student(teacher, parsed_bits)
     folder = None if out is None else Path(out)
-    look = Looks(teacher, student, sections, wanted)
+    look = Looks(teacher, student, sections, parsed_bits)
     if resume:
         stages = _stored(folder)
-        made = None
+        calibration_images = None
     else:
-        made = images if images is not None else _synthesised(teacher, method, plan, sections)
-        check_enough(made, calibration)
-        stages = look.calibrated(made[: 2 * calibration])
-    done = distill(
+        calibration_images = images if images is not None else _synthesised(teacher, method, plan, sections)
+        check_enough(calibration_images, calibration)
+        stages = look.calibrated(calibration_images[: 2 * calibration])
+    result = distill(
         teacher, student, method, plan=plan, out=out, resume=resume,
-        observers=[*observers, _Keep(folder, wanted, stages)], progress=progress, **sections,
+        observers=[*observers, _Keep(folder, parsed_bits, stages)], progress=progress, **sections,
     )  # fmt: skip
-    freeze_ranges(done.student)
-    check_ranges(done.student)
-    stages = (*stages, look.trained(made, stages))
-    _write(folder, wanted, stages)
+    freeze_ranges(result.student)
+    check_ranges(result.student)
+    stages = (*stages, look.trained(calibration_images, stages))
+    _write(folder, parsed_bits, stages)
     _warn_of_loss(stages)
-    return Quantized(done.student, wanted, stages, done.record)
+    return Quantized(result.student, parsed_bits, stages, result.record)
 
 
 def _warn_of_loss(stages: Sequence[Stage]) -> None:

@@ -52,8 +52,8 @@ def calibrate(student: Probe, images: Bytes, batch_size: int = 64) -> None:
     check_enough(images, FEWEST)
     device = next(student.parameters()).device
     student.eval()
-    for _, found in ranges_of(student.net):
-        found.train()
+    for _, ranges in ranges_of(student.net):
+        ranges.train()
     for part in images.split(batch_size):
         student(as_images(part.to(device)))
     student.eval()
@@ -98,28 +98,28 @@ class Looks:
         return self._with_task(lambda task, exam: self._stage("trained", task.student, task, exam, rest))
 
     def _with_task(self, look: Callable[[Task, tuple[Bytes, Labels] | None], Any]) -> Any:
-        modes = [[m.training for m in one.net.modules()] for one in self.pair]
-        flags = [[p.requires_grad for p in one.net.parameters()] for one in self.pair]
+        modes = [[m.training for m in classifier.net.modules()] for classifier in self.pair]
+        flags = [[p.requires_grad for p in classifier.net.parameters()] for classifier in self.pair]
         data = self.sections["data"]
         task = build_task(*self.pair, data=data, text=None, runtime=runtime_of(self.sections["runtime"]).launch())
         try:
             return look(task, labelled(data.test, task, "test"))
         finally:
-            for probe, wanted, asked in zip((task.teacher, task.student), modes, flags, strict=True):
+            for probe, of_modules, requires_grad in zip((task.teacher, task.student), modes, flags, strict=True):
                 net = probe.release()
-                for module, mode in zip(net.modules(), wanted, strict=True):
+                for module, mode in zip(net.modules(), of_modules, strict=True):
                     module.training = mode
-                for parameter, flag in zip(net.parameters(), asked, strict=True):
+                for parameter, flag in zip(net.parameters(), requires_grad, strict=True):
                     parameter.requires_grad_(flag)
 
     def _stage(self, name: str, net: Probe, task: Task, exam: tuple[Bytes, Labels] | None, synthetic: Bytes) -> Stage:
         net.eval()
-        found = None if exam is None else evaluate(net, *exam, task.classes, task.runtime, task.teacher)
+        evaluation = None if exam is None else evaluate(net, *exam, task.classes, task.runtime, task.teacher)
         same = float("nan")
         if len(synthetic):
-            pair = [predictions(one, synthetic, task.runtime) for one in (net, task.teacher)]
+            pair = [predictions(classifier, synthetic, task.runtime) for classifier in (net, task.teacher)]
             same = float((pair[0] == pair[1]).double().mean())
         size = network_bytes(net.net) if name == "fp32" else quantized_bytes(net.net, self.bits)
-        if found is None:
+        if evaluation is None:
             return Stage(name, None, None, same, size)
-        return Stage(name, found.accuracy, found.agreement, same, size)
+        return Stage(name, evaluation.accuracy, evaluation.agreement, same, size)

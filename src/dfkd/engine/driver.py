@@ -97,12 +97,12 @@ def run(task: Task, method: Method[Any], plan: Plan, watch: Watch | None = None,
     check(task, method)
     watch = watch or Watch()
     task.teacher.freeze()
-    asked = [p for p in task.student.net.parameters() if p.requires_grad]
+    trainable = [p for p in task.student.net.parameters() if p.requires_grad]
     state, parts = _set_up(task, method, plan)
     task.runtime.share(task.student.net)
     learnt = _learnt(task, state)
     optimizer = make_optimizer([*learnt, *state.joint.parameters()], plan)
-    first, spent = _restore(task, state, optimizer, watch) if resume else (0, 0.0)
+    first, seconds = _restore(task, state, optimizer, watch) if resume else (0, 0.0)
     objective = task.runtime.compile(lambda batch: method.loss(task, state, batch))
     saved_at = time.monotonic()
     try:
@@ -110,21 +110,21 @@ def run(task: Task, method: Method[Any], plan: Plan, watch: Watch | None = None,
         for round in range(first, _end(task, plan, watch, first)):
             began = time.monotonic()
             _set_rate(optimizer, plan.rate(round))
-            done = _turns(task, method, state, plan, round, learnt, objective, optimizer, watch)
-            record = _judged(task, watch, _look(task, state, plan, watch, round, done))
-            spent += time.monotonic() - began
+            outcome = _turns(task, method, state, plan, round, learnt, objective, optimizer, watch)
+            record = _judged(task, watch, _look(task, state, plan, watch, round, outcome))
+            seconds += time.monotonic() - began
             last = _ask(task, watch, record)
             due = watch.checkpoint and (last or _agree(task, time.monotonic() - saved_at >= watch.save_every))
             if due or "loss/student" in record.metrics:
-                _check_finite(task, watch, done.loss, round)
+                _check_finite(task, watch, outcome.loss, round)
             if watch.checkpoint and due:
                 check_grown(parts, state)
-                _save(task, state, optimizer, watch, watch.checkpoint, round + 1, spent)
+                _save(task, state, optimizer, watch, watch.checkpoint, round + 1, seconds)
                 saved_at = time.monotonic()
             if last:
                 break
     finally:  # also after Ctrl-C: the same modules may be given to a run that resumes
-        for parameter in asked:
+        for parameter in trainable:
             parameter.requires_grad_(True)
     return state
 
@@ -155,8 +155,8 @@ def _set_up(task: Task, method: Method[Any], plan: Plan) -> tuple[State, Parts]:
 
 def _learnt(task: Task, state: State) -> list[nn.Parameter]:
     """What the run may change: parameters the user did not freeze and the method did not fix."""
-    named = task.student.net.named_parameters()
-    learnt = [p for name, p in named if p.requires_grad and name not in state.held]
+    parameters = task.student.net.named_parameters()
+    learnt = [p for name, p in parameters if p.requires_grad and name not in state.held]
     if not learnt and not list(state.joint.parameters()):
         raise UserError(
             "student needs parameters that may change, got none with requires_grad; call student.requires_grad_(True)"
@@ -187,23 +187,23 @@ def _turns(
     watch: Watch,
 ) -> _Done:
     """One round: a synthesis, then the student's steps, ``plan.turns`` times."""
-    done, laps = _Done(), Laps(task.runtime.device)
+    outcome, laps = _Done(), Laps(task.runtime.device)
     for turn in range(plan.turns):
         laps.mark("synthesis")
         task.student.freeze()
         state.joint.eval()
         first = turn * plan.steps_in_turn
-        done.made.update(method.synthesize(task, state, Clock(plan, round, first)))
+        outcome.made.update(method.synthesize(task, state, Clock(plan, round, first)))
         laps.mark("student")
         _wake(task, state, learnt)
         steps = range(first, first + plan.steps_in_turn) if plan.steps_in(round) else range(0)
-        _student_steps(task, method, state, Clock(plan, round), steps, objective, optimizer, watch, done)
+        _student_steps(task, method, state, Clock(plan, round), steps, objective, optimizer, watch, outcome)
         if task.runtime.world > 1:
             task.runtime.level(nn.ModuleList([task.student.net, state.joint]))
     task.student.eval()
     laps.mark("")
-    done.synthesis, done.student = laps.seconds("synthesis"), laps.seconds("student")
-    return done
+    outcome.synthesis, outcome.student = laps.seconds("synthesis"), laps.seconds("student")
+    return outcome
 
 
 def _student_steps(
@@ -215,16 +215,16 @@ def _student_steps(
     objective: Callable[[Batch], Tensor],
     optimizer: Optimizer,
     watch: Watch,
-    done: _Done,
+    outcome: _Done,
 ) -> None:
     """The student's steps of one turn; their losses are added up in ``done``."""
     tick = max(1, clock.plan.steps // 20)
     for k in steps:
         with torch.no_grad():
-            done.batch = method.batch(task, state, clock._replace(step=k))
-        loss = objective(done.batch)
+            outcome.batch = method.batch(task, state, clock._replace(step=k))
+        loss = objective(outcome.batch)
         task.runtime.step(loss, optimizer, *state.optimizers, clip=clock.plan.clip)
-        done.loss = loss.detach() if done.loss is None else done.loss + loss.detach()
+        outcome.loss = loss.detach() if outcome.loss is None else outcome.loss + loss.detach()
         if (k + 1) % tick == 0:
             for observer in watch.observers:
                 observer.stepped(clock.round, "student", k + 1, clock.plan.steps)
@@ -311,32 +311,34 @@ def _set_rate(optimizer: Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
-def _look(task: Task, state: State, plan: Plan, watch: Watch, round: int, done: _Done) -> RoundRecord:
+def _look(task: Task, state: State, plan: Plan, watch: Watch, round: int, outcome: _Done) -> RoundRecord:
     """Read this round's device scalars once, and evaluate when it is time."""
     last = round + 1 == plan.total
     read = last or (round + 1) % watch.metrics_every == 0
     due = watch.samples_every > 0 and ((round + 1) % watch.samples_every == 0 or last)
-    metrics = {name: float(value) for name, value in done.made.items()} if read else {}
+    metrics = {name: float(value) for name, value in outcome.made.items()} if read else {}
     metrics["lr"] = plan.rate(round)
-    if done.loss is not None and read:
-        metrics["loss/student"] = float(done.loss) / plan.steps
+    if outcome.loss is not None and read:
+        metrics["loss/student"] = float(outcome.loss) / plan.steps
     if task.runtime.compiled:
         metrics["graphs"] = float(task.runtime.graphs)
-    metrics["seconds/synthesis"], metrics["seconds/student"] = done.synthesis, done.student
-    shown = _samples(state, done.batch, watch.samples) if read or due else None
+    metrics["seconds/synthesis"], metrics["seconds/student"] = outcome.synthesis, outcome.student
+    samples = _samples(state, outcome.batch, watch.samples) if read or due else None
     pool = pools_of(state).get("pool")
     if pool is not None:
         metrics["pool"], metrics["images"] = float(len(pool)), float(pool.added)
-    if shown is not None and read:
-        metrics["pairwise_distance"] = _pairwise_distance(shown[0])
+    if samples is not None and read:
+        metrics["pairwise_distance"] = _pairwise_distance(samples[0])
     judged = plan.steps_in(round) > 0 and ((round + 1) % watch.evaluate_every == 0 or last)
     evaluation, estimate = None, None
     if watch.test is not None and judged:
         evaluation = watch.final = _evaluate(task, watch)
     if watch.gauge is not None and judged:
-        estimate = watch.gauge(task, shown)
-    warmup, samples = round < plan.warmup, shown if due else None
-    return RoundRecord(round, plan.total, warmup, done.synthesis + done.student, metrics, evaluation, samples, estimate)
+        estimate = watch.gauge(task, samples)
+    warmup, sheet = round < plan.warmup, samples if due else None
+    return RoundRecord(
+        round, plan.total, warmup, outcome.synthesis + outcome.student, metrics, evaluation, sheet, estimate
+    )
 
 
 def _evaluate(task: Task, watch: Watch) -> Evaluation:
@@ -369,11 +371,11 @@ def _pairwise_distance(images: Tensor) -> float:
 
 
 def _save(
-    task: Task, state: State, optimizer: Optimizer, watch: Watch, to: Checkpoint, rounds: int, spent: float
+    task: Task, state: State, optimizer: Optimizer, watch: Watch, to: Checkpoint, rounds: int, seconds: float
 ) -> None:
     payload = {
         "rounds": rounds,
-        "seconds": spent,
+        "seconds": seconds,
         "student": task.student.net.state_dict(),
         "state": pack(state),
         "optimizer": optimizer.state_dict(),

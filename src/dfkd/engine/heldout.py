@@ -55,7 +55,10 @@ class Gauge:
         began = time.monotonic()
         mode = task.student.training
         task.student.eval()
-        sets = {name: agreement_on(task.student, *held, task.classes) for name, held in self.sets.items()}
+        sets = {
+            name: agreement_on(task.student, *images_and_classes, task.classes)
+            for name, images_and_classes in self.sets.items()
+        }
         task.student.train(mode)
         signals = {} if shown is None else signals_of(task.teacher, *shown, task.classes)
         return Estimate(sets, signals, time.monotonic() - began)
@@ -106,19 +109,19 @@ def signals_of(teacher: Probe, images: Bytes, labels: Labels, classes: int) -> d
     labels = labels.to(x.device)
     out = teacher(x, stats=bool(teacher.norms))
     confidence, guess = torch.softmax(out.logits.float(), dim=1).max(dim=1)
-    told = {"confidence": float(confidence.mean()), "classes": len(guess.unique()) / min(classes, len(guess))}
-    told["largest"] = float(guess.bincount().max()) / len(guess)
+    signals = {"confidence": float(confidence.mean()), "classes": len(guess.unique()) / min(classes, len(guess))}
+    signals["largest"] = float(guess.bincount().max()) / len(guess)
     if bool(labels.any()):
-        told["retention"] = float((guess == labels).double().mean())
+        signals["retention"] = float((guess == labels).double().mean())
     within = _within(x.flatten(1), labels if bool(labels.any()) else guess)
     if within is not None:
-        told["within"] = within
+        signals["within"] = within
     across, down = (x[..., 1:] - x[..., :-1]).abs(), (x[..., 1:, :] - x[..., :-1, :]).abs()
     rough = (across.mean((1, 2, 3)) + down.mean((1, 2, 3))) / 2
-    told["roughness"] = float((rough / x.flatten(1).std(dim=1).clamp(min=1e-6)).mean())
+    signals["roughness"] = float((rough / x.flatten(1).std(dim=1).clamp(min=1e-6)).mean())
     if out.stats:
-        told["statistics"] = float(moment_distance(out.stats, out.stored)) / len(out.stats)
-    return told
+        signals["statistics"] = float(moment_distance(out.stats, out.stored)) / len(out.stats)
+    return signals
 
 
 def _within(rows: Tensor, labels: Labels) -> float | None:
@@ -197,8 +200,8 @@ def _own(task: Task, method: Method[Any], plan: Plan) -> Bytes | None:
     """The newest images of one round (or, of methods that make all theirs before, of one warm-up round)."""
     student, runtime = task.student, copy.copy(task.runtime)
     runtime.generator = torch.Generator(task.runtime.device).manual_seed(task.runtime.seed + 2 * SEED)
-    kept = copy.deepcopy(student.net.state_dict())
-    asked = [p.requires_grad for p in student.net.parameters()]
+    weights = copy.deepcopy(student.net.state_dict())
+    flags = [p.requires_grad for p in student.net.parameters()]
     modes = [m.training for m in student.net.modules()]
     short = replace(plan, rounds=1, warmup=min(plan.warmup, 1))
     other = replace(task, runtime=runtime)
@@ -210,21 +213,21 @@ def _own(task: Task, method: Method[Any], plan: Plan) -> Bytes | None:
         runtime.place(state.joint)
         student.freeze()
         state.joint.eval()
-        found = None
+        images = None
         for round in (short.warmup, *range(short.warmup)):
             pool = pools_of(state).get("pool")
             if pool is None or "images" not in pool.columns:
                 break
             method.synthesize(other, state, Clock(short, round))
             if len(pool):
-                found = pool.newest(OWN)["images"].to(task.runtime.device)
+                images = pool.newest(OWN)["images"].to(task.runtime.device)
                 break
-    student.net.load_state_dict(kept)
-    for parameter, wanted in zip(student.net.parameters(), asked, strict=True):
-        parameter.requires_grad_(wanted)
+    student.net.load_state_dict(weights)
+    for parameter, flag in zip(student.net.parameters(), flags, strict=True):
+        parameter.requires_grad_(flag)
     for module, mode in zip(student.net.modules(), modes, strict=True):
         module.training = mode
-    return found
+    return images
 
 
 def _derived(task: Task, images: Bytes, stream: torch.Generator) -> dict[str, Bytes]:

@@ -53,16 +53,16 @@ def fit_plan(task: Task, method: Method[Any], plan: Plan, watch: Watch, hours: f
     seconds = (1 - RESERVE) * 3600 * hours - (time.monotonic() - began)
     rounds = longest(plan, seconds, lambda shorter: estimate_of(shorter).total)
     if task.runtime.world > 1:  # every process measured for itself
-        mine = float(rounds) if task.runtime.rank == 0 else 0.0
-        rounds = int(task.runtime.total(torch.tensor(mine, dtype=torch.float64, device=task.runtime.device)))
+        own_rounds = float(rounds) if task.runtime.rank == 0 else 0.0
+        rounds = int(task.runtime.total(torch.tensor(own_rounds, dtype=torch.float64, device=task.runtime.device)))
     if rounds == 0:
         least = estimate_of(shortened(plan, 1)).total
         raise UserError(
             f"stop.hours needs time for at least one round, got {hours:g}, of which {max(seconds, 0) / 3600:.2g} are "
             f"left for rounds and the shortest plan takes about {least / 3600:.2g}; raise it, or lower plan.steps"
         )
-    found = shortened(plan, rounds)
-    return Fit(found, estimate_of(found), hours, plan)
+    fitted = shortened(plan, rounds)
+    return Fit(fitted, estimate_of(fitted), hours, plan)
 
 
 def longest(plan: Plan, seconds: float, total: Callable[[Plan], float]) -> int:

@@ -277,8 +277,8 @@ def _many(devices: int) -> bool:
     return devices > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def _timeout(given: float | None) -> float:
-    value = os.environ.get("DFKD_TIMEOUT", "1800") if given is None else given
+def _timeout(configured: float | None) -> float:
+    value = os.environ.get("DFKD_TIMEOUT", "1800") if configured is None else configured
     try:
         seconds = float(value)
     except ValueError:

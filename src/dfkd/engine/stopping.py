@@ -59,8 +59,8 @@ class Judge:
             return None
         images = f"held-out images ({self.held_out})"
         if self.until is not None and self.latest.agreement >= self.until:
-            reached, wanted = _percent(self.latest.agreement), _percent(self.until)
-            return f"agreement on {images} reached {reached}; {wanted} was asked for"
+            reached, threshold = _percent(self.latest.agreement), _percent(self.until)
+            return f"agreement on {images} reached {reached}; {threshold} was asked for"
         waited = self.latest.round - self.best.round
         if self.patience is not None and waited >= self.patience:
             then, now = _percent(self.best.agreement), _percent(self.latest.agreement)

@@ -245,9 +245,9 @@ def _judge(method: KD3, task: Task, state: KD3State, rate: float) -> Judged:
     return Judged(predicted, confidence)
 
 
-def _refuse_empty(task: Task, kept: int, rate: float) -> None:
+def _refuse_empty(task: Task, count: int, rate: float) -> None:
     """All processes stop together when one of them has nothing to train on."""
-    empty = task.runtime.total(torch.tensor(float(kept == 0), device=task.runtime.device))
+    empty = task.runtime.total(torch.tensor(float(count == 0), device=task.runtime.device))
     if bool(empty > 0):
         raise UserError(
             f"KD3 needs some web images that it is sure about, got none with the student's share at {rate:.2f}; "

@@ -35,10 +35,10 @@ class Bits(NamedTuple):
         Raises:
             UserError: something else.
         """
-        found = re.fullmatch(r"[wW]([2-8])[aA]([2-8])", text)
-        if found is None:
+        match = re.fullmatch(r"[wW]([2-8])[aA]([2-8])", text)
+        if match is None:
             raise UserError(f"quantize needs bits such as W4A4, 2 to 8 of each, got {text!r}; correct it")
-        return cls(int(found[1]), int(found[2]))
+        return cls(int(match[1]), int(match[2]))
 
     def __str__(self) -> str:
         return f"W{self.weights}A{self.activations}"
@@ -102,27 +102,27 @@ class _Layers:
             import brevitas.nn as layers
             from brevitas.core.function_wrapper import TensorClampSte
             from brevitas.quant import ShiftedUint8WeightPerChannelFloat, Uint8ActPerTensorFloat
-        told = {"scaling_impl_type": None, "tensor_clamp_impl": TensorClampSte}
+        choices = {"scaling_impl_type": None, "tensor_clamp_impl": TensorClampSte}
         self.nn = layers
         self.weight = type(
             "ZAQWeight",
             (ShiftedUint8WeightPerChannelFloat,),
-            {**told, "bit_width": bits.weights, "scaling_impl": _Width, "zero_point_impl": _ZeroPoint},
+            {**choices, "bit_width": bits.weights, "scaling_impl": _Width, "zero_point_impl": _ZeroPoint},
         )
         self.activation = type(
             "ZAQActivation",
             (Uint8ActPerTensorFloat,),
-            {**told, "bit_width": bits.activations, "scaling_impl": Largest},
+            {**choices, "bit_width": bits.activations, "scaling_impl": Largest},
         )
         self._seen: dict[int, nn.Module] = {}
 
     def like(self, module: nn.Module) -> nn.Module | None:
         """What stands for ``module``, or None where it stays; a module that is used twice has one range."""
         if id(module) not in self._seen:
-            made = self._made(module)
-            if made is None:
+            layer = self._made(module)
+            if layer is None:
                 return None
-            self._seen[id(module)] = made
+            self._seen[id(module)] = layer
         return self._seen[id(module)]
 
     def _made(self, module: nn.Module) -> nn.Module | None:
@@ -130,14 +130,14 @@ class _Layers:
             return self._convolution(module)
         if type(module) is nn.Linear:
             bias = module.bias is not None
-            made = self.nn.QuantLinear(module.in_features, module.out_features, bias=bias, weight_quant=self.weight)
-            return _with_weights(made, module)
+            layer = self.nn.QuantLinear(module.in_features, module.out_features, bias=bias, weight_quant=self.weight)
+            return _with_weights(layer, module)
         if type(module) in (nn.ReLU, nn.ReLU6):
             return nn.Sequential(type(module)(), self.nn.QuantIdentity(act_quant=self.activation))
         return None
 
     def _convolution(self, module: nn.Conv2d) -> nn.Module:
-        made = self.nn.QuantConv2d(
+        layer = self.nn.QuantConv2d(
             module.in_channels,
             module.out_channels,
             module.kernel_size,
@@ -149,12 +149,12 @@ class _Layers:
             padding_mode=module.padding_mode,
             weight_quant=self.weight,
         )
-        return _with_weights(made, module)
+        return _with_weights(layer, module)
 
 
-def _with_weights(made: nn.Module, module: nn.Module) -> nn.Module:
-    made.weight, made.bias = module.weight, module.bias
-    return made
+def _with_weights(layer: nn.Module, module: nn.Module) -> nn.Module:
+    layer.weight, layer.bias = module.weight, module.bias
+    return layer
 
 
 def _put(net: nn.Module, path: str, module: nn.Module) -> None:

@@ -39,8 +39,8 @@ def ranges_of(net: nn.Module) -> Iterator[tuple[str, Largest]]:
 
 def freeze_ranges(net: nn.Module, frozen: bool = True) -> nn.Module:
     """From now on the ranges of activations stay as they are, in train mode too."""
-    for _, found in ranges_of(net):
-        found.growing = not frozen
+    for _, activation_range in ranges_of(net):
+        activation_range.growing = not frozen
     return net
 
 
@@ -50,8 +50,8 @@ def check_ranges(net: nn.Module) -> None:
     Raises:
         UserError: NaN or infinity in a range of activations or in a weight.
     """
-    for path, found in ranges_of(net):
-        value = float(found.largest)
+    for path, activation_range in ranges_of(net):
+        value = float(activation_range.largest)
         if not value < float("inf"):
             raise UserError(
                 f"quantize needs finite scales, got a range of {value} after the layer {path!r}; calibrate on more "

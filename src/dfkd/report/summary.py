@@ -117,11 +117,11 @@ def fitted_sentence(info: RunInfo) -> str:
     """How the plan came about, where it was made for a time; "" otherwise."""
     if info.fitted is None:
         return ""
-    kept = [f"{info.plan.get('rounds')} of {info.fitted.asked.get('rounds')} rounds"]
+    parts = [f"{info.plan.get('rounds')} of {info.fitted.asked.get('rounds')} rounds"]
     if info.plan.get("warmup"):
-        kept.append(f"{info.plan.get('warmup')} of {info.fitted.asked.get('warmup')} warm-up rounds")
+        parts.append(f"{info.plan.get('warmup')} of {info.fitted.asked.get('warmup')} warm-up rounds")
     hours = f"{info.fitted.hours:g} {'hour' if info.fitted.hours == 1 else 'hours'}"
-    return f"planned for {hours}: {' and '.join(kept)}, about {duration(info.fitted.seconds)}"
+    return f"planned for {hours}: {' and '.join(parts)}, about {duration(info.fitted.seconds)}"
 
 
 def losses_of(record: RoundRecord) -> dict[str, float]:
