@@ -51,7 +51,7 @@ def test_pairs_and_counts_are_those_of_a_loop_over_imagehash(block: int, tmp_pat
         found = web_overlap(rows, images, at_most, block)
         expected = [(i, k, bits) for i, (bits, k) in nearest.items() if bits <= at_most]
         assert [tuple(row) for row in torch.stack(found, dim=1).tolist()] == expected
-        told = find_duplicates(rows, images, at_most, shown=4, block=block)
+        told = find_duplicates(rows, images, at_most, pairs_kept=4, block=block)
         close = [best_of(web[i], images, [k for k in range(8) if table[i, k] <= at_most]) for i, _, _ in expected]
         assert (told.web, told.images, told.found, told.at_most) == (40, 9, len(expected), at_most)
         assert told.alike == sum(r >= 0.9 for _, r in close)

@@ -87,7 +87,7 @@ def find_duplicates(
     web: Rows,
     images: Bytes,
     at_most: int = AT_MOST,
-    shown: int = 8,
+    pairs_kept: int = 8,
     block: int = 4096,
     expect: Callable[[float], None] | None = None,
 ) -> NearDuplicates:
@@ -114,7 +114,7 @@ def find_duplicates(
     best: dict[int, Pair] = {}  # of each image
     for pair in sorted(pairs, key=lambda pair: (pair.bits > at_most, -pair.correlation)):
         best.setdefault(pair.image, pair)
-    return NearDuplicates(len(web), len(images), count, alike, at_most, tuple(best.values())[:shown])
+    return NearDuplicates(len(web), len(images), count, alike, at_most, tuple(best.values())[:pairs_kept])
 
 
 def _look(web: Rows, images: Bytes, bank: Codes, rows: Labels, at_most: int, most: int = 16) -> list[Pair]:

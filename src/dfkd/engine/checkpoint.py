@@ -165,9 +165,9 @@ class Checkpoint:
         if self._last is None:  # of another run, that began in this folder before
             (self.folder / EARLIER_FILE).unlink(missing_ok=True)
 
-    def _gathered(self, rounds: int, mine: Mapping[str, str]) -> dict[str, str]:
+    def _gathered(self, rounds: int, own_sums: Mapping[str, str]) -> dict[str, str]:
         """The files of all processes: their names and sums, as each process left them in the folder."""
-        everything = dict(mine)
+        everything = dict(own_sums)
         for rank in range(1, self.world if self.rank == 0 else 1):
             file = self._sums(rank, rounds)
             try:

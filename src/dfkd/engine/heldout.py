@@ -50,7 +50,7 @@ class Gauge:
 
     sets: Mapping[str, tuple[Bytes, Labels]]
 
-    def __call__(self, task: Task, shown: Shown | None) -> Estimate:
+    def __call__(self, task: Task, newest: Shown | None) -> Estimate:
         """Measure the student on the sets, and the newest images ``shown`` (with labels) on the teacher."""
         began = time.monotonic()
         mode = task.student.training
@@ -60,7 +60,7 @@ class Gauge:
             for name, images_and_classes in self.sets.items()
         }
         task.student.train(mode)
-        signals = {} if shown is None else signals_of(task.teacher, *shown, task.classes)
+        signals = {} if newest is None else signals_of(task.teacher, *newest, task.classes)
         return Estimate(sets, signals, time.monotonic() - began)
 
 
@@ -166,8 +166,10 @@ def gauge_on(task: Task, images: Bytes) -> Gauge:
         UserError: images of another kind or shape than those of the task.
     """
     if images.dtype != torch.uint8 or tuple(images.shape[1:]) != task.image_shape or not len(images):
-        got = f"{images.dtype} of shape {tuple(images.shape)}"
-        raise UserError(f"estimate needs uint8 images of shape (n, *{task.image_shape}), got {got}; give such images")
+        actual = f"{images.dtype} of shape {tuple(images.shape)}"
+        raise UserError(
+            f"estimate needs uint8 images of shape (n, *{task.image_shape}), got {actual}; give such images"
+        )
     images = images.to(task.runtime.device)
     with torch.no_grad():
         return Gauge({"inverted": (images, _chosen(task.teacher, images))})
@@ -184,11 +186,11 @@ def affordable(plan: Plan, classes: int) -> bool:
     return SHARE * plan.rounds * plan.steps * plan.batch_size >= _inversions(classes) * STEPS
 
 
-def is_measured(asked: bool | Tensor | None, ruled: bool, untested: bool, plan: Plan, classes: int) -> bool:
+def is_measured(wish: bool | Tensor | None, ruled: bool, untested: bool, plan: Plan, classes: int) -> bool:
     """Is the agreement measured: where that is asked for, else for a rule, or in a long run without test images."""
-    if isinstance(asked, Tensor):  # images that were made before
+    if isinstance(wish, Tensor):  # images that were made before
         return True
-    return asked if asked is not None else ruled or (untested and affordable(plan, classes))
+    return wish if wish is not None else ruled or (untested and affordable(plan, classes))
 
 
 def _inversions(classes: int) -> int:

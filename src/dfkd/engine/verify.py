@@ -143,18 +143,18 @@ def _to_float32(net: nn.Module, role: str) -> list[str]:
     return [f"the {role}'s weights are converted from {' and '.join(sorted(kinds))} to float32 for the run"]
 
 
-def _working(asked: Choice, trial: "_Trial", notes: list[str]) -> Choice:
+def _working(wish: Choice, trial: "_Trial", notes: list[str]) -> Choice:
     """``asked``, or the part of it that works; what does not is added to ``notes``."""
-    if asked.channels_last and _shares_memory(trial.net):
-        asked = replace(asked, channels_last=False)
+    if wish.channels_last and _shares_memory(trial.net):
+        wish = replace(wish, channels_last=False)
         notes.append(f"{trial.role}: contiguous memory format; some of its tensors share memory")
-    if trial.fault(asked) is None:
-        return asked
+    if trial.fault(wish) is None:
+        return wish
     choice = Choice(False, False, False)
     if (why := trial.fault(choice)) is not None:
         choice = _readable(choice, trial, notes, why)
     for change, description in _CHANGES.items():
-        if getattr(asked, change):
+        if getattr(wish, change):
             why = trial.fault(replace(choice, **{change: True}))
             choice = replace(choice, **{change: why is None})
             if why is not None:
@@ -169,16 +169,16 @@ _CHANGES = {
 }
 
 
-def _readable(kept: Choice, trial: "_Trial", notes: list[str], why: str) -> Choice:
+def _readable(choice: Choice, trial: "_Trial", notes: list[str], why: str) -> Choice:
     """Without the hooks that make a network fail."""
     for part, description in (
         ("maps", "stage maps are not read; with them"),
         ("stats", "BatchNorm is not read; with it"),
     ):
-        kept = replace(kept, **{part: False})
+        choice = replace(choice, **{part: False})
         notes.append(f"{trial.role}: {description}, {why}")
-        if trial.fault(kept) is None:
-            return kept
+        if trial.fault(choice) is None:
+            return choice
     raise UserError(f"{trial.role} needs to allow forward hooks, got a network which with them {why}; rewrite it")
 
 
