@@ -34,7 +34,7 @@ def run(settings: Choose) -> int:
     data = replace(
         settings.data, image_size=facts.image_size, mean=facts.mean, std=facts.std, classes=facts.named, test=None
     )
-    found = choose(
+    choice = choose(
         teacher.classifier,
         students=settings.students,
         minutes=settings.minutes,
@@ -46,11 +46,11 @@ def run(settings: Choose) -> int:
         runtime=settings.runtime,
         tell=None if settings.json else _heard,
     )
-    follows = _next(found, settings)
+    follows = _next(choice, settings)
     if settings.json:
-        print(json.dumps({**plain(asdict(found)), "next": follows}, indent=1))
+        print(json.dumps({**plain(asdict(choice)), "next": follows}, indent=1))
     else:
-        _show(found, follows)
+        _show(choice, follows)
     return 0
 
 
@@ -70,51 +70,51 @@ def _score(run: Tried) -> str:
     return f"agreement {percent(run.score.agreement)} after {run.rounds} round{'' if run.rounds == 1 else 's'}"
 
 
-def _next(found: Choice, settings: Choose) -> str | None:
+def _next(choice: Choice, settings: Choose) -> str | None:
     """The command that trains what was recommended."""
-    advice = found.advice
+    advice = choice.advice
     if advice.method is None or advice.student is None:
         return None
-    told = [f"--{role}.{key} {shlex.quote(str(value))}" for role, key, value in _given(settings)]
+    words = [f"--{role}.{key} {shlex.quote(str(value))}" for role, key, value in _given(settings)]
     return (
-        f"dfkd distill --method {advice.method} --student {shlex.quote(advice.student)} {' '.join(told)} --out runs/x"
+        f"dfkd distill --method {advice.method} --student {shlex.quote(advice.student)} {' '.join(words)} --out runs/x"
     )
 
 
 def _given(settings: Choose) -> list[tuple[str, str, Any]]:
     """What the caller said of the teacher and its images."""
-    told = []
+    options_given = []
     for role, section in (("teacher", settings.teacher), ("data", settings.data)):
         for key, value in vars(section).items():
             if value is not None:
                 text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-                told.append((role, key, text))
-    return told
+                options_given.append((role, key, text))
+    return options_given
 
 
-def _show(found: Choice, follows: str | None) -> None:
+def _show(choice: Choice, follows: str | None) -> None:
     from rich.table import Table
     from rich.text import Text
 
     console = wide_console()
     console.print("\nMethods, with their default settings", style="bold")
-    for name, missing in found.missing.items():
-        said = "fits" if not missing else f"needs {'; '.join(missing)}"
+    for name, missing in choice.missing.items():
+        remark = "fits" if not missing else f"needs {'; '.join(missing)}"
         if name == NOISE_METHOD:
-            said = "the lower bound: pure noise"
-        console.print(Text(f"  {name:<14}{said}", style="dim" if missing else ""))
+            remark = "the lower bound: pure noise"
+        console.print(Text(f"  {name:<14}{remark}", style="dim" if missing else ""))
     console.print()
     sheet = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     sheet.add_column("network", overflow="fold")
     for heading in ("parameters", "FLOPs", "one image", "faster", "agreement in a trial"):
         sheet.add_column(heading, justify="right", no_wrap=True)
-    for row, role in [(found.teacher, "teacher "), *((row, "") for row in found.students)]:
-        sheet.add_row(Text(f"{role}{row.name}"), *_cells(row, found.tried))
+    for row, role in [(choice.teacher, "teacher "), *((row, "") for row in choice.students)]:
+        sheet.add_row(Text(f"{role}{row.name}"), *_cells(row, choice.tried))
     console.print(sheet)
     console.print("\nRecommended" if follows else "\nNo recommendation", style="bold")
-    if found.advice.method is not None:
-        console.print(f"  {found.advice.method} and {found.advice.student}", highlight=False)
-    for reason in found.advice.reasons:
+    if choice.advice.method is not None:
+        console.print(f"  {choice.advice.method} and {choice.advice.student}", highlight=False)
+    for reason in choice.advice.reasons:
         console.print(Text(f"  - {reason}"))
     if follows:
         print(f"next  {follows}")
@@ -127,11 +127,11 @@ def _cells(row: Candidate, tried: Sequence[Tried]) -> tuple[str, ...]:
         ((run.score.agreement, run.method) for run in tried if run.student == row.name and run.score),
         default=None,
     )
-    told = "" if best is None else f"{best[1]} {percent(best[0])}" + (f" of {len(scores)}" if len(scores) > 1 else "")
+    score = "" if best is None else f"{best[1]} {percent(best[0])}" + (f" of {len(scores)}" if len(scores) > 1 else "")
     return (
         count(row.parameters),
         operations(2 * row.macs),
         f"{1000 * row.seconds:.2f} ms",
         f"{row.speedup:.1f}x",
-        told,
+        score,
     )

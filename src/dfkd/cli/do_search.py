@@ -36,15 +36,15 @@ BEST_FILE = "best.yaml"
 
 def run(tree: Tree, show: bool = False) -> int:
     """Find settings without test images, or print the recipe that trials begin from and stop."""
-    told = with_recipe({name: value for name, value in tree.items() if name != "search"})
-    section = told.pop("search", {})
+    recipe = with_recipe({name: value for name, value in tree.items() if name != "search"})
+    section = recipe.pop("search", {})
     ranges = {**dict(_ranges(section, "")), **dict(_ranges(tree.get("search", {}), ""))}
-    settings, method, plan = resolve(Search, told)
+    settings, method, plan = resolve(Search, recipe)
     checked = check_ranges(ranges, method, plan)
     door = _Jobs(settings)
     first = door.job(method, plan)
     if show:
-        print(yaml_of({**resolved(first), "search": {name: str(held) for name, held in checked.items()}}), end="")
+        print(yaml_of({**resolved(first), "search": {name: str(span) for name, span in checked.items()}}), end="")
         return 0
     if settings.out is None:
         raise UserError("search needs a folder for its trials, got none; give --out runs/search")
@@ -69,8 +69,8 @@ def run(tree: Tree, show: bool = False) -> int:
     )
     best = out / BEST_FILE
     again = f"dfkd distill {shlex.quote(str(best))} --out {shlex.quote(str(out))}-best{to_repeat(resolved(first))}"
-    done = room.conduct(what, door, out, _tell, {"next": again})
-    _end(done, door, again)
+    result = room.conduct(what, door, out, _tell, {"next": again})
+    _end(result, door, again)
     return 0
 
 
@@ -121,30 +121,30 @@ def _tell(trial: Trial) -> None:
     )
 
 
-def _end(done: room.Searched, door: _Jobs, again: str) -> None:
+def _end(result: room.Searched, door: _Jobs, again: str) -> None:
     """The best settings as a recipe, and what to run next."""
-    best = done.best
-    running = sum(trial.state == "running" for trial in done.trials)
+    best = result.best
+    running = sum(trial.state == "running" for trial in result.trials)
     if running:
         print(f"{running} trials go on in other processes")
-    print(f"page  {done.folder / SEARCH_PAGE}")
+    print(f"page  {result.folder / SEARCH_PAGE}")
     if best is None:
         print("no trial is complete")
         return
-    job = door.job(done.method, done.plan)
+    job = door.job(result.method, result.plan)
     head = [
-        f"the best of {len(done.trials)} trials of a search: trial {best.number}, agreement {percent(best.agreement)} "
-        f"on {best.images} held-out images",
+        f"the best of {len(result.trials)} trials of a search: trial {best.number}, agreement "
+        f"{percent(best.agreement)} on {best.images} held-out images",
         again,
     ]
-    write_whole(done.folder / BEST_FILE, yaml_of(resolved(job), head).encode())
-    alike = not_told_apart(done.trials)
+    write_whole(result.folder / BEST_FILE, yaml_of(resolved(job), head).encode())
+    alike = not_told_apart(result.trials)
     name = "the defaults" if best.default else spelt_values(best.values)
     print(f"best  trial {best.number}, agreement {percent(best.agreement)}: {name}")
     if alike:
         numbers = ", ".join(str(trial.number) for trial in alike[:8]) + (", ..." if len(alike) > 8 else "")
         print(f"      {best.images} images do not tell it from {len(alike)} others ({numbers})")
-    tested = [trial for trial in done.trials if trial.accuracy is not None]
+    tested = [trial for trial in result.trials if trial.accuracy is not None]
     first = next((trial for trial in tested if trial.default), None)
     if best.accuracy is not None:
         beside = f", the defaults' {percent(first.accuracy)}" if first and first.number != best.number else ""

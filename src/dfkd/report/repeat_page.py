@@ -34,8 +34,8 @@ def write_repeat_page(folder: Path, out: Path | None = None) -> Path:
 def spread_verdict(runs: Sequence[RunBeside]) -> Verdict:
     """Mean and standard deviation (of a sample) of the last accuracies, or of the agreements where there are none."""
     for what in ("accuracy", "agreement"):
-        found = [number(getattr(run.seen, what)) for run in runs if run.seen is not None]
-        values = [float(value) for value in found if value is not None]
+        figures = [number(getattr(run.seen, what)) for run in runs if run.seen is not None]
+        values = [float(figure) for figure in figures if figure is not None]
         if len(values) == 1:
             return Verdict("open", f"{what.capitalize()} {percent(values[0])}: one seed says nothing about chance.")
         if values:

@@ -77,8 +77,10 @@ def rank_correlation(trials: Sequence[Trial]) -> float | None:
 def _page(folder: Path, about: Mapping[str, Any], trials: Sequence[Trial]) -> str:
     ordered = best_first(trials)
     names = list(about["ranges"])
-    shown = [trial for trial in ordered if (trial_folder(folder, trial.number) / RUN_FILE).is_file()]
-    drawn = compared([trial_folder(folder, t.number) for t in shown[:MOST_RUNS]], [_name(t) for t in shown[:MOST_RUNS]])
+    with_runs = [trial for trial in ordered if (trial_folder(folder, trial.number) / RUN_FILE).is_file()]
+    drawn = compared(
+        [trial_folder(folder, t.number) for t in with_runs[:MOST_RUNS]], [_name(t) for t in with_runs[:MOST_RUNS]]
+    )
     tested = [trial for trial in ordered if trial.accuracy is not None]
     pair, counts = about["pair"], _counts(trials)
     return rendered(
@@ -94,16 +96,16 @@ def _page(folder: Path, about: Mapping[str, Any], trials: Sequence[Trial]) -> st
             "strong": 0 if ordered and ordered[0].state == "complete" else None,
             "failed": [(trial.number, trial.reason) for trial in ordered if trial.state == "failed" and trial.reason],
             "settings": [
-                Chart(f"{name} ({held})", _drawn(name, str(held), ordered)) for name, held in about["ranges"].items()
+                Chart(f"{name} ({value})", _drawn(name, str(value), ordered)) for name, value in about["ranges"].items()
             ],
-            "runs": shown,
+            "runs": with_runs,
             "drawn": drawn,
             "sheets": drawn[:SHEETS],
             "charts": charts_of(drawn),
             "tested": [(_name(t), (percent(t.agreement), percent(t.accuracy))) for t in tested],
             "test_images": tested[0].tested if tested else 0,
             "correlation": rank_correlation(trials),
-            "fixed": [(name, _spelt(held)) for name, held in about["settings"].items() if name not in names],
+            "fixed": [(name, _spelt(value)) for name, value in about["settings"].items() if name not in names],
             "folder": str(folder),
         },
     )
@@ -131,12 +133,12 @@ def _cells(trial: Trial, names: Sequence[str]) -> tuple[str, ...]:
     return (*values, percent(trial.agreement), interval, done, duration(trial.seconds))
 
 
-def _drawn(name: str, held: str, trials: Sequence[Trial]) -> "Markup":
+def _drawn(name: str, span: str, trials: Sequence[Trial]) -> "Markup":
     """Agreement over one setting: complete trials filled, the best one large, pruned ones as rings."""
     from markupsafe import Markup
 
     judged = [t for t in trials if t.agreement is not None and name in t.values and t.state in ("complete", "pruned")]
-    choices = [] if ":" in held else held.split(",")
+    choices = [] if ":" in span else span.split(",")
     points = {t.number: (_place(t.values[name], choices), float(t.agreement or 0)) for t in judged}
     best = [t for t in judged[:1] if t.state == "complete"]
     groups = [
@@ -145,7 +147,7 @@ def _drawn(name: str, held: str, trials: Sequence[Trial]) -> "Markup":
         Points([points[t.number] for t in best], "second", large=True),
     ]
     # The chart is our own SVG; matplotlib escapes the text in it.
-    return Markup(scatter_chart(f"agreement over {name}", groups, log=held.endswith(":log"), places=choices))
+    return Markup(scatter_chart(f"agreement over {name}", groups, log=span.endswith(":log"), places=choices))
 
 
 def _place(value: Any, choices: Sequence[str]) -> float:
@@ -162,5 +164,5 @@ def _choice(value: Any) -> str:
 def _spelt(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return _choice(value)
-    found = number(value)
-    return f"{found:.4g}" if isinstance(found, float) and not float(found).is_integer() else str(value)
+    numeric = number(value)
+    return f"{numeric:.4g}" if isinstance(numeric, float) and not float(numeric).is_integer() else str(value)

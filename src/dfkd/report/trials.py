@@ -122,10 +122,10 @@ def read_search(folder: Path) -> dict[str, Any]:
     """
     path = folder / SEARCH_FILE
     try:
-        held = json.loads(path.read_text("utf-8"))
-        if not all(isinstance(held[key], dict) for key in ("ranges", "settings", "pair")):
+        content = json.loads(path.read_text("utf-8"))
+        if not all(isinstance(content[key], dict) for key in ("ranges", "settings", "pair")):
             raise ValueError("sections")
-        return held
+        return content
     except OSError as error:
         raise UserError(f"search needs the file {path}, got '{error.strerror}'; give the folder of a search") from error
     except DAMAGE as error:

@@ -48,19 +48,21 @@ def recommended(tried: Sequence[Tried], students: Sequence[Candidate], teacher: 
     noise = next((score for other, score in judged if other.method == NOISE_METHOD), None)
     if noise is not None and noise.high >= top.low:
         reasons.append(f"noise did as well ({_told(noise)}): these trials were too short to tell, give more --minutes")
-    mine = [(other.student, score) for other, score in rated if other.method == run.method]
-    best = max(mine, key=lambda pair: pair[1].agreement)[1]
+    of_method = [(other.student, score) for other, score in rated if other.method == run.method]
+    best = max(of_method, key=lambda pair: pair[1].agreement)[1]
     sizes = {student.name: student for student in students}
     name, score = min(
-        ((name, score) for name, score in mine if score.high >= best.low), key=lambda pair: sizes[pair[0]].macs
+        ((name, score) for name, score in of_method if score.high >= best.low), key=lambda pair: sizes[pair[0]].macs
     )
     pick = sizes[name]
     reasons.append(
         f"{name} has {pick.parameters / max(teacher.parameters, 1):.1%} of the teacher's parameters, "
         f"{pick.macs / max(teacher.macs, 1):.1%} of its FLOPs, and takes {1 / pick.speedup:.0%} of its time an image"
     )
-    if len(mine) > 1:
-        reasons.append(f"it agreed on {_told(score)}, the best of {len(mine)} students on {percent(best.agreement)}")
+    if len(of_method) > 1:
+        reasons.append(
+            f"it agreed on {_told(score)}, the best of {len(of_method)} students on {percent(best.agreement)}"
+        )
     return Advice(run.method, name, tuple(reasons))
 
 

@@ -54,7 +54,7 @@ def students_for(
     """
     most, size = count_macs(teacher, shape), count_parameters(teacher)
     timm = importlib.util.find_spec("timm") is not None and min(shape[1:]) >= TIMM_SIDE
-    found = {}
+    students = {}
     for name in names if names is not None else (*ZOO, *(f"timm:{name}" for name in TIMM if timm)):
         try:
             check_image_shape(name, shape)
@@ -67,8 +67,8 @@ def students_for(
             continue
         macs = count_macs(net, shape)
         if names is not None or (macs is not None and count_parameters(net) < size and (most is None or macs < most)):
-            found[name] = net.eval()
-    return found
+            students[name] = net.eval()
+    return students
 
 
 def _parameters(name: str, classes: int, channels: int) -> int:

@@ -92,15 +92,15 @@ def choose(
     old = as_classifier(teacher)
     with threads_of(machine):
         room = _Room(old, replace(sections["data"], test=None), text, machine)
-        given = methods or {name: kind() for name, kind in METHODS.items()}
-        ready = {name: small(method, min(room.shape[1:])) for name, method in given.items()}
+        candidates_by_name = methods or {name: kind() for name, kind in METHODS.items()}
+        ready = {name: small(method, min(room.shape[1:])) for name, method in candidates_by_name.items()}
         with torch.random.fork_rng(devices=[]):
-            reference, found = room.students(students, latency, parameters)
-            short = shortlist(found, reference.macs)
+            reference, candidates = room.students(students, latency, parameters)
+            short = shortlist(candidates, reference.macs)
             missing, images = room.survey(short[len(short) // 2].name, ready, minutes > 0)
         fitting = {name: method for name, method in ready.items() if not missing[name]}
         tried = room.tried(fitting, short, images, 60 * minutes, tell) if minutes and fitting else []
-    return Choice(reference, missing, tuple(found), tuple(tried), recommended(tried, found, reference))
+    return Choice(reference, missing, tuple(candidates), tuple(tried), recommended(tried, candidates, reference))
 
 
 @dataclass(frozen=True)
@@ -147,14 +147,14 @@ class _Room:
             ]
         finally:
             put_back(self.teacher.net, flags)
-        found = [row for row in rows[1:] if latency is None or row.seconds <= latency]
-        if not found:
+        students_within = [row for row in rows[1:] if latency is None or row.seconds <= latency]
+        if not students_within:
             raise UserError(
                 f"choose needs a student within the limits, got none of {len(rows) - 1} that are smaller than the "
                 "teacher; raise --latency or --parameters, or name some with --students"
             )
         reference = replace(rows[0], name=self.teacher.name or type(self.teacher.net).__name__)
-        return reference, sorted(found, key=lambda row: -row.macs)
+        return reference, sorted(students_within, key=lambda row: -row.macs)
 
     def survey(
         self, student: str, methods: Mapping[str, Method[Any]], trials: bool
@@ -182,36 +182,36 @@ class _Room:
         middle = students[len(students) // 2].name
         others = [student.name for student in students if student.name != middle]
         share = seconds / (len(methods) + len(others))
-        found: list[Tried] = []
+        trials: list[Tried] = []
 
         def one(name: str, student: str) -> None:
-            found.append(self._try(name, methods[name], student, images, share))
+            trials.append(self._try(name, methods[name], student, images, share))
             if tell is not None:
-                tell(found[-1])
+                tell(trials[-1])
 
         for name in methods:
             one(name, middle)
-        rated = [run for run in found if run.score is not None and run.method != NOISE_METHOD]
+        rated = [run for run in trials if run.score is not None and run.method != NOISE_METHOD]
         if rated:
             best = max(rated, key=lambda run: run.score.agreement if run.score else 0.0)
             for student in others:
                 one(best.method, student)
-        return found
+        return trials
 
     def _try(self, name: str, method: Method[Any], student: str, images: Tensor, seconds: float) -> Tried:
         """A run of as many rounds as fit: one is timed, then all of them are run from the start."""
         began = time.monotonic()
         try:
-            done = self._run(method, student, images, 1)
+            outcome = self._run(method, student, images, 1)
             one = time.monotonic() - began
-            rounds = min(MOST_ROUNDS, int((seconds - one) / max(done.seconds, 1e-3)))
+            rounds = min(MOST_ROUNDS, int((seconds - one) / max(outcome.seconds, 1e-3)))
             if rounds > 1:
-                done = self._run(method, student, images, rounds)
+                outcome = self._run(method, student, images, rounds)
         except UserError as error:
             return Tried(name, student, None, seconds=time.monotonic() - began, reason=str(error))
-        estimate = last_estimate(done.rounds)
+        estimate = last_estimate(outcome.rounds)
         score = None if estimate is None else estimate.sets["inverted"]
-        return Tried(name, student, score, len(done.rounds), time.monotonic() - began)
+        return Tried(name, student, score, len(outcome.rounds), time.monotonic() - began)
 
     def _run(self, method: Method[Any], student: str, images: Tensor, rounds: int) -> Any:
         return distill(
@@ -233,7 +233,7 @@ class _Room:
             return build(name, self._classes(), self.shape[0])
 
     def _classes(self) -> int:
-        held = self.data.classes
-        if held is None or isinstance(held, str):
+        setting = self.data.classes
+        if setting is None or isinstance(setting, str):
             raise UserError("choose needs data.classes as names or their number, got none; give --data.classes")
-        return held if isinstance(held, int) else len(held)
+        return setting if isinstance(setting, int) else len(setting)

@@ -10,14 +10,14 @@ __all__ = ["alternatives", "kinds_in"]
 def kinds_in(value: Any, at: str) -> dict[str, Any]:
     """Type by dotted name of every setting, those of a method within a method included."""
     types = get_type_hints(type(value))
-    found: dict[str, Any] = {}
+    kinds: dict[str, Any] = {}
     for item in fields(value):
         inner = getattr(value, item.name)
         if is_dataclass(inner):
-            found |= kinds_in(inner, f"{at}{item.name}.")
+            kinds |= kinds_in(inner, f"{at}{item.name}.")
         else:
-            found[at + item.name] = types[item.name]
-    return found
+            kinds[at + item.name] = types[item.name]
+    return kinds
 
 
 def alternatives(kind: Any) -> list[Any]:
@@ -25,6 +25,6 @@ def alternatives(kind: Any) -> list[Any]:
     if get_origin(kind) is Annotated:
         return alternatives(get_args(kind)[0])
     if get_origin(kind) in (Union, UnionType):
-        found = [part for inner in get_args(kind) for part in alternatives(inner)]
-        return sorted(found, key=lambda part: part is not NoneType and part is not None, reverse=True)
+        parts = [part for inner in get_args(kind) for part in alternatives(inner)]
+        return sorted(parts, key=lambda part: part is not NoneType and part is not None, reverse=True)
     return [kind]

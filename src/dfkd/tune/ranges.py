@@ -80,15 +80,17 @@ def check_ranges(ranges: Mapping[str, "str | Range"], method: Any, plan: Any) ->
         raise UserError(
             "search needs at least one setting to vary, got none; for example --search.method.lr 0.001:0.1:log"
         )
-    known = {**kinds_in(method, "method."), **kinds_in(plan, "plan.")}
-    found = {}
-    for name, told in ranges.items():
-        if name not in known:
-            raise UserError(f"search needs a setting of the method or the plan, got {name}; {_hint(name, known)}")
-        found[name] = parse_range(name, str(told) if isinstance(told, Range) else told, known[name])
-        for end in found[name].ends:
+    kinds = {**kinds_in(method, "method."), **kinds_in(plan, "plan.")}
+    checked = {}
+    for name, range_given in ranges.items():
+        if name not in kinds:
+            raise UserError(f"search needs a setting of the method or the plan, got {name}; {_hint(name, kinds)}")
+        checked[name] = parse_range(
+            name, str(range_given) if isinstance(range_given, Range) else range_given, kinds[name]
+        )
+        for end in checked[name].ends:
             _check_allowed(method, plan, name, end)
-    return found
+    return checked
 
 
 def settings_with(method: T, plan: Any, values: Mapping[str, Value]) -> tuple[T, Any]:
@@ -161,9 +163,9 @@ def _choice(word: str, kinds: Sequence[Any]) -> Any:
         if kind is NoneType and word in ("null", "none", "None"):
             return None
         if get_origin(kind) is Literal:
-            found = [value for value in get_args(kind) if str(value) == word]
-            if found:
-                return found[0]
+            matches = [value for value in get_args(kind) if str(value) == word]
+            if matches:
+                return matches[0]
         elif kind is bool and word.lower() in ("true", "false"):
             return word.lower() == "true"
         elif kind in (int, float):
@@ -205,11 +207,11 @@ def _check_allowed(method: Any, plan: Any, name: str, end: Value) -> None:
         raise UserError(f"search needs a range of {name} that is allowed, got {_spelt(end)}: {error}") from error
 
 
-def _replaced(value: Any, told: Mapping[str, Value]) -> Any:
+def _replaced(value: Any, values: Mapping[str, Value]) -> Any:
     """``value`` with its fields, and those of the dataclasses in it, replaced by dotted name."""
-    own = {name: new for name, new in told.items() if "." not in name}
+    own = {name: new for name, new in values.items() if "." not in name}
     inner: dict[str, dict[str, Value]] = {}
-    for name, new in told.items():
+    for name, new in values.items():
         head, dot, rest = name.partition(".")
         if dot:
             inner.setdefault(head, {})[rest] = new
@@ -217,16 +219,16 @@ def _replaced(value: Any, told: Mapping[str, Value]) -> Any:
     return replace(value, **own, **changed) if own or changed else value
 
 
-def _hint(name: str, known: Iterable[str]) -> str:
+def _hint(name: str, names: Iterable[str]) -> str:
     """The nearest settings; also where the section was left out."""
-    known = list(known)
-    close = difflib.get_close_matches(name, known, n=2, cutoff=0.6)
+    names = list(names)
+    close = difflib.get_close_matches(name, names, n=2, cutoff=0.6)
     if not close:
-        tails = {other.rpartition(".")[2]: other for other in reversed(known)}
+        tails = {other.rpartition(".")[2]: other for other in reversed(names)}
         close = [
             tails[tail] for tail in difflib.get_close_matches(name.rpartition(".")[2], list(tails), n=2, cutoff=0.6)
         ]
-    return f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(known[:12])}, ..."
+    return f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(names[:12])}, ..."
 
 
 def _spelt(value: Value) -> str:

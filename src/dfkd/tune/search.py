@@ -155,12 +155,12 @@ def search(
     sections: dict[str, Any] = {"data": data or Images(), "text": Text(text) if isinstance(text, str) else text}  # type: ignore[arg-type]
     sections |= {"runtime": runtime or Machine(), "watch": watch or Watching()}
     sections = with_fields("search", sections, values)
-    chosen = instance(method, METHODS[DEFAULT_METHOD]())
-    budget = chosen.budget() if plan is None else plan
-    found = check_ranges(ranges or {}, chosen, budget)
+    start = instance(method, METHODS[DEFAULT_METHOD]())
+    budget = start.budget() if plan is None else plan
+    checked = check_ranges(ranges or {}, start, budget)
     machine: Machine = sections["runtime"]
     what = Search(
-        chosen, budget, found, sections["data"], runtime_of(machine), sections["text"], trials, minutes, prune
+        start, budget, checked, sections["data"], runtime_of(machine), sections["text"], trials, minutes, prune
     )
     door = _Modules(as_classifier(teacher), as_classifier(student), what, machine, sections["watch"])
     with threads_of(machine):
@@ -223,13 +223,13 @@ def conduct(
     images = _open(what, door, folder, dict(note or {}))
     defaults = {name: value_of(what.method, what.plan, name) for name in what.ranges}
     ledger = Ledger(folder, what.ranges, defaults, what.runtime.seed, what.prune)
-    while taken := ledger.take(what.trials, last=until is not None and time.monotonic() >= until):
-        asked, hold = taken
+    while claim := ledger.take(what.trials, last=until is not None and time.monotonic() >= until):
+        proposal, hold = claim
         with hold:
-            _carry_out(what, door, ledger, asked, images)
-        mine = next(trial for trial in _recorded(ledger, what) if trial.number == asked.number)
+            _carry_out(what, door, ledger, proposal, images)
+        ended = next(trial for trial in _recorded(ledger, what) if trial.number == proposal.number)
         if tell is not None:
-            tell(mine)
+            tell(ended)
     trials = _recorded(ledger, what)
     if what.data.test is not None and not any(trial.state == "running" for trial in trials):
         trials = _examined(ledger, what, door, trials)
@@ -247,7 +247,7 @@ def _open(what: Search, door: Door, folder: Path, note: dict[str, Any]) -> Tenso
         check(task, what.method)
         check_teacher(task, labelled(what.data.test, task, "test"))
         about = {
-            "ranges": {name: str(held) for name, held in what.ranges.items()},
+            "ranges": {name: str(span) for name, span in what.ranges.items()},
             "settings": {**_settings(what, task), "student.weights": before},
             "pair": {"teacher": pair[0].name, "student": pair[1].name, "heldout": HELDOUT},
             **note,
@@ -259,11 +259,11 @@ def _open(what: Search, door: Door, folder: Path, note: dict[str, Any]) -> Tenso
 def _task(what: Search, teacher: Classifier, student: Classifier, with_inputs: bool = False) -> Iterator[Task]:
     """The pair as a task, without test images; afterwards the teacher and the random streams are as they were."""
     data = replace(what.data, test=None) if with_inputs else replace(what.data, test=None, web=None, real=None)
-    wanted = what.text if with_inputs and Need.TEXT in what.method.needs() else None
+    source = what.text if with_inputs and Need.TEXT in what.method.needs() else None
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.callback(put_back, teacher.net, flags_of(teacher.net))
-        task = prepare(teacher, student, what.runtime.launch(), data, wanted, None, what.method).task
+        task = prepare(teacher, student, what.runtime.launch(), data, source, None, what.method).task
         stack.callback(task.teacher.release)
         stack.callback(task.student.release)
         yield task
@@ -272,59 +272,59 @@ def _task(what: Search, teacher: Classifier, student: Classifier, with_inputs: b
 def _settings(what: Search, task: Task) -> dict[str, Any]:
     """Everything that must be the same for all trials but what is searched."""
     runtime = what.runtime
-    told: dict[str, Any] = {"method": type(what.method).__name__, "prune": what.prune}
-    told |= _flat(settings_of(what.method), "method.") | _flat(settings_of(what.plan), "plan.")
-    told |= {"teacher.weights": weights_hash(task.teacher.net), "image_shape": list(task.image_shape)}
-    told |= {"classes": task.classes, "names": list(task.names)}
-    told |= {"mean": task.teacher.mean.flatten().tolist(), "std": (1 / task.teacher.scale).flatten().tolist()}
-    told |= {
+    fixed: dict[str, Any] = {"method": type(what.method).__name__, "prune": what.prune}
+    fixed |= _flat(settings_of(what.method), "method.") | _flat(settings_of(what.plan), "plan.")
+    fixed |= {"teacher.weights": weights_hash(task.teacher.net), "image_shape": list(task.image_shape)}
+    fixed |= {"classes": task.classes, "names": list(task.names)}
+    fixed |= {"mean": task.teacher.mean.flatten().tolist(), "std": (1 / task.teacher.scale).flatten().tolist()}
+    fixed |= {
         "seed": runtime.seed,
         "precision": runtime.precision,
         "compile": runtime.compile_mode if runtime.compiled else "",
     }
-    return told | inputs_of(task, what.method)
+    return fixed | inputs_of(task, what.method)
 
 
 def _flat(values: Mapping[str, object], at: str) -> dict[str, object]:
-    found: dict[str, object] = {}
+    flat: dict[str, object] = {}
     for key, value in values.items():
-        found |= _flat(value, f"{at}{key}.") if isinstance(value, Mapping) else {at + key: value}
-    return found
+        flat |= _flat(value, f"{at}{key}.") if isinstance(value, Mapping) else {at + key: value}
+    return flat
 
 
-def _carry_out(what: Search, door: Door, ledger: Ledger, asked: "Asked", images: Tensor) -> None:
+def _carry_out(what: Search, door: Door, ledger: Ledger, trial: "Asked", images: Tensor) -> None:
     """One trial: its run, from where it is; and what it came to."""
-    folder = trial_folder(ledger.folder, asked.number)
-    stored = _ended(folder)
-    if stored is None:
+    folder = trial_folder(ledger.folder, trial.number)
+    record = _ended(folder)
+    if record is None:
         try:
-            method, plan = settings_with(what.method, what.plan, asked.params)
+            method, plan = settings_with(what.method, what.plan, trial.params)
         except UserError as error:  # settings that do not go together, such as steps that are no multiple of turns
-            ledger.tell(asked.number, None, "failed", str(error))
+            ledger.tell(trial.number, None, "failed", str(error))
             return
         try:
-            door.run(method, plan, folder, (folder / RUN_FILE).exists(), images, Pruner(asked))
+            door.run(method, plan, folder, (folder / RUN_FILE).exists(), images, Pruner(trial))
         except UserError:
             if _ended(folder) is None:
                 raise
-        stored = read_run(folder, mend=True)
-    _close(ledger, asked.number, stored)
+        record = read_run(folder, mend=True)
+    _close(ledger, trial.number, record)
 
 
 def _ended(folder: Path) -> StoredRun | None:
     """The run of a trial that has come to its end, one way or the other."""
     if not (folder / RUN_FILE).is_file():
         return None
-    stored = read_run(folder, mend=True)
-    return stored if stored.status in ("finished", "stopped", "failed") else None
+    record = read_run(folder, mend=True)
+    return record if record.status in ("finished", "stopped", "failed") else None
 
 
-def _close(ledger: Ledger, number: int, stored: StoredRun) -> None:
+def _close(ledger: Ledger, number: int, record: StoredRun) -> None:
     """Tell the study how a run ended."""
-    stopped = None if stored.result is None else stored.result.stopped
-    estimate = last_estimate(stored.rounds)
-    if stored.status == "failed" or estimate is None:
-        ledger.tell(number, None, "failed", stored.reason or "it ended before it could be judged")
+    stopped = None if record.result is None else record.result.stopped
+    estimate = last_estimate(record.rounds)
+    if record.status == "failed" or estimate is None:
+        ledger.tell(number, None, "failed", record.reason or "it ended before it could be judged")
     elif stopped is not None and stopped.startswith(PRUNED):
         ledger.tell(number, None, "pruned", stopped.removeprefix(PRUNED))
     else:
@@ -334,8 +334,8 @@ def _close(ledger: Ledger, number: int, stored: StoredRun) -> None:
 def _recorded(ledger: Ledger, what: Search) -> list[Trial]:
     """Every trial as it stands, also written into the folder."""
     with alone(ledger.folder):
-        known = {trial.number: trial for trial in read_trials(ledger.folder)}
-        trials = [_trial(frozen, ledger.folder, known.get(frozen.number)) for frozen in ledger.trials()]
+        by_number = {trial.number: trial for trial in read_trials(ledger.folder)}
+        trials = [_trial(frozen, ledger.folder, by_number.get(frozen.number)) for frozen in ledger.trials()]
         write_trials(ledger.folder, trials)
     return trials
 
@@ -366,17 +366,17 @@ def _trial(frozen: "FrozenTrial", folder: Path, before: Trial | None) -> Trial:
 def _examined(ledger: Ledger, what: Search, door: Door, trials: Sequence[Trial]) -> list[Trial]:
     """The trials with the accuracy of complete ones on the test images: nothing is chosen after this."""
     with alone(ledger.folder):
-        known = {trial.number: trial for trial in read_trials(ledger.folder)}
-        trials = [known.get(trial.number, trial) for trial in trials]
+        by_number = {trial.number: trial for trial in read_trials(ledger.folder)}
+        trials = [by_number.get(trial.number, trial) for trial in trials]
         exam: tuple[Tensor, Tensor] | None = None
         for trial in [trial for trial in trials if trial.state == "complete" and trial.accuracy is None]:
             method, plan = settings_with(what.method, what.plan, trial.values)
             with _task(replace(what, method=method), *door.pair(method, plan)) as task:
                 exam = exam or labelled(what.data.test, task, "test")
-                known[trial.number] = _tested(task, exam, trial, trial_folder(ledger.folder, trial.number))
-        found = [known.get(trial.number, trial) for trial in trials]
-        write_trials(ledger.folder, found)
-    return found
+                by_number[trial.number] = _tested(task, exam, trial, trial_folder(ledger.folder, trial.number))
+        examined = [by_number.get(trial.number, trial) for trial in trials]
+        write_trials(ledger.folder, examined)
+    return examined
 
 
 def _tested(task: Task, exam: tuple[Tensor, Tensor] | None, trial: Trial, folder: Path) -> Trial:
@@ -387,5 +387,5 @@ def _tested(task: Task, exam: tuple[Tensor, Tensor] | None, trial: Trial, folder
         raise RuntimeError("an examination needs test images")
     task.student.net.load_state_dict(load_file(folder / "student.safetensors"))
     task.student.eval()
-    seen = evaluate(task.student, *exam, task.classes, task.runtime)
-    return replace(trial, accuracy=seen.accuracy, tested=seen.images)
+    evaluation = evaluate(task.student, *exam, task.classes, task.runtime)
+    return replace(trial, accuracy=evaluation.accuracy, tested=evaluation.images)

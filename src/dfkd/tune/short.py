@@ -25,11 +25,11 @@ STEPS, BATCH, WARMUP = 20, 64, 2  # of a trial's plan: student steps a round, im
 
 def small(method: Method[Any], side: int) -> Method[Any]:
     """``method`` with the sizes of a trial, for images of this side: they are shifted by an eighth of it at most."""
-    told = {item.name: getattr(method, item.name) for item in fields(method)}  # type: ignore[arg-type]
+    values = {item.name: getattr(method, item.name) for item in fields(method)}  # type: ignore[arg-type]
     less = {
         name: most
         for name, most in {**SIZES, **BANKS, "pad": side // 8}.items()
-        if name in told and not isinstance(told[name], bool) and (told[name] is None or told[name] > most)
+        if name in values and not isinstance(values[name], bool) and (values[name] is None or values[name] > most)
     }
     return replace(method, **less)  # type: ignore[type-var]
 

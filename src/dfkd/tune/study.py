@@ -100,11 +100,11 @@ class Ledger:
             self.study.sampler = optuna.samplers.TPESampler(
                 n_startup_trials=min(max(most // RANDOM_SHARE, 4), 10), constant_liar=True, seed=self.seed + begun
             )
-            asked = self.study.ask(dict(_distributions(self.ranges)))
-            hold = claim(self.folder, asked.number)
+            proposal = self.study.ask(dict(_distributions(self.ranges)))
+            hold = claim(self.folder, proposal.number)
         if hold is None:
             raise RuntimeError("a trial that was just made cannot be held by another process")
-        return asked, hold
+        return proposal, hold
 
     def tell(self, number: int, value: float | None, state: str, reason: str | None = None) -> None:
         """Close a trial: ``state`` is "complete" (with its value), "pruned" or "failed" (with a reason)."""
@@ -130,8 +130,8 @@ class Pruner(Observer):
 
     def __init__(self, trial: "Trial") -> None:
         self.trial = trial
-        known = trial.study._storage.get_trial(trial._trial_id).intermediate_values
-        self.reported = max(known, default=0)
+        reported = trial.study._storage.get_trial(trial._trial_id).intermediate_values
+        self.reported = max(reported, default=0)
 
     def rounded(self, record: RoundRecord) -> str | None:
         """Why the trial should end, or None."""
@@ -152,13 +152,13 @@ def _distributions(ranges: Mapping[str, Range]) -> "Iterator[tuple[str, BaseDist
     import optuna
 
     kinds = optuna.distributions
-    for name, held in ranges.items():
-        if held.choices:
-            yield name, kinds.CategoricalDistribution(held.choices)
-        elif held.whole:
-            yield name, kinds.IntDistribution(int(held.low), int(held.high), held.log, int(held.step or 1))
+    for name, span in ranges.items():
+        if span.choices:
+            yield name, kinds.CategoricalDistribution(span.choices)
+        elif span.whole:
+            yield name, kinds.IntDistribution(int(span.low), int(span.high), span.log, int(span.step or 1))
         else:
-            yield name, kinds.FloatDistribution(held.low, held.high, held.log, held.step)
+            yield name, kinds.FloatDistribution(span.low, span.high, span.log, span.step)
 
 
 def _mend(path: Path, storage: Any) -> None:
