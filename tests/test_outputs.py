@@ -367,6 +367,19 @@ def test_a_teacher_that_passes_no_gradient_is_told() -> None:
     assert "teacher: passes no gradient to its images" in str(found)
 
 
+def test_nothing_is_made_of_a_teacher_that_passes_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = Returning(lambda z: z.detach())
+    monkeypatch.setattr("dfkd.engine.heldout.affordable", lambda plan, classes: True)  # as in a long run
+    estimates = [distil(net, Net(), dfkd.NoiseInput()).record.rounds[-1].estimate for net in (Net(), teacher)]
+    assert [bool(estimate and estimate.sets) for estimate in estimates] == [True, False]
+    sentence = (
+        r"^estimate needs a teacher that passes gradients to its images, got Returning, .*; give test images instead"
+    )
+    for asked in ({"estimate": True}, {"patience": 2}):
+        with pytest.raises(UserError, match=sentence):
+            distil(teacher, Net(), dfkd.NoiseInput(), **asked)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_settings_are_finite(value: float) -> None:
     with pytest.raises(UserError, match=r"^NAYER needs finite settings, got alpha_bn="):

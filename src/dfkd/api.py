@@ -259,6 +259,8 @@ def _gauge(task: Task, method: Method[Any], plan: Plan, settings: Watching, stop
     if isinstance(settings.estimate, Tensor):
         return gauge_on(task, settings.estimate)
     measured = is_measured(settings.estimate, stop.measured is not None, untested, plan, task.classes)
+    if settings.estimate is None and stop.measured is None and not task.teacher.passes_gradients:
+        measured = False  # no images can be made from such a teacher
     gauge = make_gauge(task, method, plan) if measured else Gauge({})
     if stop.measured is not None and stop.held_out not in gauge.sets:
         raise UserError(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dfkd.engine.core import Clock, Method, Task
 from dfkd.engine.invert import inverted_images
+from dfkd.engine.needs import Need
 from dfkd.engine.plan import Plan
 from dfkd.engine.probe import Probe
 from dfkd.engine.records import Agreement, Estimate
@@ -143,7 +144,12 @@ def make_gauge(task: Task, method: Method[Any], plan: Plan, inverted: Bytes | No
     Args:
         task, method, plan: of the run.
         inverted: images by inversion that were made before, uint8 on the device; None: make them.
+
+    Raises:
+        UserError: a teacher that passes no gradients: nothing can be made of it.
     """
+    if inverted is None:
+        _check_invertible(task)
     device = task.runtime.device
     stream = torch.Generator(device).manual_seed(task.runtime.seed + SEED)
     sets: dict[str, Bytes] = {}
@@ -176,9 +182,22 @@ def gauge_on(task: Task, images: Bytes) -> Gauge:
 
 
 def inverted_set(task: Task, count: int) -> Bytes:
-    """``count`` images by inversion of the task's teacher, from the stream of the held-out images of its seed."""
+    """``count`` images by inversion of the task's teacher, from the stream of the held-out images of its seed.
+
+    Raises:
+        UserError: a teacher that passes no gradients.
+    """
+    _check_invertible(task)
     stream = torch.Generator(task.runtime.device).manual_seed(task.runtime.seed + SEED)
     return inverted_images(task.teacher, task.image_shape, task.classes, count, STEPS, stream)
+
+
+def _check_invertible(task: Task) -> None:
+    if not task.teacher.passes_gradients:
+        raise UserError(
+            f"estimate needs {Need.GRADIENT.what}, got {Need.GRADIENT.instead(task).partition(';')[0]}; give test "
+            "images instead, or leave out the estimate, rules of --stop and searches"
+        )
 
 
 def affordable(plan: Plan, classes: int) -> bool:
