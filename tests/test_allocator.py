@@ -30,6 +30,7 @@ def faults(mode: str) -> tuple[str, int]:
     return done, int(count)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
 def test_memory_is_reused() -> None:
     _, without = faults("off")

@@ -29,7 +29,13 @@ def test_the_search_finds_the_head_the_zoo_names(name: str) -> None:
     assert (found.norms, found.norm_channels) == (len(norms), sum(n.num_features for n in norms))
 
 
-@pytest.mark.parametrize("name", sorted(ZOO))
+# Deep ones of the same classes as others: they take seconds and show nothing new.
+DEEP = ("resnet110", "resnet110x2", "resnet116", "resnet34", "resnet50", "resnet56")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in DEEP else name for name in sorted(ZOO)]
+)
 def test_a_network_of_the_zoo_has_the_same_layers_by_its_name_and_as_a_module(name: str) -> None:
     """From the shell a classifier carries its layers; from Python ``build(name).net`` comes alone."""
     side = ZOO[name].fixed_side or 32

@@ -413,6 +413,7 @@ def test_own_method_and_short_recipe_forms(digits_weights: Path, capsys: pytest.
     assert tree["plan"]["lr"] == 0.01
 
 
+@pytest.mark.slow
 def test_interrupt_then_resume_gives_the_same_student(
     distil: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -575,6 +576,7 @@ def test_free_folder() -> None:
     assert free_folder(Path("runs/demo")) == Path("runs/demo-3")
 
 
+@pytest.mark.slow
 def test_demo_on_a_small_budget(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from dfkd.cli import do_demo
 

@@ -63,7 +63,7 @@ def test_graphs_stop_growing_after_the_first_rounds(name: str, asked: set[str]) 
     assert ("decode" in asked) == (name == "SpaceshipNet")
 
 
-@pytest.mark.parametrize("name", ["NAYER", "SpaceshipNet", "D3K, one shape"])
+@pytest.mark.parametrize("name", [pytest.param("NAYER", marks=pytest.mark.slow), "SpaceshipNet", "D3K, one shape"])
 @pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)])
 def test_compiled_synthesis_makes_the_images_of_eager(name: str, backend: str) -> None:
     row = ROWS[name]

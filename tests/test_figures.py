@@ -317,6 +317,7 @@ def test_a_run_draws_its_figures_and_plot_draws_the_same(here: list[str], capsys
     assert 'id="figure-accuracy"' not in Path("a/report.html").read_text()  # the page draws its own
 
 
+@pytest.mark.slow
 def test_plot_does_with_what_is_left(here: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*here, *NAYER, "--out", "a", "--watch.figures", "false"]) == 0
     assert not Path("a/figures").exists()

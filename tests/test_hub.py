@@ -240,7 +240,7 @@ def test_what_was_fetched_is_there_without_a_network(
 def test_bad_names_and_folders_are_told_before_the_package_is_asked_for(finished_run: Path, tmp_path: Path) -> None:
     with pytest.raises(dfkd.UserError, match="a name like owner/name, got 'digits'"):
         push(finished_run, "digits")
-    with pytest.raises(dfkd.UserError, match="needs the folder of a run, got .* without run.json"):
+    with pytest.raises(dfkd.UserError, match=r"needs the folder of a run, got .* without run\.json"):
         push(tmp_path, "me/x")
 
 

@@ -238,6 +238,7 @@ def distilled(teacher: nn.Module, **values: Any) -> dfkd.Distilled:
     return dfkd.distill(teacher, student, METHOD, plan=PLAN, progress=False, **more, **values)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_quick_images")
 def test_python_and_shell_end_alike(
     digits_teacher: nn.Module, digits_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
