@@ -115,14 +115,15 @@ from dfkd.cli.stop import Stopped, ending_for_sure, stoppable
 with stoppable():
     try:
         with ending_for_sure(lambda: print("last words", flush=True), grace=0.5):
-            print("in", flush=True)
-            if sys.argv[1] == "stuck":
-                while True:
-                    try:
-                        time.sleep(60)
-                    except BaseException:
-                        pass
-            time.sleep(60)
+            words = ["in"]
+            while words or sys.argv[1] == "stuck":
+                try:
+                    while words:
+                        print(words.pop(), flush=True)  # within the try: the signal comes as soon as this is read
+                    time.sleep(60)
+                except BaseException:
+                    if sys.argv[1] == "free":
+                        raise
     except Stopped:
         print("in order", flush=True)
 """
