@@ -15,6 +15,7 @@ import time
 import zipfile
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,7 @@ def _changed_once(draw: Any, held: Any) -> Any:
         parent, key = node, draw(st.sampled_from(keys))
         node = parent[key]
     if parent is None:
-        return draw(st.sampled_from(HOSTILE)) if not draw(st.integers(0, 9)) else held
+        return deepcopy(draw(st.sampled_from(HOSTILE))) if not draw(st.integers(0, 9)) else held
     what = draw(st.integers(0, 5))
     if what == 0:
         del parent[key]
@@ -130,7 +131,7 @@ def _changed_once(draw: Any, held: Any) -> Any:
     elif what == 2 and isinstance(parent, dict):
         parent[draw(st.sampled_from(("", "name", "x.y", "\x00", "é")))] = node
     else:
-        parent[key] = draw(st.sampled_from(HOSTILE))
+        parent[key] = deepcopy(draw(st.sampled_from(HOSTILE)))  # a later change may reach into it
     return held
 
 

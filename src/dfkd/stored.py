@@ -166,7 +166,8 @@ def _active(name: str) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, ValueError) and len(str(error)) < 120 else type(error).__name__
+    text = str(error)
+    return text if isinstance(error, ValueError) and len(text) < 120 and text.isprintable() else type(error).__name__
 
 
 def _names_in(path: Path) -> frozenset[str]:
