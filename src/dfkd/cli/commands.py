@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dfkd.cli import config
-from dfkd.cli.repeating import Repeat
-from dfkd.cli.searching import Choose, Search
 from dfkd.defaults import DEFAULT_METHOD
 
 __all__ = ["COMMANDS", "GROUPS", "Command"]
@@ -127,7 +125,7 @@ _ALL = (
     Command(
         "repeat",
         "distil with several seeds: mean, standard deviation, and every run",
-        Repeat,
+        config.Repeat,
         "[RECIPE] --seeds 0,1,2 --out FOLDER [options]",
         "recipe",
         (
@@ -144,7 +142,7 @@ _ALL = (
     Command(
         "search",
         "find settings without test images: many short runs, judged on held-out synthetic images",
-        Search,
+        config.Search,
         "[RECIPE] --search.SETTING RANGE ... --out FOLDER [options]",
         "recipe",
         (
@@ -167,7 +165,7 @@ _ALL = (
     Command(
         "choose",
         "which method and which student for a teacher: sizes, speed, short trials, a recommendation",
-        Choose,
+        config.Choose,
         "TEACHER [options]",
         "teacher.name",
         (

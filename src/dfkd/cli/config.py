@@ -14,6 +14,7 @@ __all__ = [
     "Adapt",
     "Audit",
     "Bench",
+    "Choose",
     "Demo",
     "Distill",
     "Doctor",
@@ -21,36 +22,87 @@ __all__ = [
     "Evaluate",
     "Export",
     "Inspect",
+    "MethodRun",
     "Methods",
+    "PairRun",
     "Plot",
     "Predict",
     "Push",
     "Quantize",
     "Recipes",
+    "Repeat",
     "Report",
+    "Search",
     "Synthesize",
     "Teach",
 ]
 
 
 @dataclass
-class Distill:
-    """`dfkd distill`."""
+class MethodRun:
+    """What every command that runs a method takes: the sections of a recipe."""
 
     recipe: str | None = None  # YAML file, or a name from `dfkd recipes`
     teacher: Network = field(default_factory=Network)
-    student: Network = field(default_factory=Network)
     data: Images = field(default_factory=Images)
     text: Text = field(default_factory=Text)
     method: MethodChoice = field(default_factory=MethodChoice)
     plan: Plan = field(default_factory=Plan)
     runtime: Machine = field(default_factory=Machine)
     watch: Watching = field(default_factory=Watching)
+
+
+@dataclass
+class PairRun(MethodRun):
+    """The same with a student of its own."""
+
+    student: Network = field(default_factory=Network)
+
+
+@dataclass
+class Distill(PairRun):
+    """`dfkd distill`."""
+
     stop: Stopping = field(default_factory=Stopping)
     out: str | None = None  # run folder, new or empty; default runs/<method>-<student>-<time>
     resume: str | None = None  # continue the run in this folder; needs nothing else
     dry_run: bool = False  # only estimate time, memory and disk, from two rounds of each kind
     json: bool = False  # with --dry-run: machine-readable
+
+
+@dataclass
+class Repeat(PairRun):
+    """`dfkd repeat`."""
+
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])  # one run for each, in OUT/seed<number>
+    stop: Stopping = field(default_factory=Stopping)
+    out: str | None = None  # folder of the runs; those that are finished there are passed over, others go on
+
+
+@dataclass
+class Search(PairRun):
+    """`dfkd search`: the recipe's section search: holds ranges."""
+
+    trials: int = 20  # of the whole search, over all processes on its folder
+    minutes: float | None = None  # after them this process begins no trial
+    prune: bool = True  # end trials that are behind the median of earlier ones, at every tenth of their rounds
+    stop: Stopping = field(default_factory=Stopping)
+    out: str | None = None  # folder of the search; the same command goes on with what is there, also beside another
+
+
+@dataclass
+class Choose:
+    """`dfkd choose`."""
+
+    teacher: Network = field(default_factory=Network)
+    students: list[str] | None = None  # networks to choose among; default those of the zoo (and timm) that are smaller
+    minutes: float = 5.0  # for all trials together; 0: none
+    latency: float | None = None  # most milliseconds for one image, on this machine
+    parameters: int | None = None  # most parameters
+    data: Images = field(default_factory=Images)
+    text: Text = field(default_factory=Text)
+    runtime: Machine = field(default_factory=Machine)
+    json: bool = False  # machine-readable
 
 
 @dataclass
@@ -87,39 +139,21 @@ class Embed:
 
 
 @dataclass
-class Synthesize:
+class Synthesize(PairRun):
     """`dfkd synthesize`."""
 
-    recipe: str | None = None  # YAML file, or a name from `dfkd recipes`
     run: str | None = None  # take the images of this run instead
     count: int = 1000  # images, the newest
     format: Literal["png", "safetensors"] = "png"  # a folder for each class, or one file
-    teacher: Network = field(default_factory=Network)
-    student: Network = field(default_factory=Network)
-    data: Images = field(default_factory=Images)
-    text: Text = field(default_factory=Text)
-    method: MethodChoice = field(default_factory=MethodChoice)
-    plan: Plan = field(default_factory=Plan)
-    runtime: Machine = field(default_factory=Machine)
-    watch: Watching = field(default_factory=Watching)
     out: str | None = None  # new folder
 
 
 @dataclass
-class Bench:
+class Bench(PairRun):
     """`dfkd bench`."""
 
-    recipe: str | None = None  # YAML file, or a name from `dfkd recipes`
     rounds: int = 3  # rounds timed; the first also warms up
     json: bool = False  # machine-readable
-    teacher: Network = field(default_factory=Network)
-    student: Network = field(default_factory=Network)
-    data: Images = field(default_factory=Images)
-    text: Text = field(default_factory=Text)
-    method: MethodChoice = field(default_factory=MethodChoice)
-    plan: Plan = field(default_factory=Plan)
-    runtime: Machine = field(default_factory=Machine)
-    watch: Watching = field(default_factory=Watching)
 
 
 @dataclass
@@ -166,20 +200,12 @@ class Audit:
 
 
 @dataclass
-class Quantize:
+class Quantize(MethodRun):
     """`dfkd quantize`."""
 
     target: str | None = None  # trained: weights, a folder of `dfkd teach`, a run, or a name with --teacher.weights
     bits: str = "W4A4"  # of weights and activations, 2 to 8 each
     calibration: int = 256  # images for the ranges of activations; at least 64
-    recipe: str | None = None  # YAML file, or a name from `dfkd recipes`: method, plan, data
-    teacher: Network = field(default_factory=Network)
-    data: Images = field(default_factory=Images)
-    text: Text = field(default_factory=Text)
-    method: MethodChoice = field(default_factory=MethodChoice)
-    plan: Plan = field(default_factory=Plan)
-    runtime: Machine = field(default_factory=Machine)
-    watch: Watching = field(default_factory=Watching)
     out: str | None = None  # run folder, new or empty; default runs/quantized-<network>-<bits>
     resume: bool = False  # go on with the run in --out; give the same settings
     json: bool = False  # machine-readable

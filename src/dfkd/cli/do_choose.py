@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from dfkd.cli.config import Distill
+from dfkd.cli.config import Choose, Distill
 from dfkd.cli.names import check_name
-from dfkd.cli.searching import Choose
 from dfkd.cli.setup import known, load, resolve, seed_everything, wide_console, with_weights_path
 from dfkd.defaults import NOISE_METHOD
 from dfkd.engine.core import Method

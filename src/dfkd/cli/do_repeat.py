@@ -5,10 +5,9 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from dfkd.cli.config import Distill
+from dfkd.cli.config import Distill, Repeat
 from dfkd.cli.job import RECIPE_FILE, prepare_job, resolved
 from dfkd.cli.parse import Tree, fill, merge, read_yaml
-from dfkd.cli.repeating import Repeat
 from dfkd.cli.runner import run_job
 from dfkd.cli.setup import resolve, with_recipe
 from dfkd.cli.trust import refuse_code

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
+from dfkd.cli.config import Search
 from dfkd.cli.job import Job, prepare_job, resolved
 from dfkd.cli.parse import Tree
 from dfkd.cli.runner import run_job
-from dfkd.cli.searching import Search
 from dfkd.cli.setup import resolve, with_recipe
 from dfkd.cli.trust import to_repeat
 from dfkd.engine.core import Method

@@ -3,7 +3,7 @@
 import sys
 import textwrap
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from typing import Any, Literal, get_origin, get_type_hints
 
 from dfkd.cli.commands import COMMANDS, GROUPS, Command
@@ -77,10 +77,10 @@ def bold(text: str) -> str:
 
 def _sections(command: Command) -> Iterator[str]:
     types = get_type_hints(command.settings)
-    plain = [item.name for item in fields(command.settings) if not is_dataclass(types[item.name])]
-    sections = [item.name for item in fields(command.settings) if is_dataclass(types[item.name])]
+    sections = sorted((name for name in types if is_dataclass(types[name])), key=list(_TITLES).index)
     comments = notes(command.settings)
-    flat = [option for option in options(command.settings) if option.name in plain]
+    flat = [option for option in options(command.settings) if option.name in types]
+    flat.sort(key=lambda option: option.name != command.word)
     rows = [_row(Option(o.name, o.type, o.default, comments.get(o.name, "")), command) for o in flat]
     yield from ["", bold("Options"), *(line for row in rows for line in row)]
     for name in sections:
