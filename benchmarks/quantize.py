@@ -22,9 +22,9 @@ from dfkd.cli.job import Job, prepare_job
 from dfkd.cli.parse import merge
 from dfkd.cli.setup import resolve
 from dfkd.deploy.quantize import quantize
+from dfkd.identity import settings_of
 from dfkd.recipes import Row, find, recipe, rows
 from dfkd.report.files import plain
-from dfkd.runs import settings_of
 from dfkd.weights import find_weights
 
 FOLDER = "quantize"

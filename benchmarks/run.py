@@ -26,10 +26,11 @@ from benchmarks.records import RESULTS, write_record
 from benchmarks.rows import HALF_JUNK, STROKES, WEB, Data, Row, statistics
 from dfkd.allocator import keep_freed_memory
 from dfkd.engine.records import Observer, RoundRecord, RunInfo
+from dfkd.identity import settings_of, weights_hash
 from dfkd.ops.hashing import dhash_codes
 from dfkd.ops.pixels import as_images
 from dfkd.report.files import plain
-from dfkd.runs import CHECKPOINT_FOLDER, settings_of, weights_hash
+from dfkd.runs import CHECKPOINT_FOLDER
 from dfkd.teacher import teach
 from dfkd.teacher_plan import TeachPlan
 

@@ -21,11 +21,11 @@ import dfkd
 from dfkd.data.readers import STATISTICS
 from dfkd.engine.lock import held
 from dfkd.engine.records import Observer, RoundRecord, RunInfo
+from dfkd.identity import weights_hash
 from dfkd.methods.noise import NoiseInput
 from dfkd.nets.zoo import build
 from dfkd.prepare import labelled
 from dfkd.report.files import read_run
-from dfkd.runs import weights_hash
 from settings import tiny_plan
 
 MEAN, STD = STATISTICS["digits"]

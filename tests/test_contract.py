@@ -23,8 +23,8 @@ from dfkd.engine.measures import RUN_MEASURES, is_loss
 from dfkd.engine.plan import Plan
 from dfkd.engine.records import Observer
 from dfkd.errors import UserError
+from dfkd.identity import weights_hash
 from dfkd.methods import METHODS
-from dfkd.runs import weights_hash
 from dfkd.types import Batch
 from settings import SETTINGS, Setting, tiny_task
 

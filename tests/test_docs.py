@@ -214,7 +214,7 @@ def test_continuous_integration_runs_the_command_of_the_readme() -> None:
 
 def test_versions_agree() -> None:
     import dfkd
-    from dfkd.runs import VERSION
+    from dfkd.identity import VERSION
 
     told = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text("utf-8"), re.MULTILINE)
     cited = re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text("utf-8"), re.MULTILINE)

@@ -27,6 +27,7 @@ from dfkd.engine.driver import run
 from dfkd.engine.recombine import Recombine
 from dfkd.engine.records import Evaluation, RoundRecord
 from dfkd.errors import UserError
+from dfkd.identity import weights_hash
 from dfkd.methods.kd3 import KD3State
 from dfkd.nets.zoo import build
 from dfkd.report import figures
@@ -38,7 +39,6 @@ from dfkd.report.gallery import Figure, Gallery, read_gallery, write_gallery
 from dfkd.report.grid import labelled
 from dfkd.report.page import render
 from dfkd.report.scene import shown
-from dfkd.runs import weights_hash
 from settings import SETTINGS, Setting, tiny_plan, tiny_task
 
 EXPECTED = {

@@ -27,6 +27,7 @@ from dfkd.engine.runtime import Runtime
 from dfkd.engine.sharing import share_head, widen
 from dfkd.engine.web import chosen_images, group_features
 from dfkd.errors import UserError
+from dfkd.identity import weights_hash
 from dfkd.methods.kd3 import KD3, KD3State
 from dfkd.methods.nayer import NAYER
 from dfkd.nets.zoo import build
@@ -34,7 +35,6 @@ from dfkd.ops.mixing import mix_distribution
 from dfkd.ops.pixels import as_images
 from dfkd.prepare import build_task
 from dfkd.report.scatter import tsne_figure
-from dfkd.runs import weights_hash
 from dfkd.types import Batch
 
 PLAN = Plan(rounds=4, steps=2, batch_size=16, lr=0.02, weight_decay=1e-4)

@@ -19,11 +19,11 @@ from dfkd.data.overlap import NearDuplicates, find_duplicates, web_overlap
 from dfkd.data.readers import STATISTICS, read_images
 from dfkd.data.rows import Rows, open_rows
 from dfkd.errors import UserError
+from dfkd.identity import weights_hash
 from dfkd.nets.zoo import build
 from dfkd.report.console import Progress
 from dfkd.report.files import read_run
 from dfkd.report.summary import overlap_told
-from dfkd.runs import weights_hash
 from settings import tiny_plan
 
 

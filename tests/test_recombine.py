@@ -15,10 +15,10 @@ from dfkd.engine.estimate import estimate
 from dfkd.engine.plan import Plan
 from dfkd.engine.recombine import Recombine
 from dfkd.errors import UserError
+from dfkd.identity import settings_of
 from dfkd.methods.kd3 import KD3
 from dfkd.methods.nayer import NAYER
 from dfkd.methods.spaceship import SpaceshipNet
-from dfkd.runs import settings_of
 from settings import SETTINGS, tiny_plan, tiny_task
 
 ROW = SETTINGS["NAYER"]

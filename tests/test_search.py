@@ -19,12 +19,12 @@ from dfkd.cli.main import main
 from dfkd.engine.records import Agreement, Estimate, Observer, RoundRecord, RunInfo, RunResult
 from dfkd.errors import UserError
 from dfkd.extras import install_extra
+from dfkd.identity import settings_of
 from dfkd.nets.zoo import Classifier
 from dfkd.ops.intervals import wilson
 from dfkd.report.files import plain, read_run
 from dfkd.report.observers import JsonLines, RunFile
 from dfkd.report.trials import Trial, best_first, read_trials, trial_folder
-from dfkd.runs import settings_of
 from dfkd.tune import search as room
 from dfkd.tune.ranges import Range
 from dfkd.tune.study import Ledger, Pruner

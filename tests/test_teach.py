@@ -15,8 +15,8 @@ from dfkd.engine.probe import Probe
 from dfkd.engine.runtime import Runtime
 from dfkd.engine.silent import Silent, silent_units
 from dfkd.errors import UserError
+from dfkd.identity import weights_hash
 from dfkd.nets.zoo import build
-from dfkd.runs import weights_hash
 from dfkd.teacher import Epoch, TeachResult, save_teacher, teach
 from dfkd.teacher_plan import TeachPlan
 from dfkd.weights import load_weights, read_sidecar

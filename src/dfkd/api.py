@@ -6,22 +6,18 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from dfkd.data.text import TextEmbedding
 from dfkd.defaults import DEFAULT_METHOD
 from dfkd.deploy.export import Exported, export
 from dfkd.deploy.programs import check_onnx
-from dfkd.engine.anatomy import Anatomy
 from dfkd.engine.checkpoint import Checkpoint
 from dfkd.engine.core import Method, Need, Task, unmet
 from dfkd.engine.driver import Watch, check, run
-from dfkd.engine.evaluate import evaluate, predictions
-from dfkd.engine.fingerprint import inputs_of
 from dfkd.engine.heldout import Gauge, gauge_on, is_measured, make_gauge
 from dfkd.engine.hours import fit_plan
 from dfkd.engine.plan import Plan
@@ -29,7 +25,10 @@ from dfkd.engine.records import Evaluation, Fitted, Keep, Observer, RoundRecord,
 from dfkd.engine.runtime import Runtime
 from dfkd.engine.stopping import Judge
 from dfkd.errors import UserError
+from dfkd.exam import check_teacher, check_varies
+from dfkd.identity import run_info, settings_of
 from dfkd.inputs import as_classifier, check_measured, runtime_of, threads_of, with_fields
+from dfkd.lent import flags_of, lay_out_contiguously, put_back, seeded_devices
 from dfkd.methods import METHODS
 from dfkd.nets.zoo import Classifier
 from dfkd.prepare import instance, labelled, prepare
@@ -40,23 +39,12 @@ from dfkd.report.files import RUN_FILE
 from dfkd.report.gallery import FIGURES_FOLDER, Gallery, write_gallery
 from dfkd.report.page import write_page
 from dfkd.report.trackers import check_trackers
-from dfkd.runs import (
-    CHECKPOINT_FOLDER,
-    begun_plan,
-    check_free,
-    network_bytes,
-    note_resume,
-    open_run,
-    provenance,
-    save_picked,
-    save_student,
-    settings_of,
-    weights_hash,
-)
+from dfkd.runs import CHECKPOINT_FOLDER, begun_plan, check_free, note_resume, open_run
 from dfkd.settings import Images, Machine, Stopping, Text, Watching
+from dfkd.student_files import save_picked, save_student
 from dfkd.watchers import complete, earlier_stop, look_for_duplicates, observers_of, recorded, tell
 
-__all__ = ["Distilled", "check_teacher", "distill", "flags_of", "put_back"]
+__all__ = ["Distilled", "distill"]
 
 RHYTHM = ("evaluate_every", "metrics_every", "samples_every", "save_every")
 
@@ -178,21 +166,21 @@ def _distill(
     check_measured(stop, settings)
     watch = Watch(**{name: getattr(settings, name) for name in RHYTHM})
     with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=_seeded(runtime)))
+        stack.enter_context(torch.random.fork_rng(devices=seeded_devices(runtime)))
         stack.callback(put_back, teacher.net, flags_of(teacher.net))
-        stack.callback(_contiguous, student.net)
+        stack.callback(lay_out_contiguously, student.net)
         runtime.launch()
         source = None if isinstance(text, Text) and Need.TEXT not in method.needs() else text
         with Conversion(quiet=quiet or runtime.rank > 0) as conversion:
             task, facts, embedding, _ = prepare(teacher, student, runtime, data, source, conversion, method)
         stack.callback(task.teacher.release)
         stack.callback(task.student.release)
-        _check_varies(facts[0])
+        check_varies(facts[0])
         check(task, method, _fitting(task))
         exam = labelled(data.test, task, "test")
         look = replace(watch, test=exam, samples_every=settings.samples_every if folder or observers else 0)
         plan, fitted = _decided(task, method, plan, look, stop.hours, folder, resume, quiet)
-        info = _info(method, plan, task, facts, embedding, (teacher.name, student.name))
+        info = run_info(method, plan, task, facts, embedding, (teacher.name, student.name))
         info = replace(info, fitted=fitted)
         earlier = None
         if folder is not None and runtime.rank == 0:
@@ -294,120 +282,6 @@ def _check_outputs(settings: Watching, folder: Path | None) -> None:
 def _fitting(task: Task) -> list[str]:
     """The methods this pair would do for; text can always be had, if only as class indices."""
     return [name for name, method in METHODS.items() if not {*unmet(task, method())} - {Need.TEXT}]
-
-
-def _seeded(runtime: Runtime) -> list[int]:
-    """CUDA devices whose default streams a run touches: seeding touches all, once CUDA is in use."""
-    in_use = torch.cuda.is_initialized() or runtime.device.type == "cuda"
-    return list(range(torch.cuda.device_count())) if in_use else []
-
-
-class Flags(NamedTuple):
-    """Gradient flags, modes, and what was not float32, of a network."""
-
-    gradients: list[bool]
-    modes: list[bool]
-    others: dict[str, Tensor]
-
-
-def flags_of(net: nn.Module) -> Flags:
-    """What a run changes of a network that is not its own, to be put back."""
-    tensors = {**dict(net.named_parameters()), **dict(net.named_buffers())}
-    registered = {
-        name: t.data
-        for name, t in tensors.items()
-        if not is_lazy(t) and t.is_floating_point() and t.dtype != torch.float32
-    }
-    return Flags([p.requires_grad for p in net.parameters()], [m.training for m in net.modules()], registered)
-
-
-def put_back(net: nn.Module, flags: Flags) -> None:
-    """The user's network asks for gradients, is in the modes, and has the numbers that it was given with."""
-    for parameter, requires_grad in zip(net.parameters(), flags.gradients, strict=True):
-        if not is_lazy(parameter):
-            parameter.requires_grad_(requires_grad)
-    for module, mode in zip(net.modules(), flags.modes, strict=True):
-        module.training = mode
-    tensors = {**dict(net.named_parameters()), **dict(net.named_buffers())}
-    for name, data in flags.others.items():
-        tensors[name].data = data.to(tensors[name].device)
-    _contiguous(net)
-
-
-def _contiguous(net: nn.Module) -> None:
-    """In the user's hands, weights lie in memory as they do in plain PyTorch."""
-    if not any(is_lazy(parameter) for parameter in net.parameters()):
-        net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-
-
-def _check_varies(teacher: Anatomy) -> None:
-    """No image says anything about a teacher that answers the same to all."""
-    if teacher.constant:
-        raise UserError(
-            "teacher needs logits that depend on the image, got the same for all of several noise images; load its "
-            "trained weights"
-        )
-
-
-def check_teacher(task: Task, test: tuple[Tensor, Tensor] | None) -> Evaluation | None:
-    """The teacher on the test images; a teacher at chance means wrong normalisation, label order or weights."""
-    if test is None:
-        return None
-    guess = predictions(task.teacher, test[0], task.runtime)
-    first = evaluate(task.teacher, *test, task.classes, task.runtime, guess)
-    chance = 1 / task.classes
-    luck = 3 * (chance * (1 - chance) / first.images) ** 0.5
-    if first.accuracy < chance + luck and task.classes > 1 and first.images >= 100:
-        raise UserError(
-            f"teacher needs to do better than chance on the test images, got {first.accuracy:.1%} with {task.classes} "
-            "classes; check mean and std, the label order and the weights"
-        )
-    return first
-
-
-def _info(
-    method: Method[Any],
-    plan: Plan,
-    task: Task,
-    facts: tuple[Anatomy, Anatomy],
-    text: dict[str, str],
-    names: tuple[str | None, str | None],
-) -> RunInfo:
-    about = []
-    for i, (probe, anatomy) in enumerate(zip((task.teacher, task.student), facts, strict=True)):
-        about.append(
-            {
-                "name": names[i] or anatomy.kind,
-                "kind": anatomy.kind,
-                "parameters": anatomy.parameters,
-                "macs": anatomy.macs,
-                "bytes": network_bytes(probe.net),
-                "head": anatomy.head,
-                "stages": list(anatomy.stages),
-                "channels_last": probe.channels_last,
-                "precision": probe.precision,
-                "notes": list(anatomy.notes),
-                "norms": anatomy.norms,
-                "mean": probe.mean.flatten().tolist(),
-                "std": (1 / probe.scale).flatten().tolist(),
-            }
-        )
-    about[0]["sha256"] = weights_hash(task.teacher.net)
-    uses_text = Need.TEXT in method.needs()
-    return RunInfo(
-        type(method).__name__,
-        settings_of(method),
-        settings_of(plan),
-        about[0],
-        about[1],
-        task.image_shape,
-        task.classes,
-        task.names,
-        text if uses_text else None,
-        provenance(task.runtime),
-        measures=dict(method.all_measures()),
-        inputs={} if task.runtime.rank else inputs_of(task, method),
-    )
 
 
 def _checkpoint(folder: Path | None, runtime: Runtime) -> Checkpoint | None:

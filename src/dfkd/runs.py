@@ -1,105 +1,28 @@
-"""A run as a folder: who it is, whether it may be continued, and the student that is taken away from it."""
+"""A run as a folder: whether one may begin there, be continued there, or be removed."""
 
-import hashlib
-import io
-import json
-import os
-import platform
 import re
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, fields, replace
-from datetime import UTC, datetime
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from dfkd.engine.checkpoint import Checkpoint, write_aside
-from dfkd.engine.core import Method
+from dfkd.engine.checkpoint import Checkpoint
 from dfkd.engine.lock import LOCK_FILE, held
 from dfkd.engine.plan import Plan
-from dfkd.engine.probe import Probe
-from dfkd.engine.records import Fitted, Picked, RunInfo
-from dfkd.engine.runtime import Runtime
-from dfkd.engine.sharing import widened_by
+from dfkd.engine.records import Fitted, RunInfo
 from dfkd.errors import UserError
+from dfkd.identity import settings_of
 from dfkd.report.files import METRICS_FILE, RUN_FILE, SAMPLES_FOLDER, StoredRun, plain, read_run
 
-__all__ = [
-    "CHECKPOINT_FOLDER",
-    "begun_plan",
-    "check_free",
-    "forget_run",
-    "network_bytes",
-    "note_resume",
-    "open_run",
-    "provenance",
-    "save_picked",
-    "save_student",
-    "settings_of",
-    "weights_hash",
-]
+__all__ = ["CHECKPOINT_FOLDER", "begun_plan", "check_free", "forget_run", "note_resume", "open_run"]
 
-VERSION = "0.1.0"
 CHECKPOINT_FOLDER = "checkpoint"
-PICKED_FILE = "picked.safetensors"
 RECIPE_FILE = "recipe.yaml"
 RECIPE_HEAD = b"# written by dfkd"
 TEMPORARY = re.compile(r"\..+\.\d+\.tmp")  # what ``write_aside`` writes to
 EVENTS = "events.out.tfevents."
-
-
-def weights_hash(net: nn.Module) -> str:
-    """SHA-256 of names, shapes and values of everything in the state dict: the same weights give the same hash."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(net.state_dict().items()):
-        if isinstance(tensor, Tensor):
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def network_bytes(net: nn.Module) -> int:
-    """Bytes of the weights and buffers, which is the size of the weights file within a few kilobytes."""
-    return sum(t.numel() * t.element_size() for t in net.state_dict().values() if isinstance(t, Tensor))
-
-
-def settings_of(value: Any) -> dict[str, object]:
-    """Hyper-parameters of a method or a plan as plain values; a method within a method says which one it is."""
-    settings: dict[str, object] = asdict(value)
-    for item in fields(value):
-        inner = getattr(value, item.name)
-        if isinstance(inner, Method):
-            settings[item.name] = {"method": type(inner).__name__, **settings_of(inner)}
-    return settings
-
-
-def provenance(runtime: Runtime) -> dict[str, object]:
-    """Versions, machine, time, and the code's commit where it runs from a git checkout."""
-    name = torch.cuda.get_device_name(runtime.device) if runtime.device.type == "cuda" else _processor()
-    return {
-        "dfkd": VERSION,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "device": str(runtime.device),
-        "hardware": name,
-        "threads": torch.get_num_threads(),
-        "processes": runtime.world,
-        "precision": runtime.precision,
-        "compile": runtime.compiled,
-        "compile_mode": runtime.compile_mode,
-        "sync_bn": runtime.sync_bn,
-        "channels_last": runtime.channels_last,
-        "seed": runtime.seed,
-        "commit": _commit(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-    }
 
 
 @contextmanager
@@ -256,122 +179,6 @@ def forget_run(folder: Path) -> None:
             path.rmdir()
 
 
-def save_student(
-    folder: Path, student: Probe, spec: Mapping[str, object] | None, info: RunInfo, export: bool = True
-) -> dict[str, str]:
-    """Write the student so that it loads without this library; returns what was written, by role.
-
-    ``student.safetensors`` holds the state dict, ``student.json`` how to rebuild the network and normalise its input,
-    ``student.pt2`` (``torch.export``) the whole program from images in [0, 1] to logits, normalisation included.
-    """
-    from safetensors.torch import save_file
-
-    weights = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in _tensors(student.net)}
-    write_aside(folder / "student.safetensors", lambda path: save_file(weights, path))
-    about = {
-        "network": _network(student.net, spec),
-        "image_shape": list(info.image_shape),
-        "classes": info.classes,
-        "names": list(info.names),
-        "mean": student.mean.flatten().tolist(),
-        "std": (1 / student.scale).flatten().tolist(),
-        "method": info.method,
-        "teacher_sha256": info.teacher.get("sha256"),
-        "dfkd": VERSION,
-    }
-    text = json.dumps(plain(about), indent=1)
-    write_aside(folder / "student.json", lambda path: path.write_text(text))
-    files = {"weights": "student.safetensors", "description": "student.json"}
-    if export and _export(student, info.image_shape, folder / "student.pt2"):
-        files["program"] = "student.pt2"
-    return files
-
-
-def save_picked(folder: Path, picked: Picked | None, weights: Mapping[str, Tensor] | None) -> dict[str, str]:
-    """Write the student of the picked round beside the last one, described likewise; returns what was written, by role.
-
-    Without one, what an earlier start of the run wrote is removed.
-    """
-    from safetensors.torch import save_file
-
-    file = folder / PICKED_FILE
-    beside = file.with_suffix(".json")
-    if picked is None or weights is None:
-        for path in (file, beside):
-            path.unlink(missing_ok=True)
-        return {}
-    write_aside(file, lambda path: save_file(dict(weights), path))
-    about = {**json.loads((folder / "student.json").read_text("utf-8")), "picked": plain(picked)}
-    write_aside(beside, lambda path: path.write_text(json.dumps(about, indent=1)))
-    return {"picked": PICKED_FILE}
-
-
-def _network(net: nn.Module, spec: Mapping[str, object] | None) -> dict[str, object]:
-    """How to build the network again: as it was named, or its class; and how it was widened."""
-    kind = {"class": f"{type(net).__module__}.{type(net).__qualname__}"}
-    projector = widened_by(net)
-    return {**(spec or kind), **({} if projector is None else {"projector": projector})}
-
-
-class _Whole(nn.Module):
-    """Normalisation and network as one module, without hooks."""
-
-    mean: Tensor
-    scale: Tensor
-
-    def __init__(self, probe: Probe) -> None:
-        super().__init__()
-        self.net = probe.net
-        self.register_buffer("mean", probe.mean.clone())
-        self.register_buffer("scale", probe.scale.clone())
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.net((images - self.mean) * self.scale)
-
-
-def _export(student: Probe, image_shape: tuple[int, int, int], path: Path) -> bool:
-    """Write the exported program; False (with a warning) for a network that cannot be exported."""
-    import copy
-
-    net = student.release()
-    program_net = _Whole(student).eval()
-    _renew(net, image_shape)
-    program_net.net = copy.deepcopy(net).to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
-    program_net = program_net.to("cpu").requires_grad_(False)
-    example = torch.rand(2, *image_shape)
-    try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            batch = torch.export.Dim("n", min=1, max=65536)
-            program = torch.export.export(program_net, (example,), dynamic_shapes=({0: batch},))
-    except Exception as error:  # export fails in as many ways as networks can be written
-        reason = str(error).strip().splitlines()
-        warnings.warn(
-            f"the student was not exported to {path.name}: {reason[0] if reason else type(error).__name__}",
-            stacklevel=2,
-        )
-        return False
-    packed = _packed(program)
-    write_aside(path, lambda aside: aside.write_bytes(packed.getbuffer()))
-    return True
-
-
-@torch.no_grad()
-def _renew(net: nn.Module, image_shape: tuple[int, int, int]) -> None:
-    """Weights that layers compute in every pass (weight_norm, spectral_norm) without the graph that forbids a copy."""
-    device = next((p.device for p in net.parameters()), torch.device("cpu"))
-    net.eval()(torch.zeros(1, *image_shape, device=device))
-
-
-def _packed(program: Any) -> io.BytesIO:
-    """The file's content, packed in memory: a write that fails below torch's packer ends the process."""
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.export.save(program, buffer)
-    return buffer
-
-
 def _check_same(old: RunInfo, new: RunInfo, folder: Path) -> None:
     """Name the first setting in which a run to be continued differs from the one on disk."""
     for what, before, now in _settings(old, new):
@@ -420,33 +227,3 @@ def _flat(values: Mapping[str, Any], at: str) -> Iterator[tuple[str, object]]:
             yield from _flat(value, f"{at}.{key}")
         else:
             yield f"{at}.{key}", value
-
-
-def _tensors(net: nn.Module) -> list[tuple[str, Tensor]]:
-    return [(name, t) for name, t in net.state_dict().items() if isinstance(t, Tensor)]
-
-
-def _commit() -> str | None:
-    package = Path(__file__).resolve().parent
-    try:
-        process = subprocess.run(
-            ["git", "-C", str(package), "rev-parse", "--short=12", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return process.stdout.strip() or None
-
-
-def _processor() -> str:
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        models = [
-            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        name = models[0] if models else name
-    return f"{name}, {os.cpu_count()} cores"

@@ -137,7 +137,7 @@ def save_teacher(
     """
     from safetensors.torch import save_file
 
-    from dfkd.runs import VERSION, weights_hash
+    from dfkd.identity import VERSION, weights_hash
 
     weights = {
         name: t.detach().cpu().clone(memory_format=torch.contiguous_format)

@@ -18,9 +18,9 @@ from dfkd.deploy.predictor import Predictor
 from dfkd.deploy.programs import check_onnx, metadata_of, session, write_onnx, write_program
 from dfkd.engine.runtime import Runtime
 from dfkd.errors import UserError
+from dfkd.identity import network_bytes, provenance
 from dfkd.ops.pixels import as_images
 from dfkd.report.files import plain, write_whole
-from dfkd.runs import network_bytes, provenance
 from dfkd.types import Bytes, Images
 
 __all__ = ["EXPORT_FILE", "EXPORT_FOLDER", "Artefact", "Exported", "Format", "Normalisation", "export"]

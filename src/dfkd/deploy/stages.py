@@ -11,13 +11,13 @@ from dfkd.engine.core import Task
 from dfkd.engine.evaluate import evaluate, predictions
 from dfkd.engine.probe import Probe
 from dfkd.errors import UserError
+from dfkd.identity import network_bytes
 from dfkd.inputs import runtime_of
 from dfkd.nets.quantized import Bits, quantized_bytes
 from dfkd.nets.ranges import check_ranges, ranges_of
 from dfkd.nets.zoo import Classifier
 from dfkd.ops.pixels import as_images
 from dfkd.prepare import build_task, labelled
-from dfkd.runs import network_bytes
 from dfkd.types import Bytes, Labels
 
 __all__ = ["Looks", "Stage", "calibrate", "check_enough"]

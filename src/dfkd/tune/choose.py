@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dfkd.api import distill, flags_of, put_back
+from dfkd.api import distill
 from dfkd.defaults import NOISE_METHOD
 from dfkd.deploy.latency import interleaved
 from dfkd.engine.core import Method, unmet
 from dfkd.engine.heldout import inverted_set
 from dfkd.errors import UserError
 from dfkd.inputs import as_classifier, runtime_of, threads_of, with_fields
+from dfkd.lent import flags_of, put_back
 from dfkd.methods import METHODS
 from dfkd.nets.count import count_macs, count_parameters
 from dfkd.nets.zoo import Classifier, build

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from dfkd.api import check_teacher, distill, flags_of, put_back
+from dfkd.api import distill
 from dfkd.data.text import TextEmbedding
 from dfkd.defaults import DEFAULT_METHOD
 from dfkd.engine.core import Method, Need, Task
@@ -23,7 +23,10 @@ from dfkd.engine.plan import Plan
 from dfkd.engine.records import Observer, RoundRecord
 from dfkd.engine.runtime import Runtime
 from dfkd.errors import UserError
+from dfkd.exam import check_teacher
+from dfkd.identity import settings_of, weights_hash
 from dfkd.inputs import as_classifier, runtime_of, threads_of, with_fields
+from dfkd.lent import flags_of, put_back
 from dfkd.methods import METHODS
 from dfkd.nets.zoo import Classifier
 from dfkd.prepare import instance, labelled, prepare
@@ -31,7 +34,6 @@ from dfkd.report.files import RUN_FILE, StoredRun, read_run
 from dfkd.report.trial_page import write_search_page
 from dfkd.report.trials import Trial, best_first, read_trials, trial_folder, write_trials
 from dfkd.report.without_test import last_estimate
-from dfkd.runs import settings_of, weights_hash
 from dfkd.settings import Images, Machine, Stopping, Text, Watching
 from dfkd.tune.folder import alone, open_folder
 from dfkd.tune.ranges import Range, check_ranges, settings_with, value_of
