@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,12 @@ from dfkd.data.overlap import web_overlap
 from dfkd.data.readers import STATISTICS, read_images
 from dfkd.data.rows import Rows
 from dfkd.engine.anatomy import survey
+from dfkd.engine.around import Around
 from dfkd.engine.checkpoint import pack
 from dfkd.engine.core import Clock, Task
-from dfkd.engine.driver import run
+from dfkd.engine.driver import Watch, run
 from dfkd.engine.plan import Plan
+from dfkd.engine.records import Keep
 from dfkd.engine.runtime import Runtime
 from dfkd.engine.sharing import share_head, widen
 from dfkd.engine.web import chosen_images, group_features
@@ -168,6 +170,44 @@ def test_selection_waits_for_its_turn(digits_teacher: nn.Module) -> None:
     assert method.synthesize(task, state, Clock(PLAN, 1)) == {}
     assert state.chosen is before
     assert method.synthesize(task, state, Clock(PLAN, 2)) != {}
+
+
+def test_one_pass_takes_as_many_steps_as_show_d_s_once(digits_teacher: nn.Module) -> None:
+    task = make(digits_teacher)
+    state, _ = selected(KD3(), task)
+    state.chosen = torch.arange(70)
+    plan = replace(PLAN, steps=12, batch_size=16)
+    assert KD3().student_steps(task, state, Clock(plan, 0)) == 12
+    assert KD3(one_pass=True).student_steps(task, state, Clock(plan, 0)) == 5  # 4.4 batches
+    assert KD3(one_pass=True).student_steps(task, state, Clock(replace(plan, turns=3), 0)) == 2
+
+
+def test_a_run_with_one_pass_counts_its_own_steps(digits_teacher: nn.Module) -> None:
+    """The mean loss of a round is that over the steps taken, and as many batches are drawn."""
+    task, batches = make(digits_teacher), []
+
+    @dataclass(frozen=True)
+    class Counted(Around[KD3State]):
+        selecting: KD3
+
+        @property
+        def inner(self) -> KD3:
+            return self.selecting
+
+        def batch(self, task: Task, state: KD3State, clock: Clock) -> Batch:
+            batches.append(clock.round)
+            return super().batch(task, state, clock)
+
+        def loss(self, task: Task, state: KD3State, batch: Batch) -> Tensor:
+            return super().loss(task, state, batch) * 0 + 3.0
+
+    keep = Keep()
+    plan = replace(PLAN, rounds=2, steps=50, batch_size=16)
+    method = Counted(KD3(select="teacher", thresholds="one", v_th=0.6, one_pass=True))
+    state = run(task, method, plan, Watch(observers=[keep]))
+    assert isinstance(state, KD3State)
+    assert [batches.count(0), batches.count(1)] == [math.ceil(len(state.chosen) / 16)] * 2
+    assert [record.metrics["loss/student"] for record in keep.records] == [3.0, 3.0]
 
 
 def test_an_empty_selection_is_an_error_with_advice(digits_teacher: nn.Module) -> None:

@@ -66,6 +66,10 @@ class Around(Method[S]):
         """As the inner method does."""
         return self.inner.synthesize(task, self.inner_state(state), clock)
 
+    def student_steps(self, task: Task, state: S, clock: Clock) -> int:
+        """As many as the inner method says."""
+        return self.inner.student_steps(task, self.inner_state(state), clock)
+
     def batch(self, task: Task, state: S, clock: Clock) -> Batch:
         """Of the inner method."""
         return self.inner.batch(task, self.inner_state(state), clock)

@@ -191,6 +191,13 @@ class Method(ABC, Generic[S]):
     def synthesize(self, task: Task, state: S, clock: Clock) -> Metrics:
         """Make (or choose) this round's images or features; returns device scalars. The student is in eval mode."""
 
+    def student_steps(self, task: Task, state: S, clock: Clock) -> int:
+        """How many steps the student takes after this turn's synthesis: the plan's, or fewer (equal in all processes).
+
+        Estimates reckon with the plan's.
+        """
+        return clock.plan.steps_in_turn
+
     @abstractmethod
     def batch(self, task: Task, state: S, clock: Clock) -> Batch:
         """What the student sees next. Runs without gradients."""

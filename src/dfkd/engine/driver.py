@@ -166,10 +166,12 @@ def _learnt(task: Task, state: State) -> list[nn.Parameter]:
 
 @dataclass
 class _Done:
-    """What the turns of a round left behind: metrics, the sum of the student's losses, the last batch, times."""
+    """What the turns of a round left behind: metrics, the sum of the student's losses over so many steps, the last
+    batch, times."""
 
     made: dict[str, Tensor | float] = field(default_factory=dict)
     loss: Tensor | None = None
+    steps: int = 0
     batch: Batch | None = None
     synthesis: float = 0.0
     student: float = 0.0
@@ -196,7 +198,8 @@ def _turns(
         outcome.made.update(method.synthesize(task, state, Clock(plan, round, first)))
         laps.mark("student")
         _wake(task, state, learnt)
-        steps = range(first, first + plan.steps_in_turn) if plan.steps_in(round) else range(0)
+        count = method.student_steps(task, state, Clock(plan, round, first)) if plan.steps_in(round) else 0
+        steps = range(first, first + min(count, plan.steps_in_turn))
         _student_steps(task, method, state, Clock(plan, round), steps, objective, optimizer, watch, outcome)
         if task.runtime.world > 1:
             task.runtime.level(nn.ModuleList([task.student.net, state.joint]))
@@ -217,7 +220,8 @@ def _student_steps(
     watch: Watch,
     outcome: _Done,
 ) -> None:
-    """The student's steps of one turn; their losses are added up in ``done``."""
+    """The student's steps of one turn; their losses are added up in ``outcome``."""
+    outcome.steps += len(steps)
     tick = max(1, clock.plan.steps // 20)
     for k in steps:
         with torch.no_grad():
@@ -319,7 +323,7 @@ def _look(task: Task, state: State, plan: Plan, watch: Watch, round: int, outcom
     metrics = {name: float(value) for name, value in outcome.made.items()} if read else {}
     metrics["lr"] = plan.rate(round)
     if outcome.loss is not None and read:
-        metrics["loss/student"] = float(outcome.loss) / plan.steps
+        metrics["loss/student"] = float(outcome.loss) / outcome.steps
     if task.runtime.compiled:
         metrics["graphs"] = float(task.runtime.graphs)
     metrics["seconds/synthesis"], metrics["seconds/student"] = outcome.synthesis, outcome.student

@@ -73,6 +73,7 @@ class KD3(Method[KD3State]):
     reference_batch: Count | None = 1  # the contrast is its mean per image times this; None: its sum (paper)
     alignment: Literal["mean", "sum"] = "mean"  # H_mse over the features of an image: its mean, or its sum
     select_every: Count = 1  # rounds between selections
+    one_pass: bool = False  # a round's steps: one pass over D_s, at most the plan's; else the plan's
     skip_teacher_contrast: bool = False  # leave L^T out: it trains a head that nothing else uses
     # Ablations: Tables 2 and 4, and experiments of ours
     select: Literal["dynamic", "teacher", "student", "random"] = "dynamic"  # who decides (Table 2)
@@ -163,6 +164,14 @@ class KD3(Method[KD3State]):
             "threshold/high": T_k.amax(),
             "student_share": rate,
         }
+
+    def student_steps(self, task: Task, state: KD3State, clock: Clock) -> int:
+        """The plan's, or as many as show as many images as D_s holds."""
+        if not self.one_pass:
+            return clock.plan.steps_in_turn
+        selected = task.runtime.total(torch.tensor(float(len(state.chosen)), device=task.runtime.device))
+        each = clock.plan.batch_size * task.runtime.world * clock.plan.turns
+        return max(1, math.ceil(float(selected) / each))
 
     def batch(self, task: Task, state: KD3State, clock: Clock) -> Batch:
         """Line 5: images of D_s, drawn uniformly with replacement, and their perturbed copies."""
