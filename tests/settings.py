@@ -4,9 +4,11 @@ A new method adds one row to ``SETTINGS`` and its page to ``tests/pages``. Rows 
 a pair of networks (unlabelled or real images) is part of its row.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -26,7 +28,12 @@ from dfkd.methods.vanilla import VanillaKD
 from dfkd.nets.zoo import build
 from dfkd.prepare import build_task
 
-__all__ = ["SETTINGS", "Setting", "tiny_plan", "tiny_task"]
+__all__ = ["SETTINGS", "Setting", "mostly_slow", "tiny_plan", "tiny_task"]
+
+
+def mostly_slow(names: Iterable[str], *quick: str) -> list[Any]:
+    """All names as cases of a test; those that are not ``quick`` belong to the slow suite."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in sorted(names)]
 
 
 def tiny_plan(rounds: int = 3, warmup: int = 0, **changes: Any) -> Plan:

@@ -26,7 +26,7 @@ from dfkd.errors import UserError
 from dfkd.identity import weights_hash
 from dfkd.methods import METHODS
 from dfkd.types import Batch
-from settings import SETTINGS, Setting, tiny_task
+from settings import SETTINGS, Setting, mostly_slow, tiny_task
 
 HERE = Path(__file__).parent
 SOURCE = Path(dfkd.methods.__file__).parent
@@ -302,7 +302,7 @@ def test_the_loss_is_pure_and_reaches_only_the_student(name: str) -> None:
     assert torch.equal(values[0], values[1])
 
 
-@each
+@pytest.mark.parametrize("name", mostly_slow(SETTINGS, "NAYER", "STTS", "VanillaKD"))
 def test_the_loss_is_one_graph_and_is_compiled_once(name: str) -> None:
     row, task, state = ready(name, compile=True)
     torch._dynamo.reset()

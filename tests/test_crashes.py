@@ -25,6 +25,7 @@ def killed_and_resumed(name: str, folder: Path, moments: list[int], half: bool =
     return kills, starts
 
 
+@pytest.mark.slow
 def test_five_kills(tmp_path: Path) -> None:
     """In the first moments, between the files of the start, and inside the writes of saves."""
     done, operations = finished("NAYER", tmp_path / "whole")

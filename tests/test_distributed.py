@@ -336,6 +336,7 @@ def places(runtime: Runtime, folder: Path) -> Any:
     return [runtime.rank, runtime.world, float(runtime.total(torch.ones(())))]
 
 
+@pytest.mark.slow
 def test_two_machines_are_one_group(tmp_path: Path) -> None:
     assert together(places, tmp_path, world=2, machines=2) == [[0, 2, 2.0], [1, 2, 2.0]]
 

@@ -24,7 +24,7 @@ from dfkd.engine.plan import Plan
 from dfkd.engine.stopping import Judge
 from dfkd.methods.nayer import NAYER
 from dfkd.types import Batch
-from settings import SETTINGS, tiny_plan, tiny_task
+from settings import SETTINGS, mostly_slow, tiny_plan, tiny_task
 
 
 class Hand:
@@ -147,7 +147,7 @@ def test_a_run_with_a_period_takes_what_was_said(hand: Hand, rounds: int) -> Non
     assert found.total == pytest.approx(hand.now - before)
 
 
-@pytest.mark.parametrize("name", sorted(SETTINGS))
+@pytest.mark.parametrize("name", mostly_slow(SETTINGS, "NAYER", "KD3", "STTS"))
 def test_images_and_pool_are_those_of_the_whole_run(name: str, tmp_path: Path) -> None:
     row = SETTINGS[name]
     plan = replace(row.plan, rounds=7, warmup=3)
@@ -161,7 +161,7 @@ def test_images_and_pool_are_those_of_the_whole_run(name: str, tmp_path: Path) -
     assert files <= found.disk <= 3 * files + 100_000
 
 
-@pytest.mark.parametrize("name", sorted(SETTINGS))
+@pytest.mark.parametrize("name", mostly_slow(SETTINGS, "NAYER", "KD3", "STTS"))
 def test_the_run_that_follows_is_the_one_that_would_have_been(name: str) -> None:
     row, found = SETTINGS[name], []
     for first in (True, False):

@@ -39,7 +39,7 @@ from dfkd.report.gallery import Figure, Gallery, read_gallery, write_gallery
 from dfkd.report.grid import labelled
 from dfkd.report.page import render
 from dfkd.report.scene import shown
-from settings import SETTINGS, Setting, tiny_plan, tiny_task
+from settings import SETTINGS, Setting, mostly_slow, tiny_plan, tiny_task
 
 EXPECTED = {
     "NAYER": {"classes", "attention", "features", "codes"},
@@ -75,7 +75,7 @@ def everything(task: Task, state: State) -> tuple[Any, ...]:
     return nets, modes, asks, streams, {name: pool.added for name, pool in pools_of(state).items()}
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", mostly_slow(SETTINGS, "NAYER", "KD3", "VanillaKD"))
 def test_every_method_has_its_figures_and_is_left_alone(name: str) -> None:
     row = SETTINGS[name]
     task, state = finished(row)
@@ -355,6 +355,7 @@ def test_a_generator_read_from_a_checkpoint_makes_the_same_images(here: list[str
         assert (Path("again") / row["file"]).read_bytes() == (Path("s/figures") / row["file"]).read_bytes()
 
 
+@pytest.mark.slow
 def test_what_was_drawn_before_the_checkpoint_went_stays(here: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*here, *NAYER, "--out", "a"]) == 0
     before = Path("a/figures/attention.png").read_bytes()

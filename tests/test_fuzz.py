@@ -372,7 +372,7 @@ KINDS: dict[str, tuple[Callable[[Path, int], None], int]] = {  # and how many ti
     "tar": (tar_cases, 3),
     "run folder": (run_folder_cases, 5),
     "recipe": (recipe_cases, 2),
-    "words": (word_cases, 2),
+    "words": (word_cases, 1),
 }
 
 

@@ -52,6 +52,7 @@ def test_teach_writes_a_teacher_that_nayer_takes(tmp_path: Path) -> None:
     assert sum(found["seconds_by_phase"].values()) == pytest.approx(found["seconds"])
 
 
+@pytest.mark.slow
 def test_the_scripts_do_without_optional_packages(tmp_path: Path) -> None:
     blocked = f"import sys\nfor name in {MISSING}: sys.modules[name] = None\n"
     code = blocked + f"from benchmarks.gpu import nayer\nnayer.main({words(tmp_path)!r})"
@@ -83,6 +84,7 @@ def test_variants_stay_within_their_tolerances(tmp_path: Path) -> None:
         assert (what["graphs_at_the_end"] > 0) == VARIANTS[name].get("compile", False)
 
 
+@pytest.mark.slow
 def test_one_method_and_one_variant(tmp_path: Path) -> None:
     rounds.main(words(tmp_path, "--methods", "NoiseInput"))
     assert held(tmp_path, "rounds")["methods"]["NoiseInput"]["images"] == 0

@@ -19,7 +19,7 @@ from dfkd.ops.pixels import as_images
 from dfkd.report.files import read_rounds, record_from, record_line
 from dfkd.report.without_test import agreement_rows, estimate_sentence, short_estimate
 from dfkd.settings import Images, Watching
-from settings import SETTINGS, tiny_task
+from settings import SETTINGS, mostly_slow, tiny_task
 
 MEAN, STD = STATISTICS["digits"]
 METHOD = dfkd.NAYER(steps=2, synthesis_batch=20, batches=1, warmup_batches=1, width=8, channels=4, pad=1, flip=False)
@@ -122,7 +122,7 @@ def test_the_student_is_the_same_with_and_without(digits_teacher: nn.Module, tmp
     assert stored[-1].estimate.sets.keys() == estimate.sets.keys()
 
 
-@pytest.mark.parametrize("name", sorted(SETTINGS))
+@pytest.mark.parametrize("name", mostly_slow(SETTINGS, "NAYER", "KD3", "STTS"))
 def test_every_method_leaves_student_and_streams_as_they_were(name: str) -> None:
     setting = SETTINGS[name]
     task = tiny_task(setting)

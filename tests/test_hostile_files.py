@@ -267,6 +267,7 @@ CASES: dict[str, tuple[str, str, Callable[[Path], object], str]] = {
 # fmt: on
 
 
+@pytest.mark.slow
 def test_small_files_cannot_hang_or_fill_memory(tmp_path: Path) -> None:
     asked = []
     for number, (reader, name, write, _) in enumerate(CASES.values()):

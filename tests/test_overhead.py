@@ -20,6 +20,7 @@ from dfkd.engine.core import Task
 from dfkd.engine.work import count_work
 from dfkd.errors import UserError
 from dfkd.methods import METHODS, NAYER
+from settings import mostly_slow
 
 STEPS, MADE, SEEN = 2, 6, 5  # steps measured, images in a generator step, images in a student step
 SMALL = ("teacher=wrn10-1", "student=resnet8", "data.image_size=1,8,8", "plan.batch_size=5")
@@ -41,7 +42,7 @@ RECIPES: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
     }
 )
 MAKERS = ("NAYER", "SpaceshipNet", "D3K", "CMI", "DAFL", "STTS")
-each = pytest.mark.parametrize("name", sorted(RECIPES))
+each = pytest.mark.parametrize("name", mostly_slow(RECIPES, "NAYER", "KD3"))
 # Network, images, train mode, differentiated by anything: the passes of one step, in any order.
 Pass = tuple[str, int, bool, bool]
 
@@ -105,7 +106,7 @@ def test_bare_student_steps_run_the_passes_they_claim(name: str) -> None:
         assert sorted(passes) == sorted(expected * STEPS)  # and the method runs no more than these
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", mostly_slow(MAKERS, "NAYER", "STTS"))
 def test_bare_generator_steps_run_the_passes_they_claim(name: str) -> None:
     ours, bare = both(name)
     roles = {"NAYER": "TS", "D3K": "TS", "CMI": "TTS"}.get(name, "T")  # the images of the others do not ask the student

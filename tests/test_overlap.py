@@ -126,7 +126,14 @@ def web_with_tests() -> tuple[Tensor, Tensor, Tensor]:
 def distilled(teacher: nn.Module, web: Any, **more: Any) -> dfkd.Distilled:
     torch.manual_seed(3)
     mean, std = STATISTICS["digits"]
-    given: dict[str, Any] = {"image_size": (1, 8, 8), "mean": mean, "std": std, "progress": False, "export": False}
+    given: dict[str, Any] = {
+        "image_size": (1, 8, 8),
+        "mean": mean,
+        "std": std,
+        "progress": False,
+        "export": False,
+        "figures": False,
+    }
     method = dfkd.KD3(v_th=0.1, pad=1, flip=False, share_head=False)
     given |= {"web": web, "test": web_with_tests()[1:], "plan": tiny_plan(rounds=2), **more}
     return dfkd.distill(teacher, build("wrn10-1", 10, 1).net, method, **given)

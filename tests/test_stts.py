@@ -335,9 +335,13 @@ def test_larger_variances_give_harder_targets(digits_teacher: nn.Module) -> None
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"space": "logits"}, "over the logits,"),
-        ({"layer": "logits"}, "over the logits,"),
-        ({"layer": "hidden", "space": "post_act"}, "over the output of the activation after hidden,"),
+        pytest.param({"space": "logits"}, "over the logits,", marks=pytest.mark.slow),
+        pytest.param({"layer": "logits"}, "over the logits,", marks=pytest.mark.slow),
+        pytest.param(
+            {"layer": "hidden", "space": "post_act"},
+            "over the output of the activation after hidden,",
+            marks=pytest.mark.slow,
+        ),
         ({}, "over the output of hidden,"),
     ],
 )
