@@ -1,7 +1,7 @@
 """The report in a real browser: headless Chromium opens the file and complains about nothing."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 import torch
 
+import dfkd
 from dfkd.engine.records import Evaluation, RoundRecord, RunInfo, RunResult
 from dfkd.report.comparison import write_comparison
 from dfkd.report.observers import JsonLines, RunFile, Samples
 from dfkd.report.page import write_page
+from dfkd.report.repeat_page import write_repeat_page
+from dfkd.report.trial_page import SEARCH_PAGE
 
 pytestmark = pytest.mark.e2e
 
@@ -39,10 +42,50 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
+    some_runs([folder / f"a-run-with-a-rather-long-name-{k}" for k in range(8)])
+    return write_comparison(sorted(folder.iterdir()), folder / "compare.html")
+
+
+@pytest.fixture(scope="module")
+def repeated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("repeat")
+    some_runs([folder / f"seed{k}" for k in range(3)])
+    return write_repeat_page(folder)
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a search of five trials, one of them cut off, with test images."""
+    pytest.importorskip("optuna", reason="optuna is not installed")
+    stream = torch.Generator().manual_seed(5)
+    test = torch.randint(0, 256, (30, 1, 8, 8), generator=stream).to(torch.uint8), torch.arange(30) % 3
+    method = dfkd.NAYER(steps=1, synthesis_batch=12, batches=1, warmup_batches=1, width=8, channels=4, pad=1)
+    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng(devices=[]):
+        patch.setattr("dfkd.tune.search.HELDOUT", 48)
+        torch.manual_seed(0)
+        done = dfkd.search(
+            dfkd.build("wrn10-1", classes=3, channels=1),
+            dfkd.build("resnet8", classes=3, channels=1),
+            method,
+            {"method.lr": "0.0001:0.1:log", "plan.lr": "0.01:0.5:log", "method.keep": "best,last"},
+            out=tmp_path_factory.mktemp("search") / "a-search-with-a-rather-long-name-of-its-own",
+            trials=5,
+            plan=dfkd.Plan(rounds=2, steps=2, batch_size=12),
+            watch=dfkd.Watching(samples_every=1),
+            image_size=(1, 8, 8),
+            mean=[0.4],
+            std=[0.3],
+            classes=3,
+            test=test,
+        )
+    return done.folder / SEARCH_PAGE
+
+
+def some_runs(folders: Sequence[Path]) -> None:
+    """Finished runs that differ in their learning rates."""
     result = a_result()
-    for k in range(8):
+    for k, run in enumerate(folders):
         info = replace(result.info, plan={"rounds": 6, "warmup": 0, "lr": 0.1 * k}, names=("ant", "bee", "cat"))
-        run = folder / f"a-run-with-a-rather-long-name-{k}"
         watchers = [RunFile(run), JsonLines(run / "metrics.jsonl"), Samples(run / "samples")]
         for watcher in watchers:
             watcher.started(info)
@@ -50,7 +93,6 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
             watcher.rounded(record)
         for watcher in watchers:
             watcher.finished(replace(result, info=info))
-    return write_comparison(sorted(folder.iterdir()), folder / "compare.html")
 
 
 def a_result() -> RunResult:
@@ -151,6 +193,50 @@ def test_the_comparison_opens_without_complaints(browser: Any, comparison: Path,
     line = "i => getComputedStyle(i).borderTopColor + getComputedStyle(i).borderTopStyle"
     colours = page.evaluate(f"[...document.querySelectorAll('#legend i')].map({line})")
     assert len(set(colours)) == 8
+    page.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 390, 1200])
+def test_pages_about_several_runs_open_without_complaints(
+    browser: Any, searched: Path, repeated: Path, scheme: str, width: int
+) -> None:
+    for file, rows, title in (
+        (searched, 5, "Search: wrn10-1 → resnet8 by NAYER"),
+        (repeated, 3, "3 seeds of one run"),
+    ):
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        complaints: list[str] = []
+        requests: list[str] = []
+        page.on("console", lambda message, complaints=complaints: complaints.append(message.text))
+        page.on("pageerror", lambda error, complaints=complaints: complaints.append(str(error)))
+        page.on("request", lambda request, requests=requests: requests.append(request.url))
+        page.goto(file.as_uri())
+        assert complaints == []
+        assert [url for url in requests if not url.startswith("data:")] == [file.as_uri()]
+        assert page.title() == title
+        assert page.locator("#numbers tbody tr").count() == rows
+        assert page.locator("#legend li").count() == rows
+        assert page.locator("script").count() == 0
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        right = "Math.max(...[...document.querySelectorAll('#numbers td')].map(c => c.getBoundingClientRect().right))"
+        assert page.evaluate(right) <= width
+        heights = "[...document.querySelectorAll('svg')].map(s => s.getBoundingClientRect().height).filter(h => h)"
+        assert min(page.evaluate(heights)) > 130
+        assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+        dark = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(21, 24, 27)"
+        assert dark == (scheme == "dark")
+        page.close()
+
+
+def test_the_search_says_what_each_setting_does_and_shows_test_images_last(browser: Any, searched: Path) -> None:
+    page = browser.new_page(viewport={"width": 1200, "height": 900})
+    page.goto(searched.as_uri())
+    assert page.locator("#settings figure").count() == 3
+    complete = 5 - page.locator("#numbers tbody th", has_text="pruned").count()
+    assert page.locator("#tested tbody tr").count() == complete > 0
+    above = "(id) => document.getElementById(id).getBoundingClientRect().top"
+    assert page.evaluate(above, "numbers") < page.evaluate(above, "settings") < page.evaluate(above, "tested")
     page.close()
 
 
