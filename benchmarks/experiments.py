@@ -228,8 +228,8 @@ def _mnist_bn() -> list[Row]:
 
     1,000 steps of 128 images. The yardsticks and NAYER ran in float32, the others in bfloat16; KD3 selects strokes.
     STTS +bn is our extension to teachers with BatchNorm, with its control, which has the BatchNorm term and no targets;
-    the two rows after it are readings of the paper with as many images and steps, without the extension. DAFL and DFND
-    ran on another machine, where the same recipe gives another teacher.
+    the two rows after it are readings of the paper with as many images and steps, without the extension. CMI, DAFL and
+    DFND ran on another machine, where the same recipe gives another teacher.
     """
     pair, plan = ("wrn16-1", "resnet8"), MNIST_SMALL
     nayer = replace(MNIST_NAYER, synthesis_batch=128)
