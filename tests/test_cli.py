@@ -135,6 +135,9 @@ def test_flags_and_merge() -> None:
         "watch": {"quiet": "true", "export": "false"},
         "method": {"steps": "4"},
     }
+    for words, value in (([], "true"), (["false"], "false"), (["null"], "null"), (["--watch.quiet"], "true")):
+        tree = flags(["--watch.estimate", *words], command.settings, command.word, command.free)
+        assert tree["watch"]["estimate"] == value
     assert merge({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}, "d": 4}) == {"a": {"b": 3, "c": 2}, "d": 4}
 
 

@@ -34,7 +34,7 @@ class Option:
     @property
     def boolean(self) -> bool:
         """Whether the flag may stand alone."""
-        return self.type is bool
+        return bool in parts(self.type) and set(parts(self.type)) <= {bool, NoneType}
 
 
 def options(cls: type, prefix: str = "") -> Iterator[Option]:

@@ -210,7 +210,7 @@ def _put_word(tree: Tree, word: str, positional: str | None) -> None:
 
 def _value(words: list[str], option: Option | None, name: str) -> str:
     alone = option is not None and option.boolean
-    if words and not words[0].startswith("--") and not (alone and words[0] not in ("true", "false")):
+    if words and not words[0].startswith("--") and not (alone and words[0] not in ("true", "false", "null")):
         return words.pop(0)
     if alone:
         return "true"
