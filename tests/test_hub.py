@@ -276,6 +276,19 @@ def test_the_card_says_what_the_record_says(finished_run: Path, capsys: pytest.C
     assert "\n\n\n" not in card.replace("\n\n\n```", "")
 
 
+def test_the_card_names_the_program_only_where_there_is_one(finished_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    with_program = card_of(run, "me/small-digits")
+    assert 'torch.export.load("student.pt2")' in with_program
+    (run / "student.pt2").unlink()
+    card = card_of(run, "me/small-digits")
+    assert "pt2" not in card
+    assert card in with_program.replace(
+        with_program[with_program.index("With PyTorch") : with_program.index("## Limits")], ""
+    )
+
+
 def test_the_card_of_a_quantized_student(finished_run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(finished_run, folder)

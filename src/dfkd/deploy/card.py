@@ -17,6 +17,7 @@ from dfkd.report.without_test import estimate_sentence, last_estimate
 
 __all__ = ["card_of"]
 
+PROGRAM = "student.pt2"
 SYNTHETIC = "it learnt from synthetic images, made from the teacher alone"
 REAL = "it learnt from labelled training images"
 WEB = "it learnt from unlabelled images from elsewhere"
@@ -77,6 +78,7 @@ def card_of(folder: Path, repository: str, licence: str = "unknown") -> str:
         agreement=percent(final.agreement) if final else "",
         images=f"{final.images:,}" if final else "",
         teacher_accuracy=percent(first.accuracy) if first else "–",
+        program=PROGRAM if (folder / PROGRAM).is_file() else "",
         estimate="" if estimate is None else estimate_sentence(estimate),
         stopped="" if result.stopped is None else sentence(stop_sentence(run.rounds, result.stopped)),
         rounds=plan.get("rounds", len(run.rounds)),
