@@ -74,6 +74,7 @@ def test_a_round_of_every_method(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_variants_stay_within_their_tolerances(tmp_path: Path) -> None:
     variants.main(words(tmp_path))
     found = held(tmp_path, "variants")["variants"]

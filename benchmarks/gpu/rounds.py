@@ -17,11 +17,14 @@ import dfkd
 from benchmarks.gpu.common import Job, images, job_of, networks, normalisation, parser, peak_bytes, record
 from dfkd.engine.core import Method
 from dfkd.engine.plan import Plan
-from dfkd.methods import D3K, KD3, METHODS, NAYER, STTS, NoiseInput, SpaceshipNet, VanillaKD
+from dfkd.methods import CMI, D3K, DAFL, DFND, KD3, METHODS, NAYER, STTS, NoiseInput, SpaceshipNet, VanillaKD
 
 SMALL: Mapping[str, Method[Any]] = MappingProxyType(
     {
+        "CMI": CMI(steps=2, synthesis_batch=10, bank=20, negatives=10, width=8, channels=4, pad=1),
         "D3K": D3K(steps=2, synthesis_batch=10, batches=1, widths=(4, 8), width=8, pad=1, hash_pool=2),
+        "DAFL": DAFL(width=8, channels=4),
+        "DFND": DFND(selected=20, pad=1, block=32),
         "KD3": KD3(v_th=0.2, head_width=8, pad=1, block=32),
         "NAYER": NAYER(steps=2, synthesis_batch=10, batches=1, warmup_batches=1, width=8, channels=4, pad=1),
         "NoiseInput": NoiseInput(),
@@ -37,7 +40,8 @@ def settings(job: Job, name: str) -> tuple[Method[Any], Plan]:
     method = SMALL[name] if job.miniature else METHODS[name]()
     plan = type(method).default_plan
     if job.miniature:
-        plan = replace(plan, rounds=3, warmup=min(plan.warmup, 2), steps=3, batch_size=16)
+        turns = 3 if plan.turns > 1 else 1
+        plan = replace(plan, rounds=3, warmup=min(plan.warmup, 2), steps=3, turns=turns, batch_size=16)
     return method, plan
 
 
