@@ -6,6 +6,7 @@ the study is about how well signals order and predict runs, not about how good m
 
     python -m benchmarks.estimate run --data .data --hours 1     # resumes where it stopped
     python -m benchmarks.estimate judge                          # tables from what was run
+    python -m benchmarks.estimate plot                           # docs/assets/estimate.svg, likewise
 """
 
 import argparse
@@ -22,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import dfkd
+from benchmarks.estimate_plot import draw
 from benchmarks.estimate_tables import judge
 from benchmarks.records import RESULTS, provenance
 from dfkd.data._formats import read_cifar
@@ -266,13 +268,15 @@ def run(data: Path, out: Path, hours: float) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("run", "judge"))
+    parser.add_argument("what", choices=("run", "judge", "plot"))
     parser.add_argument("--data", type=Path, default=Path(".data"))
     parser.add_argument("--file", type=Path, default=FILE)
     parser.add_argument("--hours", type=float, default=1.0)
     told = parser.parse_args()
     if told.what == "run":
         run(told.data, told.file, told.hours)
+    elif told.what == "plot":
+        print(draw(told.file))
     else:
         print(judge(told.file))
 

@@ -10,6 +10,7 @@ import pytest
 from benchmarks import deploy, quantize, recipes
 from benchmarks.estimate import FILE as ESTIMATES
 from benchmarks.estimate import cases, method_for
+from benchmarks.estimate_plot import draw
 from benchmarks.estimate_tables import judge
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.false_alarms import counted, runs
@@ -221,3 +222,15 @@ def test_the_page_on_stopping_has_the_tables_of_the_records() -> None:
     shown = text.partition("judge -->\n\n")[2].partition("\n\n<!-- end of tables -->")[0]
     assert shown == stops_judged(STOPS).strip(), "put what `python -m benchmarks.stopping judge` prints into the page"
     assert f"{len(STOPS.read_text().splitlines())} of {len(stop_cases())} runs" in text
+
+
+def test_the_picture_of_the_estimate_is_that_of_the_records(tmp_path: Path) -> None:
+    """A point for every run and kind of images, in the picture of the page as in one that is drawn now."""
+    drawn = draw(ESTIMATES, tmp_path / "estimate.svg").read_text()
+    rows = [row for row in map(json.loads, ESTIMATES.read_text().splitlines()) if row.get("estimate")]
+    shown = (Path(__file__).parent.parent / "docs/assets/estimate.svg").read_text()
+    points = sum(row["estimate"]["sets"].get(kind) is not None for row in rows for kind in ("inverted", "own"))
+    for picture in (drawn, shown):
+        assert picture.count("<use ") >= points
+        for word in ("digits", "mnist", "cifar10", "cifar20", "wrong mean and std"):
+            assert word in picture
