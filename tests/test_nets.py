@@ -57,6 +57,8 @@ SMALL: dict[str, tuple[int, int, int, float | None, int]] = {
     "lenet5": (1, 61_706, 0, 0.417, 84),
     "lenet5-half": (1, 18_720, 0, 0.137, 84),
     "lenet5-half-dafl": (1, 15_738, 0, 0.134, 42),
+    "plain-cnn": (1, 390_410, 0, None, 256),
+    "plain-cnn-small": (1, 9_778, 0, None, 40),
     "alexnet": (3, 1_659_178, 7, None, 256),
     "alexnet-half": (3, 665_626, 7, None, 256),
     "alexnet-half-zskd": (3, 417_434, 7, None, 128),

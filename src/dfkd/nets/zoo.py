@@ -13,6 +13,7 @@ from dfkd.nets.adapters import adapt, suggest
 from dfkd.nets.alexnet import AlexNet
 from dfkd.nets.lenet import LeNet5
 from dfkd.nets.mobilenetv2 import MobileNetV2
+from dfkd.nets.plain import PlainCNN
 from dfkd.nets.resnet import ResNet, thin_resnet
 from dfkd.nets.shufflenet import ShuffleNetV1, ShuffleNetV2
 from dfkd.nets.vgg import VGG
@@ -77,6 +78,11 @@ def _lenet(widths: tuple[int, int, int], hidden: int, summary: str) -> Entry:
     return Entry(make, "head", ("conv1", "conv2", "conv3"), 1, 32, summary)
 
 
+def _plain(widths: tuple[int, int, int], hidden: int, summary: str) -> Entry:
+    stages = tuple(f"convolutions.{index}" for index in (2, 5, 8))  # after each pooling
+    return Entry(partial(PlainCNN, widths=widths, hidden=hidden), "head", stages, 1, 28, summary)
+
+
 def _alexnet(widths: tuple[int, int, int, int, int], hidden: tuple[int, int], summary: str) -> Entry:
     return Entry(partial(AlexNet, widths=widths, hidden=hidden), "head", _numbered(5), 1, 32, summary)
 
@@ -115,6 +121,8 @@ ZOO: Mapping[str, Entry] = {
     "lenet5": _lenet((6, 16, 120), 84, "LeNet-5"),
     "lenet5-half": _lenet((3, 8, 60), 84, "LeNet-5, half of the convolution filters"),
     "lenet5-half-dafl": _lenet((3, 8, 60), 42, "LeNet-5, half of everything"),
+    "plain-cnn": _plain((32, 64, 128), 256, "three convolutions without BatchNorm, for 28 pixels"),
+    "plain-cnn-small": _plain((8, 16, 16), 40, "the same with 8 to 16 channels"),
     "alexnet": _alexnet((48, 128, 192, 192, 128), (512, 256), "AlexNet for 32 pixels (of ZSKD)"),
     "alexnet-half": _alexnet((24, 64, 96, 96, 64), (512, 256), "AlexNet, half of the convolution filters"),
     "alexnet-half-zskd": _alexnet((24, 64, 96, 96, 64), (256, 128), "AlexNet, half of everything (ZSKD)"),
