@@ -78,6 +78,14 @@ SIDES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "shufflenetv1": ((16, 8, 4), (32, 16, 8)),
     "shufflenetv2": ((16, 8, 4), (32, 16, 8)),
 }
+
+
+def sides_of(name: str) -> tuple[int, int]:
+    """Image sides that the network takes."""
+    side = ZOO[name].fixed_side or 32
+    return side, side
+
+
 FREE = [name for name, entry in ZOO.items() if entry.fixed_side is None]
 
 
@@ -191,7 +199,7 @@ def test_free_networks_take_other_sides(name: str, side: int) -> None:
 def test_the_last_stage_is_what_pooling_sees(name: str) -> None:
     built = build(name, 10)
     built.net.eval()
-    maps, pooled, logits = stage_maps(built, torch.rand(1, 3, 32, 32))
+    maps, pooled, logits = stage_maps(built, torch.rand(1, 3, *sides_of(name)))
     torch.testing.assert_close(maps[-1], pooled, rtol=0, atol=0)
     assert logits.isfinite().all()
     sides = [m.shape[-1] for m in maps]
@@ -213,7 +221,7 @@ def test_wrn_stages_are_read_before_the_activation_but_the_last() -> None:
 @pytest.mark.parametrize("name", ZOO)
 def test_one_channel(name: str) -> None:
     built = shapes_only(name, 10, 1)
-    assert built.net(torch.empty(2, 1, 32, 32, device="meta")).shape == (2, 10)
+    assert built.net(torch.empty(2, 1, *sides_of(name), device="meta")).shape == (2, 10)
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -224,7 +232,7 @@ def test_activations_are_modules_used_once(name: str) -> None:
         if isinstance(module, nn.ReLU):
             assert not module.inplace
             module.register_forward_hook(lambda m, _i, _o: calls.append(m))
-    net(torch.empty(1, 3, 32, 32, device="meta"))
+    net(torch.empty(1, 3, *sides_of(name), device="meta"))
     assert calls
     assert len(calls) == len(set(calls)) == sum(isinstance(m, nn.ReLU) for m in net.modules())
 
