@@ -143,6 +143,7 @@ def test_a_second_signal_is_ignored_and_a_third_is_not() -> None:
     code = """
 import os, signal, time
 from dfkd.cli.stop import Stopped, stoppable
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 with stoppable():
     try:
         os.kill(os.getpid(), signal.SIGTERM)

@@ -144,6 +144,8 @@ def test_a_signal_in_the_first_moments_leaves_a_folder_that_starts_again(
 ) -> None:
     """At every file that the start writes, and at the first ones of the first save."""
     monkeypatch.chdir(tmp_path)
+    if number == signal.SIGINT:  # a shell's background jobs inherit that it is ignored
+        signal.signal(number, signal.default_int_handler)
     real = aside._flush_folder
     for moment in range(5):
         count = [0]
