@@ -295,6 +295,7 @@ def index(folder: str) -> dict[str, Any]:
     return held
 
 
+@pytest.mark.slow
 def test_a_run_draws_its_figures_and_plot_draws_the_same(here: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*here, *NAYER, "--out", "a"]) == 0
     rows = index("a/figures")["figures"]

@@ -145,6 +145,7 @@ def same(a: Path, b: Path) -> bool:
     return x.keys() == y.keys() and all(torch.equal(x[key], y[key]) for key in x)
 
 
+@pytest.mark.slow
 def test_the_plan_is_decided_once(
     weights: Path,
     tmp_path: Path,

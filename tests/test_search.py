@@ -393,6 +393,7 @@ def words(digits_weights: Path) -> list[str]:
     return ["search", "--teacher", "wrn16-1", "--teacher.weights", str(digits_weights), *SHELL]
 
 
+@pytest.mark.slow
 def test_the_shell_searches_and_its_recipe_runs(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

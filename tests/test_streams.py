@@ -53,6 +53,7 @@ def test_what_an_encoding_lacks_is_spelled_out(encoding: str, shown: str, monkey
     assert pipe.buffer.read().decode(encoding) == shown
 
 
+@pytest.mark.slow
 def test_a_c_locale_runs_with_names_of_any_script(tmp_path: Path) -> None:
     torch.manual_seed(0)
     torch.save(build("wrn10-1", 10, 1).net.state_dict(), tmp_path / "w.pt")
