@@ -201,7 +201,7 @@ def generate(G: nn.Module, z: Tensor, shape: SubnetShape | None) -> Images:
 def objective(
     method: D3K, T: Probe, S: Probe, x: Images, views: Images, c: Labels, bank: Tensor, adversarial: bool
 ) -> Parts:
-    """Line 6: ``α L_bn + β CE(T(x), c) − γ KL(T(x) ‖ S(x)) + θ L_Dhash``; ``seen`` is x, cropped and mirrored."""
+    """Line 6: ``α L_bn + β CE(T(x), c) − γ KL(T(x) ‖ S(x)) + θ L_Dhash``; ``views`` are x, cropped and mirrored."""
     t, _, _, stats, stored, *_ = T(views, stats=True)
     zero = t.new_zeros(())
     cls = cross_entropy(t, c)
