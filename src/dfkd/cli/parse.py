@@ -172,7 +172,7 @@ def _check_events(events: Iterable[Any], path: Path) -> None:
 
 
 def unknown(name: str, names: Iterable[str], who: str, what: str) -> UserError:
-    """The error for a name that is not among ``known``, with the nearest one."""
+    """The error for a name that is not among ``names``, with the nearest one."""
     names = list(names)
     close = nearest(name, names)
     hint = (

@@ -20,10 +20,10 @@ NETWORKS = ("teacher", "student", "network")
 def refuse_code(
     stored: Mapping[str, Any], flags: Mapping[str, Any], source: object, method_flag: str = "method"
 ) -> None:
-    """Refuse names of code in ``held``, settings from a file, that ``flags``, from the command line, do not repeat.
+    """Refuse names of code in ``stored``, settings from a file, that ``flags``, from the command line, do not repeat.
 
     Args:
-        held: sections of the file.
+        stored: sections of the file.
         flags: sections of the command line.
         source: the file, for messages.
         method_flag: what names the method on the command line.

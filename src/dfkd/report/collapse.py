@@ -31,7 +31,7 @@ def warnings_of(
     """Signs of collapse in the rounds so far, as of the last one; an empty list where there are none.
 
     * ``nonfinite``: a loss was NaN or infinite in some round.
-    * The alarms of the ``known`` measures, averaged over the last three rounds that have them: ``entropy`` (the
+    * The alarms of the ``measures``, averaged over the last three rounds that have them: ``entropy`` (the
       images show few of the K classes) and ``distance`` (they look all the same), and those of the method's own.
     * ``chance``: after the first quarter of the rounds, the student agrees with the teacher hardly more often
       than guessing would: at most 1/K + 0.05 (1 - 1/K) plus three standard errors. Without test images it is asked of

@@ -91,7 +91,7 @@ def curves_of(
     form: Format = "svg",
     measures: Mapping[str, Measure] = RUN_MEASURES,
 ) -> list[Figure]:
-    """Accuracy, losses and other measures (``known`` by name) over rounds, as far as there are any."""
+    """Accuracy, losses and other measures (``measures`` by name) over rounds, as far as there are any."""
     teacher = None if result is None else result.teacher_evaluation
     quality, losses, measured = (
         [accuracy_panel(records, teacher)],
