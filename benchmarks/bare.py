@@ -183,11 +183,11 @@ def _maps(probe: Probe, last: bool) -> Iterator[list[Tensor]]:
     """The outputs of the stages of the next forward pass, with or without the last one's."""
     found: list[Tensor] = []
 
-    def read(module: nn.Module, given: object, made: Tensor) -> None:
+    def keep_output(module: nn.Module, given: object, made: Tensor) -> None:
         found.append(made)
 
     names = probe.stage_names if last else probe.stage_names[:-1]
-    handles = [probe.net.get_submodule(name).register_forward_hook(read) for name in names]
+    handles = [probe.net.get_submodule(name).register_forward_hook(keep_output) for name in names]
     try:
         yield found
     finally:

@@ -24,7 +24,7 @@ from dfkd.tune.short import small, trial_plan
 TEACHER = "wrn16-1"
 
 
-def taught(epochs: int) -> tuple[dfkd.Classifier, float | None]:
+def teacher_of(epochs: int) -> tuple[dfkd.Classifier, float | None]:
     """The teacher and its test accuracy."""
     train, test = read_images("digits", "train"), read_images("digits", "test")
     mean, std = STATISTICS["digits"]
@@ -57,7 +57,7 @@ def main() -> None:
     torch.set_num_threads(1)
     mean, std = STATISTICS["digits"]
     about: dict[str, Any] = {"image_size": (1, 8, 8), "mean": mean, "std": std, "classes": 10, "device": "cpu"}
-    teacher, accuracy = taught(told.epochs)
+    teacher, accuracy = teacher_of(told.epochs)
     began = time.monotonic()
     found = dfkd.choose(
         teacher, minutes=told.minutes, methods=methods(), tell=lambda run: print(run, flush=True), **about

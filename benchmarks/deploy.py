@@ -33,7 +33,7 @@ FOLDER = "deploy"
 COUNTS, DRAWS, IMAGES = (16, 64, 256), 3, 512
 
 
-def measured(folder: Path, teacher: str, data: str) -> dict[str, Any]:
+def export_figures(folder: Path, teacher: str, data: str) -> dict[str, Any]:
     """Export figures, and what adapting does at each count."""
     opened = open_network(folder)
     size, info = opened.predictor.image_size, opened.info
@@ -55,7 +55,7 @@ def measured(folder: Path, teacher: str, data: str) -> dict[str, Any]:
             "artefacts": plain(list(done.artefacts)),
             "compared_on": "synthetic images" if made else "training images",
             "images": done.images,
-            "adapt": adapted(folder, teacher, data, Path(place)) if teacher else [],
+            "adapt": adaptation_figures(folder, teacher, data, Path(place)) if teacher else [],
         }
 
 
@@ -67,7 +67,7 @@ def _stores_images(folder: Path) -> bool:
         return False
 
 
-def adapted(run: Path, teacher: str, data: str, folder: Path) -> list[dict[str, Any]]:
+def adaptation_figures(run: Path, teacher: str, data: str, folder: Path) -> list[dict[str, Any]]:
     """Agreement and accuracy before and after; the images are training images, the accuracy is on test images."""
     size = open_network(run).predictor.image_size
     train = read_images(data, "train", side=size[1:], channels=size[0]).images
@@ -89,7 +89,7 @@ def accuracy(net: Any, test: Any) -> float:
     return float((found == test.labels).double().mean())
 
 
-def untrained(network: str) -> dict[str, Any]:
+def fresh_figures(network: str) -> dict[str, Any]:
     """Export figures of a network with fresh weights."""
     torch.manual_seed(0)
     built = build(network, 10, 3)
@@ -115,17 +115,17 @@ def tables(folder: Path = RESULTS / FOLDER) -> tuple[str, str]:
         "| network, images | weights | accuracy, % | ONNX: difference | INT8: agreement, % | ONNX → INT8, kB "
         "| ONNX over PyTorch | INT8 over ONNX |",
         "|---|---|---|---|---|---|---|---|",
-        *(_exported(record) for record in held),
+        *(_export_row(record) for record in held),
     ]
     changes = [
         "| student | images | agreement before, % | after | kept | test accuracy before, % | after, where kept |",
         "|---|---|---|---|---|---|---|",
-        *(line for record in held for line in _adapted(record)),
+        *(line for record in held for line in _adaptation_rows(record)),
     ]
     return "\n".join(exports) + "\n", "\n".join(changes) + "\n"
 
 
-def _exported(record: dict[str, Any]) -> str:
+def _export_row(record: dict[str, Any]) -> str:
     """Times are ratios for 32 images: above 1, the first is so many times as fast."""
     by_format = {row["format"]: row for row in record["artefacts"]}
     onnx, int8 = by_format["onnx"], by_format["int8"]
@@ -143,7 +143,7 @@ def _exported(record: dict[str, Any]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _adapted(record: dict[str, Any]) -> list[str]:
+def _adaptation_rows(record: dict[str, Any]) -> list[str]:
     lines = []
     for count in COUNTS:
         rows = [row for row in record["adapt"] if row["images"] == count]
@@ -169,7 +169,7 @@ def main(words: list[str]) -> None:
         run, _, teacher = rest.partition(":")
         data, _, network = name.partition("-")
         source = f"{data}:.data/{'MNIST' if data == 'mnist' else 'cifar-10-batches-py'}" if data != "digits" else data
-        found = untrained(network) if run == "fresh" else measured(Path(run), teacher, source)
+        found = fresh_figures(network) if run == "fresh" else export_figures(Path(run), teacher, source)
         print(write_record(f"{FOLDER}/{name.replace(':', '-')}", found))
 
 

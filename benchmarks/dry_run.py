@@ -13,7 +13,7 @@ from benchmarks.experiments import DIGITS_NAYER, DIGITS_PLAN
 from benchmarks.records import scheduler, write_record
 from benchmarks.rows import DIGITS
 from benchmarks.rows import statistics as normalisation
-from benchmarks.run import read, teacher_of
+from benchmarks.run import read_split, teacher_of
 from dfkd.engine.checkpoint import Checkpoint, pools_of
 from dfkd.engine.core import Task
 from dfkd.engine.driver import Watch, run
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    task, test = task_of(options.seed), read(DIGITS, "test")
+    task, test = task_of(options.seed), read_split(DIGITS, "test")
     exam = (test.images, test.labels)
     began = time.monotonic()
     found = dfkd.estimate(task, DIGITS_NAYER, DIGITS_PLAN, Watch(test=exam, evaluate_every=1, save_every=0.0))

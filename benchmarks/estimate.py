@@ -106,12 +106,12 @@ def sets(data: Path) -> Mapping[str, Callable[[], Set]]:
 
     def mnist() -> Set:
         source = f"mnist:{data / 'MNIST' / 'raw'}"
-        parts = [_reduced(source, split, n, 1, side=8) for split, n in (("train", 8000), ("test", 1000))]
+        parts = [_small_images(source, split, n, 1, side=8) for split, n in (("train", 8000), ("test", 1000))]
         return Set(parts[0], parts[1], _web(data / "strokes32.npy", (1, 8, 8)), 8)
 
     def cifar10() -> Set:
         folder = data / "cifar-10-batches-py"
-        parts = [_reduced(f"cifar10:{folder}", split, n, 3) for split, n in (("train", 10_000), ("test", 1000))]
+        parts = [_small_images(f"cifar10:{folder}", split, n, 3) for split, n in (("train", 10_000), ("test", 1000))]
         return Set(parts[0], parts[1], _web(data / "web32.npy", (3, 16, 16)), 10)
 
     def cifar20() -> Set:
@@ -133,13 +133,13 @@ def _web(file: Path, shape: tuple[int, int, int], count: int = 2000) -> Tensor:
     return torch.from_numpy(resize(images.numpy(), shape[1], shape[2]))
 
 
-def _reduced(source: str, split: str, count: int, channels: int, side: int = 16) -> tuple[Tensor, Tensor]:
+def _small_images(source: str, split: str, count: int, channels: int, side: int = 16) -> tuple[Tensor, Tensor]:
     held = read_images(source, split, side=side, channels=channels)
     chosen = torch.randperm(len(held.labels), generator=torch.Generator().manual_seed(0))[:count]
     return held.images[chosen], held.labels[chosen]
 
 
-def taught(held: Set, width: int = 16) -> Taught:
+def teacher_of(held: Set, width: int = 16) -> Taught:
     """A teacher with its normalisation and its test accuracy; the same weights every time."""
     x, y = as_images(held.train[0]), held.train[1]
     mean, std = x.mean((0, 2, 3)), x.std((0, 2, 3))
@@ -197,7 +197,7 @@ def cases() -> list[tuple[str, str, str]]:
     return [part[i] for part, order in zip(parts, orders, strict=True) for i in order]
 
 
-def one(
+def distil_once(
     held: Set, teacher: tuple[Classifier, list[float], list[float], float], name: str, kind: str, rounds: int
 ) -> dict[str, Any]:
     """One run: what was estimated, what the test images say."""
@@ -254,11 +254,11 @@ def run(data: Path, out: Path, hours: float) -> None:
         name, method, kind = case
         if name not in made:
             held = known[name]()
-            made[name] = held, taught(held)
+            made[name] = held, teacher_of(held)
             print(name, f"teacher {made[name][1][3]:.3f}", flush=True)
         row: dict[str, Any] = {"case": case}
         try:
-            row |= one(*made[name], method, kind, ROUNDS[name])
+            row |= distil_once(*made[name], method, kind, ROUNDS[name])
         except dfkd.UserError as error:  # a lost student is a result too
             row |= {"failed": str(error)}
         with out.open("a") as file:

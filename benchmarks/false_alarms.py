@@ -38,7 +38,7 @@ def alarms(row: dict[str, Any]) -> list[str]:
     return [concern.kind for concern in warnings_of([record], CLASSES, known)]
 
 
-def counted(rows: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+def count_alarms(rows: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
     """By how good the runs are: how many there are, how many are warned of, by which warning, and their names."""
     groups: dict[str, dict[str, Any]] = {}
     for group in ("good", "between", "bad"):
@@ -59,7 +59,7 @@ def _group(row: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    groups = counted(runs())
+    groups = count_alarms(runs())
     print(write_record("false-alarms", {"good_from": GOOD, "bad_below": BAD, "groups": groups}))
     for name, group in groups.items():
         print(f"{name}: {group['warned']} of {group['runs']} runs are warned of; {group['kinds']}")

@@ -46,7 +46,7 @@ def start(folder: Path) -> list[str]:
     return command("nayer/digits-wrn16-2-wrn16-1", "--teacher.weights", weights, "--out", str(folder), *FLAGS)
 
 
-def killed(folder: Path, after: float) -> bool:
+def kill_after(folder: Path, after: float) -> bool:
     """Run for ``after`` seconds, then SIGKILL; False if it had ended by itself."""
     process = subprocess.Popen(start(folder), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:
@@ -81,7 +81,7 @@ def main() -> None:
     while len(moments) < options.kills:
         folder = options.folder / f"killed-{attempt}"
         after = dice.uniform(0.05, 1.1) * length
-        if killed(folder, after):
+        if kill_after(folder, after):
             moments.append(round(after, 2))
             continue
         students.append(digest(folder))

@@ -117,7 +117,7 @@ class Naive:
         self.S.requires_grad_(True).train()
         self.T.eval()
         self.looking = "hooks" in self.habits
-        drawn = self._drawn()
+        drawn = self._batches()
         for _ in range(STUDENT_STEPS):
             x = self._normal(next(drawn))
             self.seen = []
@@ -132,7 +132,7 @@ class Naive:
             if "numbers" in self.habits:
                 loss.item()
 
-    def _drawn(self) -> Iterator[Tensor]:
+    def _batches(self) -> Iterator[Tensor]:
         """The student's batches: from a loader of files, or from memory."""
         if "files" in self.habits:
             yield from self.loader or ()

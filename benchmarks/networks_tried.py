@@ -89,7 +89,7 @@ def main() -> int:
     began, rows = time.monotonic(), []
     for name, side in names():
         if name.startswith(given.only):
-            rows.append(tried(name, side))
+            rows.append(try_network(name, side))
             print(line(rows[-1]), flush=True)
     packages = ", ".join(f"{p} {version(p)}" for p in ("torch", "timm", "torchvision", "transformers"))
     told = (
@@ -110,7 +110,7 @@ def names() -> Iterator[tuple[str, int]]:
     yield from ((f"transformers {name}", 64) for name in SMALL_HF)
 
 
-def made(name: str, side: int) -> nn.Module:
+def build_network(name: str, side: int) -> nn.Module:
     """The network with random weights."""
     torch.manual_seed(0)
     mend_torchvision()
@@ -126,7 +126,7 @@ def made(name: str, side: int) -> nn.Module:
     return net
 
 
-def calibrated(net: nn.Module, side: int) -> nn.Module:
+def calibrate(net: nn.Module, side: int) -> nn.Module:
     """``net`` with running statistics of noise."""
     norms = [layer for layer in net.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     for layer in norms:
@@ -137,21 +137,21 @@ def calibrated(net: nn.Module, side: int) -> nn.Module:
     return net.eval()
 
 
-def tried(name: str, side: int) -> Row:
+def try_network(name: str, side: int) -> Row:
     """One round as teacher of a small network, one as student of one."""
     size = (3, side, side)
     try:
-        net = made(name, side)
+        net = build_network(name, side)
         facts = dfkd.survey(net, size, CLASSES)
-        calibrated(net, side)
+        calibrate(net, side)
     except Exception as error:
-        return Row(name, side, "", "", "", "", "", told(error))
+        return Row(name, side, "", "", "", "", "", sentence_of(error))
     norms = f"{facts.norms}" if facts.norms else "none"
     norms += f", {len(facts.idle_norms)} idle" if facts.idle_norms else ""
     norms += f", {len(facts.repeated_norms)} shared" if facts.repeated_norms else ""
     other = dfkd.build("resnet8", CLASSES, 3).net
     teacher, fits, notes = outcome((net, other), size, "teacher")
-    student, _, more = outcome((dfkd.build("resnet8", CLASSES, 3).net, made(name, side)), size, "student")
+    student, _, more = outcome((dfkd.build("resnet8", CLASSES, 3).net, build_network(name, side)), size, "student")
     return Row(name, side, f"{facts.parameters:,}", norms, fits, teacher, student, "; ".join([*notes, *more]))
 
 
@@ -178,7 +178,7 @@ def outcome(pair: tuple[nn.Module, nn.Module], size: tuple[int, int, int], train
             run(task, method, replace(plan, warmup=method.least_warmup()))
             ran.append(name)
     except Exception as error:
-        return "; ".join([*ran, told(error)]), fits, notes
+        return "; ".join([*ran, sentence_of(error)]), fits, notes
     return ", ".join(ran), fits, notes
 
 
@@ -188,7 +188,7 @@ def fitting(task: Task) -> str:
     return ", ".join(name for name, kind in METHODS.items() if name not in left and not unmet(task, kind()))
 
 
-def told(error: Exception) -> str:
+def sentence_of(error: Exception) -> str:
     """A refusal as it is said; anything else is a fault."""
     text = str(error).strip().splitlines()[0] if str(error).strip() else ""
     return text if isinstance(error, dfkd.UserError) else f"FAULT {type(error).__name__}: {text}"

@@ -39,7 +39,7 @@ def job_of(row: Row, teacher: str, seed: int) -> Job:
     return prepare_job(*resolve(Distill, merge(tree, {**weights, "runtime": machine, "watch": watch})))
 
 
-def measured(row: Row, teacher: str, seed: int) -> dict[str, Any]:
+def quantize_once(row: Row, teacher: str, seed: int) -> dict[str, Any]:
     """One recipe, one seed."""
     job = job_of(row, teacher, seed)
     began = time.perf_counter()
@@ -114,7 +114,7 @@ def main(words: list[str]) -> None:
     for seed in map(int, words[2:]):
         name = f"{FOLDER}/{row.name.partition('/')[2]}-seed{seed}"
         if not (RESULTS / f"{name}.json").exists():
-            print(write_record(name, measured(row, teacher, seed)), flush=True)
+            print(write_record(name, quantize_once(row, teacher, seed)), flush=True)
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ def pair(together: bool, rounds: int) -> list[dict[str, Any]]:
         return [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(2)]
 
 
-def joint(reports: list[dict[str, Any]]) -> Rates:
+def sum_rates(reports: list[dict[str, Any]]) -> Rates:
     """The sum of both processes' rates."""
     return {phase: sum(report["rates"][phase] for report in reports) for phase in reports[0]["rates"]}
 
@@ -116,8 +116,8 @@ def main() -> None:
     for _ in range(options.repeats):
         for together in (False, True):
             found[together].append(pair(together, options.rounds))
-            print("together" if together else "apart", joint(found[together][-1]), flush=True)
-    apart, both = ([joint(reports) for reports in found[key]] for key in (False, True))
+            print("together" if together else "apart", sum_rates(found[together][-1]), flush=True)
+    apart, both = ([sum_rates(reports) for reports in found[key]] for key in (False, True))
     ratios = [{phase: b[phase] / a[phase] for phase in a} for a, b in zip(apart, both, strict=True)]
     content = {
         "pair": "wrn16-2 to wrn16-1, digits",

@@ -95,7 +95,7 @@ def diversity(images: torch.Tensor, hash_pool: int) -> dict[str, float]:
     }
 
 
-def read(data: Data, split: str) -> dfkd.ImageSet:
+def read_split(data: Data, split: str) -> dfkd.ImageSet:
     """One split at the experiment's size."""
     return dfkd.read_images(data.source, split, side=data.shape[1], channels=data.shape[0])
 
@@ -116,7 +116,7 @@ def teacher_of(data: Data, name: str) -> tuple[torch.nn.Module, dict[str, Any]]:
         net.load_state_dict(load_file(path))
         return net, known
     mean, std = statistics(data)
-    train, test = (read(data, split) for split in ("train", "test"))
+    train, test = (read_split(data, split) for split in ("train", "test"))
     began = time.monotonic()
     exam = (test.images, test.labels)
     runtime = dfkd.Runtime(device="cpu", seed=0)
@@ -169,7 +169,7 @@ def distil(
         std=std,
         classes=names,
         plan=row.plan,
-        test=read(data, "test"),
+        test=read_split(data, "test"),
         runtime=dfkd.Runtime(device="cpu", seed=seed, **machine),
         evaluate_every=10,
         samples_every=1,

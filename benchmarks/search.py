@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 import dfkd
-from benchmarks.estimate import Set, Taught, sets, small, taught
+from benchmarks.estimate import Set, Taught, sets, small, teacher_of
 from benchmarks.records import write_record
 from dfkd.nets.zoo import Classifier
 from dfkd.report.files import plain
@@ -65,10 +65,10 @@ def heard(trial: Trial) -> None:
     print(trial.number, trial.state, trial.agreement, dict(trial.values), flush=True)
 
 
-def one(name: str, data: Path, trials: int) -> dict[str, Any]:
+def search_once(name: str, data: Path, trials: int) -> dict[str, Any]:
     """A search on one data set, and what came of it."""
     held = sets(data)[name]()
-    teacher = taught(held)
+    teacher = teacher_of(held)
     common: dict[str, Any] = {"trials": trials, "plan": PLAN, "samples_every": 0, **about(held, teacher)}
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
@@ -113,7 +113,7 @@ def main() -> None:
     told = parser.parse_args()
     torch.set_num_threads(1)
     for name in told.names:
-        record = one(name, told.data, told.trials)
+        record = search_once(name, told.data, told.trials)
         print(write_record(f"search/{name}", record), record["means"], record["rank_correlation"], record["seconds"])
 
 

@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.estimate import PLAN, Set, Taught, method_for, sets, small, taught
+from benchmarks.estimate import PLAN, Set, Taught, method_for, sets, small, teacher_of
 from benchmarks.estimate_tables import table
 from benchmarks.records import RESULTS, provenance
 from dfkd.engine.driver import Watch
 from dfkd.engine.driver import run as drive
 from dfkd.engine.heldout import make_gauge
-from dfkd.engine.hours import shortened
+from dfkd.engine.hours import shorten
 from dfkd.engine.records import Agreement, Estimate, Keep, RoundRecord
 from dfkd.engine.runtime import Runtime
 from dfkd.engine.stopping import Judge
@@ -51,12 +51,12 @@ def cases() -> list[tuple[str, str, int, int]]:
     ]
 
 
-def one(held: Set, teacher: Taught, name: str, seed: int, rounds: int) -> Row:
+def distil_once(held: Set, teacher: Taught, name: str, seed: int, rounds: int) -> Row:
     """Accuracy on test images after every round, and agreement on held-out images; of shorter plans only the last."""
     network, mean, std, reference = teacher
     channels, side = held.train[0].shape[1], held.train[0].shape[2]
     shape = (channels, side, side)
-    method, plan = method_for(name, "good", shape), shortened(WHOLE, rounds)
+    method, plan = method_for(name, "good", shape), shorten(WHOLE, rounds)
     torch.manual_seed(seed + 1)
     student = small(10, channels, held.classes)
     data = Images(image_size=shape, mean=mean, std=std, classes=held.classes)
@@ -86,11 +86,11 @@ def end_of(agreements: Sequence[float], kind: str, patience: int | None) -> tupl
     return round, judge.best.round if judge.best is not None else round
 
 
-def judged(file: Path) -> str:
+def tables_of(file: Path) -> str:
     """All tables as Markdown."""
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     whole = [row for row in rows if row["case"][3] == WHOLE.rounds]
-    return (_rules(whole) + _picked(whole) + _shorter(rows)).strip() + "\n"
+    return (_rules(whole) + _picked_gain(whole) + _shorter(rows)).strip() + "\n"
 
 
 def _rules(rows: Sequence[Row]) -> str:
@@ -110,7 +110,7 @@ def _rules(rows: Sequence[Row]) -> str:
     return "### Patience\n\n" + table(head, cells)
 
 
-def _picked(rows: Sequence[Row]) -> str:
+def _picked_gain(rows: Sequence[Row]) -> str:
     """The accuracy of the picked round less that of the last one, in points."""
     cells = []
     for kind in KINDS:
@@ -160,8 +160,8 @@ def run(data: Path, out: Path, hours: float) -> None:
         name, method, seed, rounds = case
         if name not in made:
             held = known[name]()
-            made[name] = held, taught(held)
-        row = {"case": case, **one(*made[name], method, seed, rounds), "provenance": provenance()}
+            made[name] = held, teacher_of(held)
+        row = {"case": case, **distil_once(*made[name], method, seed, rounds), "provenance": provenance()}
         with out.open("a") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
         print(*case, f"{row['accuracy'][-1]:.3f}", flush=True)
@@ -177,7 +177,7 @@ def main() -> None:
     if told.what == "run":
         run(told.data, told.file, told.hours)
     else:
-        print(judged(told.file))
+        print(tables_of(told.file))
 
 
 if __name__ == "__main__":

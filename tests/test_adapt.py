@@ -11,7 +11,7 @@ from torch import nn
 
 import dfkd
 from dfkd.cli.main import main
-from dfkd.deploy.adapt import estimated
+from dfkd.deploy.adapt import with_statistics_of
 from dfkd.deploy.card import card_of
 from dfkd.deploy.predictor import Predictor
 
@@ -44,7 +44,7 @@ def test_the_statistics_are_those_of_the_images() -> None:
     images = torch.rand(10, 1, 8, 8)
     with torch.no_grad():
         maps = conv((images - 0.5) / 0.25).double().numpy().transpose(1, 0, 2, 3).reshape(3, -1)
-    found = estimated(net, images).net[1]  # type: ignore[index]
+    found = with_statistics_of(net, images).net[1]  # type: ignore[index]
     np.testing.assert_allclose(found.running_mean.numpy(), maps.mean(axis=1), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(found.running_var.numpy(), maps.var(axis=1, ddof=1), rtol=1e-4)
     assert found.momentum == 0.3

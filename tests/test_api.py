@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 import dfkd
 from dfkd.data.readers import STATISTICS
-from dfkd.engine.lock import held
+from dfkd.engine.lock import lock_folder
 from dfkd.engine.records import Observer, RoundRecord, RunInfo
 from dfkd.identity import weights_hash
 from dfkd.methods.noise import NoiseInput
 from dfkd.nets.zoo import build
-from dfkd.prepare import labelled
+from dfkd.prepare import check_labelled
 from dfkd.report.files import read_run
 from settings import tiny_plan
 
@@ -396,7 +396,7 @@ def test_test_images_as_arrays_paths_and_in_another_order(digits_teacher: nn.Mod
     renamed = replace(digits, labels=order.argsort()[digits.labels], names=tuple(str(int(k)) for k in order))
     task = dfkd.build_task(digits_teacher, a_student(), image_size=(1, 8, 8), mean=MEAN, std=STD, real=renamed)
     for given in ((images, labels), (images / 255, labels), tmp_path / "digits.npz", renamed):
-        read = labelled(given, task, "test")
+        read = check_labelled(given, task, "test")
         assert read is not None
         assert torch.equal(read[0], digits.images)
         assert torch.equal(read[1], digits.labels)
@@ -567,14 +567,14 @@ def test_one_run_at_a_time_in_a_folder(digits_teacher: nn.Module, tmp_path: Path
 
 
 def test_two_starts_in_one_empty_folder(digits_teacher: nn.Module, tmp_path: Path) -> None:
-    with held(tmp_path), pytest.raises(dfkd.UserError, match="run folder needs to be free"):
+    with lock_folder(tmp_path), pytest.raises(dfkd.UserError, match="run folder needs to be free"):
         go(digits_teacher, out=tmp_path)
     (tmp_path / ".lock").touch()  # as a killed run leaves it
     go(digits_teacher, out=tmp_path)
 
 
-HOLD = "import sys, time; from pathlib import Path; from dfkd.engine.lock import held\n"
-HOLD += "with held(Path(sys.argv[1])): print('in', flush=True); time.sleep(60)"
+HOLD = "import sys, time; from pathlib import Path; from dfkd.engine.lock import lock_folder\n"
+HOLD += "with lock_folder(Path(sys.argv[1])): print('in', flush=True); time.sleep(60)"
 
 
 def test_a_killed_process_lets_go_of_its_folder(tmp_path: Path) -> None:
@@ -582,13 +582,13 @@ def test_a_killed_process_lets_go_of_its_folder(tmp_path: Path) -> None:
     try:
         assert child.stdout is not None
         assert child.stdout.readline() == b"in\n"
-        with pytest.raises(dfkd.UserError, match="which another process is running"), held(tmp_path):
+        with pytest.raises(dfkd.UserError, match="which another process is running"), lock_folder(tmp_path):
             pass
     finally:
         child.kill()
         child.communicate()
     assert (tmp_path / ".lock").exists()
-    with held(tmp_path):
+    with lock_folder(tmp_path):
         pass
     assert not (tmp_path / ".lock").exists()
 

@@ -13,13 +13,13 @@ from benchmarks.estimate import cases, method_for
 from benchmarks.estimate_plot import draw
 from benchmarks.estimate_tables import judge
 from benchmarks.experiments import EXPERIMENTS
-from benchmarks.false_alarms import counted, runs
+from benchmarks.false_alarms import count_alarms, runs
 from benchmarks.records import RESULTS
 from benchmarks.run import slug
 from benchmarks.speed_table import speed_page
 from benchmarks.stopping import FILE as STOPS
 from benchmarks.stopping import cases as stop_cases
-from benchmarks.stopping import judged as stops_judged
+from benchmarks.stopping import tables_of as stopping_tables
 from benchmarks.table import page, records
 
 from dfkd.cli.config import Distill
@@ -212,7 +212,7 @@ def test_a_short_run_of_the_study_gives_a_line() -> None:
 
 
 def test_no_good_run_of_the_records_is_warned_of() -> None:
-    good = counted(runs())["good"]
+    good = count_alarms(runs())["good"]
     assert good["runs"] >= 91
     assert good["warned_of"] == []
 
@@ -220,7 +220,9 @@ def test_no_good_run_of_the_records_is_warned_of() -> None:
 def test_the_page_on_stopping_has_the_tables_of_the_records() -> None:
     text = (Path(__file__).parent.parent / "docs/stopping.md").read_text()
     shown = text.partition("judge -->\n\n")[2].partition("\n\n<!-- end of tables -->")[0]
-    assert shown == stops_judged(STOPS).strip(), "put what `python -m benchmarks.stopping judge` prints into the page"
+    assert shown == stopping_tables(STOPS).strip(), (
+        "put into the page what `python -m benchmarks.stopping judge` prints"
+    )
     assert f"{len(STOPS.read_text().splitlines())} of {len(stop_cases())} runs" in text
 
 

@@ -17,7 +17,7 @@ from dfkd.methods import METHODS
 from dfkd.nets.zoo import ZOO, build
 from dfkd.ops.intervals import wilson
 from dfkd.tune import choose as room
-from dfkd.tune.advice import Tried, recommended
+from dfkd.tune.advice import Tried, recommend
 from dfkd.tune.candidates import Candidate, shortlist, students_for
 from dfkd.tune.short import small, trial_plan
 
@@ -125,20 +125,20 @@ def test_the_smallest_student_that_is_not_told_apart_is_recommended() -> None:
         Tried("B", "half", score(0.83)),
         Tried("B", "tenth", score(0.5)),
     ]
-    advice = recommended(tried, students, teacher)
+    advice = recommend(tried, students, teacher)
     assert (advice.method, advice.student) == ("B", "quarter")
     assert "B agreed with the teacher on 80.00 %" in advice.reasons[0]
     assert any("25.0% of the teacher's parameters" in reason for reason in advice.reasons)
     assert not any("noise" in reason or "do not tell" in reason for reason in advice.reasons)
-    close = recommended([*tried[:1], Tried("B", "quarter", score(0.62)), *tried[2:]], students, teacher)
+    close = recommend([*tried[:1], Tried("B", "quarter", score(0.62)), *tried[2:]], students, teacher)
     assert any("do not tell it from A" in reason for reason in close.reasons)
 
 
 def test_trials_that_are_no_better_than_noise_say_so() -> None:
     students = [a_network("half", 0.5)]
     tried = [Tried("A", "half", score(0.3)), Tried(NOISE_METHOD, "half", score(0.29))]
-    assert any("noise did as well" in reason for reason in recommended(tried, students, students[0]).reasons)
-    only = recommended(tried[1:], students, students[0])
+    assert any("noise did as well" in reason for reason in recommend(tried, students, students[0]).reasons)
+    only = recommend(tried[1:], students, students[0])
     assert (only.method, only.student) == (None, None)
     assert "more --minutes" in only.reasons[0]
 

@@ -27,7 +27,7 @@ from dfkd.cli.main import main
 from dfkd.cli.parse import fill, flags, merge
 from dfkd.cli.setup import find_method, load, resolve
 from dfkd.data.readers import read_images
-from dfkd.engine.lock import held
+from dfkd.engine.lock import lock_folder
 from dfkd.engine.plan import Plan
 from dfkd.errors import UserError
 from dfkd.inputs import facts_of
@@ -452,7 +452,7 @@ def test_an_interrupt_beside_a_live_run_leaves_its_state(
     live = json.loads(Path("cut/run.json").read_text()) | {"status": "running"}
     Path("cut/run.json").write_text(json.dumps(live))
     monkeypatch.setattr("dfkd.cli.do_distill.run_job", stop)  # before it could be refused
-    with held(Path("cut")):
+    with lock_folder(Path("cut")):
         assert main(["distill", "--resume", "cut"]) == 130
     assert json.loads(Path("cut/run.json").read_text())["status"] == "running"
     assert main(["distill", "--resume", "cut"]) == 130

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import dfkd
 from dfkd.cli.main import main
 from dfkd.deploy import export as exporting
-from dfkd.deploy.latency import interleaved
+from dfkd.deploy.latency import time_in_turns
 from dfkd.deploy.programs import check_onnx, write_onnx, write_program
 from dfkd.deploy.stored import stored_images
 from dfkd.ops.pixels import as_images
@@ -128,7 +128,7 @@ FORMATS = ["pt2", pytest.param("onnx", marks=[needs_onnx, pytest.mark.slow])]
 
 @pytest.fixture(autouse=True)
 def _short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exporting, "interleaved", partial(interleaved, budget=0.01))
+    monkeypatch.setattr(exporting, "time_in_turns", partial(time_in_turns, budget=0.01))
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -264,10 +264,10 @@ def test_too_few_images_are_refused(copied: Path, monkeypatch: pytest.MonkeyPatc
 def test_every_call_is_timed_as_often_as_the_others() -> None:
     calls: Counter[str] = Counter()
     work = {name: (lambda name=name: calls.update([name])) for name in ("a", "b", "c")}
-    found = interleaved(work, "a", budget=0.01)
+    found = time_in_turns(work, "a", budget=0.01)
     assert len(set(calls.values())) == 1
     assert found["a"].speedup == 1
-    slow = interleaved({"a": lambda: sum(range(20_000)), "b": lambda: sum(range(80_000))}, "a", budget=0.2)
+    slow = time_in_turns({"a": lambda: sum(range(20_000)), "b": lambda: sum(range(80_000))}, "a", budget=0.2)
     assert 0.1 < slow["b"].speedup < 0.6
     assert slow["b"].seconds > slow["a"].seconds
 

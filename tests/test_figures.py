@@ -36,9 +36,9 @@ from dfkd.report.curves import accuracy_panel, comparison, loss_panels, measure_
 from dfkd.report.drawers import DRAWERS, class_sheet, one_of_each
 from dfkd.report.figures import curves_of, figures_of
 from dfkd.report.gallery import Figure, Gallery, read_gallery, write_gallery
-from dfkd.report.grid import labelled
+from dfkd.report.grid import with_names
 from dfkd.report.page import render
-from dfkd.report.scene import shown
+from dfkd.report.scene import newest_images
 from settings import SETTINGS, Setting, mostly_slow, tiny_plan, tiny_task
 
 EXPECTED = {
@@ -115,11 +115,11 @@ def test_a_figure_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_the_newest_images_of_the_pool_are_shown() -> None:
     row = SETTINGS["NAYER"]
     task, state = finished(row)
-    images, labels = shown(task, row.method, row.plan, state)
+    images, labels = newest_images(task, row.method, row.plan, state)
     rows = pools_of(state)["pool"].newest(32)
     assert torch.equal(images, rows["images"].flip(0))
     assert torch.equal(labels, rows["labels"].flip(0))
-    assert len(shown(task, row.method, row.plan, None)[0]) == 0
+    assert len(newest_images(task, row.method, row.plan, None)[0]) == 0
 
 
 def test_the_sheet_has_a_row_for_each_class() -> None:
@@ -145,13 +145,13 @@ def test_the_sheet_has_a_row_for_each_class() -> None:
 
 def test_names_make_room_for_themselves() -> None:
     plain = Image.new("RGB", (100, 60), "red")
-    sheet = labelled(plain, ["a", "b", "a name that is much too long for any margin"], ["x", "y"], most=50)
+    sheet = with_names(plain, ["a", "b", "a name that is much too long for any margin"], ["x", "y"], most=50)
     assert sheet.size == (50 + 6 + 100, 13 + 6 + 60)
     assert sheet.getpixel((56, 19)) == (255, 0, 0, 255)
     margin = np.asarray(sheet)[19:, :56, 3]
     assert all(band.any() for band in np.split(margin[:60], 3))
     assert np.asarray(sheet)[:19, 56:, 3].any()
-    assert labelled(plain).size == plain.size
+    assert with_names(plain).size == plain.size
 
 
 def test_one_image_of_each_class_comes_first() -> None:

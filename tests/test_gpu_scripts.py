@@ -135,7 +135,7 @@ def test_packed_images_are_the_published_ones(tmp_path: Path) -> None:
     published = Path(os.environ.get("DFKD_DATA", "data")) / "cifar-10-batches-py" / "test_batch"
     if not published.exists():
         pytest.skip("no published CIFAR-10 in $DFKD_DATA")
-    assert common._unpacked(PACKED, "test_batch") == published.read_bytes()
+    assert common._rebuild_file(PACKED, "test_batch") == published.read_bytes()
     job = job_of(parser(None).parse_args(["--out", str(tmp_path), "--data", str(PACKED)]))
     test = common.images(job, "test")
     assert test.images.shape == (10_000, 3, 32, 32)

@@ -21,7 +21,7 @@ from dfkd.engine import driver, hours, laps
 from dfkd.engine import estimate as module
 from dfkd.engine.driver import Watch, run
 from dfkd.engine.estimate import Estimate
-from dfkd.engine.hours import RESERVE, fit_plan, longest, shortened
+from dfkd.engine.hours import RESERVE, fit_plan, longest, shorten
 from dfkd.engine.plan import Plan
 from dfkd.engine.records import Observer, RoundRecord
 from dfkd.report.files import read_run
@@ -38,20 +38,20 @@ def test_the_longest_plan_is_that_of_trying_all(rounds: int, warmup: int, start:
     def total(shorter: Plan) -> float:
         return start + 11.0 * shorter.rounds + 3.0 * shorter.warmup
 
-    fits = [n for n in range(1, rounds + 1) if total(shortened(plan, n)) <= seconds]
+    fits = [n for n in range(1, rounds + 1) if total(shorten(plan, n)) <= seconds]
     assert longest(plan, seconds, total) == max(fits, default=0)
 
 
 def test_what_a_shorter_plan_keeps() -> None:
     plan = Plan(rounds=200, warmup=20, schedule="step", milestones=(100, 150), steps=7)
-    half = shortened(plan, 100)
+    half = shorten(plan, 100)
     assert (half.rounds, half.warmup, half.milestones, half.steps) == (100, 10, (50, 75), 7)
     assert [plan.rate(20 + 2 * n) for n in range(100)] == [half.rate(10 + n) for n in range(100)]
-    least = shortened(plan, 1)
+    least = shorten(plan, 1)
     assert (least.rounds, least.warmup, least.milestones) == (1, 1, (1, 1))
     assert least.rate(1) == plan.lr
-    assert shortened(plan, 200) is plan
-    cosine = shortened(Plan(rounds=200), 50)
+    assert shorten(plan, 200) is plan
+    cosine = shorten(Plan(rounds=200), 50)
     assert [Plan(rounds=200).rate(4 * n) for n in range(50)] == [cosine.rate(n) for n in range(50)]
 
 
@@ -77,7 +77,7 @@ def test_a_run_takes_no_longer_than_it_was_given(hand: Hand, given: float, round
     assert (fit.hours, fit.asked) == (given, plan)
     if rounds < 6:
         began = hand.now
-        run(task, Paced(hand), shortened(plan, rounds + 1))
+        run(task, Paced(hand), shorten(plan, rounds + 1))
         assert hand.now - began > left
     assert fit.plan.rounds == rounds
 

@@ -238,6 +238,35 @@ def test_locals_are_nouns() -> None:
     assert sorted(wrong) == []
 
 
+EVENTS = {"started", "stepped", "rounded", "finished"}  # of an observer, which is told of them
+VERBS = {"embed", "seed"}
+PARTICIPLES = NO_NOUNS | {
+    "between",
+    "cut",
+    "drawn",
+    "left",
+    "lent",
+    "lost",
+    "put",
+    "spelt",
+    "split",
+    "taught",
+    "written",
+}
+
+
+def test_functions_are_named_by_what_they_return_or_do() -> None:
+    wrong = {
+        f"{where(path, function.lineno)} {function.name}"
+        for path, tree in TREES.items()
+        for function in functions(tree)
+        if isinstance(function, ast.FunctionDef)
+        and (word := function.name.strip("_")) not in EVENTS | VERBS
+        and (word in PARTICIPLES or ("_" not in word and word.endswith("ed")))
+    }
+    assert sorted(wrong) == []
+
+
 def test_no_module_remembers_anything() -> None:
     wrong = []
     for path, tree in TREES.items():

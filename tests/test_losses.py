@@ -234,7 +234,7 @@ def test_cams_of_channels_last_maps_are_the_same_and_keep_the_format_of_their_gr
     for memory_format in (torch.contiguous_format, torch.channels_last):
         logits, maps = net(images)
         stage = draw(3, 5, 4, 6, seed=25).to(memory_format=memory_format).requires_grad_(True)
-        both = regions.class_activation_maps(stage, weight), regions._weighted(stage, draw(3, 5, 4, 6, seed=26))
+        both = regions.class_activation_maps(stage, weight), regions._weigh_channels(stage, draw(3, 5, 4, 6, seed=26))
         (gradient,) = torch.autograd.grad(both[0].sin().sum() + both[1].sin().sum(), (stage,))
         assert gradient.is_contiguous(memory_format=memory_format)
         found.append((*both, gradient, *regions.grad_cams(logits, maps, classes)))

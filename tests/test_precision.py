@@ -97,7 +97,7 @@ def test_rates_leave_the_first_round_out() -> None:
     made, seen = 20 * 200, 50 * 128
     assert found == pytest.approx({"synthesis": made / 2, "student": seen / 2.5, "whole": (made + seen) / 4.5})
     report = {"rates": found}
-    assert ranks.joint([report, report]) == pytest.approx({phase: 2 * rate for phase, rate in found.items()})
+    assert ranks.sum_rates([report, report]) == pytest.approx({phase: 2 * rate for phase, rate in found.items()})
 
 
 def test_the_scheduler_is_named() -> None:

@@ -16,7 +16,7 @@ from dfkd.cli.main import main
 from dfkd.deploy.quantize import _warn_of_loss
 from dfkd.deploy.stages import Stage
 from dfkd.engine.records import Observer
-from dfkd.nets.quantized import Bits, quantized, quantized_bytes
+from dfkd.nets.quantized import Bits, quantized_bytes, with_quantizers
 from dfkd.nets.ranges import Largest, check_ranges, freeze_ranges, ranges_of
 
 needs_brevitas = pytest.mark.skipif(
@@ -59,7 +59,7 @@ def zaq(values: Any, low: float, high: float, bits: int) -> Any:
 @needs_brevitas
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_the_quantizers_are_those_of_zaq(bits: int) -> None:
-    net: Any = quantized(small(), Bits(bits, bits))
+    net: Any = with_quantizers(small(), Bits(bits, bits))
     kernel = net[0].weight.detach().double().numpy()
     wanted = np.stack([zaq(channel, channel.min(), channel.max(), bits) for channel in kernel])
     np.testing.assert_allclose(net[0].quant_weight().value.detach().numpy(), wanted, atol=1e-6)
@@ -75,7 +75,7 @@ def test_the_quantizers_are_those_of_zaq(bits: int) -> None:
 
 @needs_brevitas
 def test_gradients_pass_the_rounding_unchanged() -> None:
-    layer: Any = quantized(nn.Sequential(nn.Linear(6, 3), nn.ReLU()), Bits(2, 2)).train()
+    layer: Any = with_quantizers(nn.Sequential(nn.Linear(6, 3), nn.ReLU()), Bits(2, 2)).train()
     x = torch.randn(4, 6, requires_grad=True)
     out = layer[0](x)
     out.sum().backward()
@@ -88,7 +88,7 @@ def test_gradients_pass_the_rounding_unchanged() -> None:
 
 @needs_brevitas
 def test_ranges_grow_in_training_and_never_when_looked_at() -> None:
-    net = quantized(small(), Bits(4, 4))
+    net = with_quantizers(small(), Bits(4, 4))
     ((name, found),) = ranges_of(net)
     assert name == "2"
     x = torch.rand(3, 1, 8, 8)
@@ -110,7 +110,7 @@ def test_ranges_grow_in_training_and_never_when_looked_at() -> None:
 def test_the_network_itself_is_left_alone_and_a_copy_is_smaller() -> None:
     net = small()
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    copy = quantized(net, Bits(4, 8))
+    copy = with_quantizers(net, Bits(4, 8))
     with torch.no_grad():
         for parameter in copy.parameters():
             parameter.add_(1)
@@ -141,16 +141,16 @@ def test_bits_are_read_or_refused() -> None:
 @needs_brevitas
 def test_what_has_no_quantizer_is_named() -> None:
     with pytest.raises(dfkd.UserError, match=r"the layer '1.0' \(Odd\) with the weight 'kernel'"):
-        quantized(nn.Sequential(nn.ReLU(), nn.Sequential(Odd())), Bits(4, 4))
+        with_quantizers(nn.Sequential(nn.ReLU(), nn.Sequential(Odd())), Bits(4, 4))
     with pytest.raises(dfkd.UserError, match=r"got the network itself \(Odd\) with the weight 'kernel'"):
-        quantized(Odd(), Bits(4, 4))
+        with_quantizers(Odd(), Bits(4, 4))
     with pytest.raises(dfkd.UserError, match="ReLU or ReLU6 modules"):
-        quantized(nn.Sequential(nn.Linear(3, 3), nn.GELU()), Bits(4, 4))
+        with_quantizers(nn.Sequential(nn.Linear(3, 3), nn.GELU()), Bits(4, 4))
 
 
 @needs_brevitas
 def test_scales_that_are_not_finite_are_refused() -> None:
-    net: Any = quantized(small(), Bits(4, 4))
+    net: Any = with_quantizers(small(), Bits(4, 4))
     ((_, found),) = ranges_of(net)
     check_ranges(net)
     found.largest.fill_(float("nan"))

@@ -25,7 +25,7 @@ from dfkd.nets.count import count_parameters
 from dfkd.nets.quantized import Bits
 from dfkd.nets.zoo import build, check_image_shape, find
 from dfkd.prepare import embedding_of
-from dfkd.recipes import Row, expected, names, reached, recipe, rows, yaml_of
+from dfkd.recipes import Row, expected_block, figures_of, names, recipe, rows, yaml_of
 from dfkd.recipes import find as find_row
 from dfkd.recipes.ablations import ABLATIONS
 from dfkd.recipes.table import PAIRS, ROWS
@@ -244,13 +244,13 @@ def test_figures_and_the_block_expected(tmp_path: Path) -> None:
     ]
     file = tmp_path / "results.json"
     file.write_text(json.dumps({row.name: runs, "another": runs[:1]}))
-    had = reached(row, file)
+    had = figures_of(row, file)
     assert had is not None
     assert had.accuracies == (0.99, 0.98, 0.961)
     assert had.mean == pytest.approx(0.977)
     assert had.spread == pytest.approx(0.01473, abs=1e-5)
     assert had.seconds == 60
-    assert expected(row, file) == {
+    assert expected_block(row, file) == {
         "paper": {"accuracy": 95.21},
         "here": {
             "accuracy": 97.7,
@@ -262,11 +262,11 @@ def test_figures_and_the_block_expected(tmp_path: Path) -> None:
         },
     }
     other = find_row("vanillakd/cifar10-vgg11-resnet18")
-    assert reached(other, file) is None
-    assert expected(other, file) == {}
+    assert figures_of(other, file) is None
+    assert expected_block(other, file) == {}
     file = tmp_path / "single.json"
     file.write_text(json.dumps({row.name: runs[:1]}))
-    assert "spread" not in expected(row, file)["here"]
+    assert "spread" not in expected_block(row, file)["here"]
 
 
 def test_a_package_without_the_records_shows_the_figures(tmp_path: Path) -> None:
@@ -281,7 +281,7 @@ def test_a_package_without_the_records_shows_the_figures(tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
     where, accuracy = done.stdout.split()
     assert Path(where).parent == tmp_path / "dfkd"
-    here = expected(find_row("nayer/digits-wrn16-2-wrn16-1"))["here"]
+    here = expected_block(find_row("nayer/digits-wrn16-2-wrn16-1"))["here"]
     assert float(accuracy) == here["accuracy"]
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
-from dfkd.engine.runtime import Runtime, _kept
+from dfkd.engine.runtime import Runtime, _copying_outputs
 from dfkd.errors import UserError
 
 
@@ -221,10 +221,10 @@ def test_kept_outputs_survive_the_next_replay() -> None:
         held.copy_(x)
         return held, "name", [held]
 
-    function = _kept(replay)
+    function = _copying_outputs(replay)
     first = function(torch.ones(2))
     function(torch.zeros(2))
     assert (first[0].tolist(), first[1], first[2][0].tolist()) == ([1.0, 1.0], "name", [1.0, 1.0])
     x = torch.ones(2, requires_grad=True)
-    (slope,) = torch.autograd.grad(_kept(torch.exp)(x).sum(), x)
+    (slope,) = torch.autograd.grad(_copying_outputs(torch.exp)(x).sum(), x)
     torch.testing.assert_close(slope, x.detach().exp())

@@ -99,14 +99,14 @@ def test_a_judge_decides_as_a_loop_does_also_when_it_is_made_again(
 def test_what_was_measured_on_other_images_is_forgotten() -> None:
     judge, net = Judge("own"), nn.Linear(1, 1)
     judge.look(RoundRecord(3, 9, False, 1.0, {}, estimate=measured(0.25)), net)
-    assert judge.picked == Picked(3, 0.75, "own")
+    assert judge.best_round == Picked(3, 0.75, "own")
     other = Judge("inverted")
     other.restore(judge.state())
     assert (other.best, other.weights, other.reason()) == (None, None, None)
     without = Judge("own", keep=False)
     without.restore(judge.state())
     assert without.best == judge.best
-    assert without.picked is None
+    assert without.best_round is None
 
 
 class Killed(Observer):
@@ -165,7 +165,7 @@ def check_end(whole: Whole, rules: dict[str, Any], task: Task, watch: Watch, fol
     assert Checkpoint(folder).rounds() == last + 1
     assert same(weights_of(task.student.net), whole.students[last])
     assert watch.judge is not None
-    assert watch.judge.picked == Picked(best, whole.agreements[best] or 0.0, "inverted")
+    assert watch.judge.best_round == Picked(best, whole.agreements[best] or 0.0, "inverted")
     assert same(watch.judge.weights, whole.students[best])
     return last
 

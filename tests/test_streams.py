@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 
 from dfkd.cli.main import main
-from dfkd.cli.streams import decoded, print_anywhere
+from dfkd.cli.streams import decode_word, print_anywhere
 from dfkd.errors import UserError
 from dfkd.nets.zoo import build
 from dfkd.report.files import plain, write_run
@@ -76,13 +76,13 @@ def test_a_c_locale_runs_with_names_of_any_script(tmp_path: Path) -> None:
 def test_words_that_the_locale_could_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     raw = "Käfer".encode().decode("ascii", "surrogateescape")
-    assert decoded(f"--data.classes={raw}") == "--data.classes=Käfer"
-    assert decoded("Käfer") == "Käfer"
+    assert decode_word(f"--data.classes={raw}") == "--data.classes=Käfer"
+    assert decode_word("Käfer") == "Käfer"
     latin = os.fsdecode(b"K\xe4fer")
-    assert decoded(latin) == "K\ufffdfer"
+    assert decode_word(latin) == "K\ufffdfer"
     (tmp_path / latin).mkdir()
-    assert decoded(latin) == latin  # a folder that is there
-    assert decoded(f"folder:{latin}") == f"folder:{latin}"
+    assert decode_word(latin) == latin  # a folder that is there
+    assert decode_word(f"folder:{latin}") == f"folder:{latin}"
 
 
 @pytest.mark.parametrize("words", ["recipes", "methods", "methods KD3", "inspect", "inspect resnet18 --data cifar10"])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import dfkd
 from dfkd.cli.main import main
 from dfkd.engine.runtime import Runtime
-from dfkd.engine.verify import preserved, verified
+from dfkd.engine.verify import preserving, verify
 from dfkd.nets.zoo import ZOO, build
 from dfkd.ops.pixels import as_images
 from dfkd.teacher import TeachPlan, teach
@@ -291,7 +291,7 @@ CONTIGUOUS = {
 
 
 def wrap(net: nn.Module, trains: bool = False, runtime: Runtime | None = None, **settings: Any) -> Any:
-    return verified(
+    return verify(
         net,
         runtime or Runtime(device="cpu", **settings).launch(),
         image_shape=SHAPE,
@@ -379,7 +379,7 @@ def test_preserved_puts_back_what_an_error_leaves() -> None:
     before = {name: value.clone() for name, value in net.state_dict().items()}
 
     def spoil() -> None:
-        with preserved(net):
+        with preserving(net):
             for tensor in net.state_dict().values():
                 tensor.fill_(9)
             net.get_parameter("a.weight").data = torch.zeros(1)
@@ -401,7 +401,7 @@ def test_networks_of_the_zoo_keep_every_change(name: str, monkeypatch: pytest.Mo
     for precision in ("fp32", "bf16"):
         runtime = Runtime(device="cpu", precision=precision).launch()
         facts = dfkd.survey(net, (3, side, side))
-        found = verified(
+        found = verify(
             net,
             runtime,
             image_shape=(3, side, side),

@@ -66,11 +66,11 @@ def methods() -> str:
 
 def recipes() -> str:
     """The packaged recipes, with the paper's number and what records of this recipe say."""
-    from dfkd.recipes import reached, rows
+    from dfkd.recipes import figures_of, rows
 
     lines = ["| recipe | paper | here, last round | note |", "|---|---|---|---|"]
     for row in rows():
-        got = reached(row)
+        got = figures_of(row)
         here = "not run" if got is None else _reached(got)
         lines.append(f"| `{row.name}` | {'' if row.paper is None else row.paper} | {here} | {row.note} |")
     return "\n".join(lines)

@@ -96,7 +96,7 @@ def job_of(options: argparse.Namespace) -> Job:
 def images(job: Job, split: str) -> dfkd.ImageSet:
     """Labelled images of ``split`` ("train" or "test"): as many of CIFAR-10's batch files as the folders hold."""
     if job.miniature:
-        return drawn(job.shape, 256 if split == "train" else 100, split == "train")
+        return make_patterns(job.shape, 256 if split == "train" else 100, split == "train")
     names = [f"data_batch_{i}" for i in range(1, 6)] if split == "train" else ["test_batch"]
     parts = [part for name in names for part in _batch(job.data, name)]
     if not parts:
@@ -106,7 +106,7 @@ def images(job: Job, split: str) -> dfkd.ImageSet:
     return dfkd.ImageSet(pixels, labels, dfkd.class_list("cifar10"), f"cifar10 {split}")
 
 
-def drawn(shape: tuple[int, int, int], n: int, train: bool) -> dfkd.ImageSet:
+def make_patterns(shape: tuple[int, int, int], n: int, train: bool) -> dfkd.ImageSet:
     """Ten patterns under noise: classes that a small network learns in a few steps."""
     patterns = torch.rand(10, *shape, generator=torch.Generator().manual_seed(0))
     noise = torch.rand(n, *shape, generator=torch.Generator().manual_seed(1 + train))
@@ -194,22 +194,22 @@ def _batch(folders: tuple[Path, ...], name: str) -> list[tuple[torch.Tensor, tor
     for folder in folders:
         for place in (folder, folder / "cifar-10-batches-py", folder / "cifar10"):
             if (place / name).is_file():
-                return [_read(place / name)]
+                return [_read_cifar(place / name)]
             if (place / f"{name}.frame.xz").is_file():
                 with tempfile.TemporaryDirectory() as aside:
                     path = Path(aside) / name
-                    path.write_bytes(_unpacked(place, name))
-                    return [_read(path)]
+                    path.write_bytes(_rebuild_file(place, name))
+                    return [_read_cifar(path)]
     return []
 
 
-def _read(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
+def _read_cifar(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
     held = read_cifar(path)
     pixels = torch.from_numpy(np.asarray(held["data"])).reshape(-1, 3, 32, 32)
     return pixels, torch.tensor(held["labels"], dtype=torch.int64)
 
 
-def _unpacked(folder: Path, name: str) -> bytes:
+def _rebuild_file(folder: Path, name: str) -> bytes:
     """The published file: the pixels of WebP sheets put into the frame that was left of it.
 
     A frame begins with the length of its first part (four bytes, little-endian); the pixels come after that part.

@@ -31,7 +31,7 @@ from dfkd.inputs import as_classifier, check_measured, runtime_of, threads_of, w
 from dfkd.lent import flags_of, lay_out_contiguously, put_back, seeded_devices
 from dfkd.methods import METHODS
 from dfkd.nets.zoo import Classifier
-from dfkd.prepare import instance, labelled, prepare
+from dfkd.prepare import check_labelled, instance, prepare
 from dfkd.report.console import announce
 from dfkd.report.conversion import Conversion
 from dfkd.report.figures import figures_of
@@ -42,7 +42,7 @@ from dfkd.report.trackers import check_trackers
 from dfkd.runs import CHECKPOINT_FOLDER, begun_plan, check_free, note_resume, open_run
 from dfkd.settings import Images, Machine, Stopping, Text, Watching
 from dfkd.student_files import save_picked, save_student
-from dfkd.watchers import complete, earlier_stop, look_for_duplicates, observers_of, recorded, tell
+from dfkd.watchers import complete, earlier_stop, look_for_duplicates, observers_of, recording_end, tell
 
 __all__ = ["Distilled", "distill"]
 
@@ -177,9 +177,9 @@ def _distill(
         stack.callback(task.student.release)
         check_varies(facts[0])
         check(task, method, _fitting(task))
-        exam = labelled(data.test, task, "test")
+        exam = check_labelled(data.test, task, "test")
         look = replace(watch, test=exam, samples_every=settings.samples_every if folder or observers else 0)
-        plan, fitted = _decided(task, method, plan, look, stop.hours, folder, resume, quiet)
+        plan, fitted = _plan_to_run(task, method, plan, look, stop.hours, folder, resume, quiet)
         info = run_info(method, plan, task, facts, embedding, (teacher.name, student.name))
         info = replace(info, fitted=fitted)
         earlier = None
@@ -209,7 +209,7 @@ def _distill(
             judge=_judge(stop, gauge, runtime),
             ready=partial(tell, watchers, info, runtime),
         )
-        with recorded(watchers, keep, again, runtime, folder):
+        with recording_end(watchers, keep, again, runtime, folder):
             state = run(task, method, plan, watch, resume=again)
             if settings.figures and folder is not None and runtime.rank == 0:  # export takes the hooks off
                 _draw(folder, figures_of(task, method, plan, state, exam, overlap=info.overlap))
@@ -220,7 +220,7 @@ def _distill(
     return Distilled(student.net.eval(), result, _export(folder, runtime, settings.onnx), weights)
 
 
-def _decided(
+def _plan_to_run(
     task: Task,
     method: Method[Any],
     plan: Plan,
@@ -246,11 +246,11 @@ def _gauge(task: Task, method: Method[Any], plan: Plan, settings: Watching, stop
     """Held-out images, if they are given or asked for, or, where nothing is said, needed and cheap beside the run."""
     if isinstance(settings.estimate, Tensor):
         return gauge_on(task, settings.estimate)
-    measured = is_measured(settings.estimate, stop.measured is not None, untested, plan, task.classes)
-    if settings.estimate is None and stop.measured is None and not task.teacher.passes_gradients:
+    measured = is_measured(settings.estimate, stop.agreement_field is not None, untested, plan, task.classes)
+    if settings.estimate is None and stop.agreement_field is None and not task.teacher.passes_gradients:
         measured = False  # no images can be made from such a teacher
     gauge = make_gauge(task, method, plan) if measured else Gauge({})
-    if stop.measured is not None and stop.held_out not in gauge.sets:
+    if stop.agreement_field is not None and stop.held_out not in gauge.sets:
         raise UserError(
             f"stop.held_out needs images that the run makes of its own, got {stop.held_out!r} with "
             f"{type(method).__name__}, which makes none; leave it at inverted"
@@ -302,7 +302,7 @@ def _keep_student(
     if folder is None or task.runtime.rank > 0:
         return {}
     files = save_student(folder, task.student, spec, info, export)
-    files |= save_picked(folder, *((judge.picked, judge.weights) if judge is not None else (None, None)))
+    files |= save_picked(folder, *((judge.best_round, judge.weights) if judge is not None else (None, None)))
     return {**files, "report": "report.html"}
 
 
@@ -323,7 +323,7 @@ def _result(
     """What the run came to; the final evaluation is the last there was."""
     evaluation = next((r.evaluation for r in reversed(records) if r.evaluation is not None), None)
     seconds = sum(r.seconds for r in records)
-    picked = None if watch.judge is None else watch.judge.picked
+    picked = None if watch.judge is None else watch.judge.best_round
     return RunResult(info, records, watch.final or evaluation, first, seconds, files, watch.stopped, picked)
 
 

@@ -16,7 +16,7 @@ def install_extra(extra: str) -> str:
 
 def install_core(package: str) -> str:
     """The command that installs ``package``, which dfkd always needs, beside the torch that is there."""
-    requirements = [text for text, condition in _requirements() if not condition and _named(text, package)]
+    requirements = [text for text, condition in _requirements() if not condition and _is_for(text, package)]
     return _command(requirements, package)
 
 
@@ -37,6 +37,6 @@ def _requirements() -> list[tuple[str, str]]:
     ]
 
 
-def _named(requirement: str, package: str) -> bool:
+def _is_for(requirement: str, package: str) -> bool:
     suffix = requirement.lower().removeprefix(package.lower())
     return suffix != requirement.lower() and not suffix[:1].isalnum() and suffix[:1] not in ("-", "_", ".")

@@ -31,7 +31,7 @@ class Facts:
     names: tuple[str, ...] = ()
 
     @property
-    def named(self) -> tuple[str, ...] | int | None:
+    def class_names(self) -> tuple[str, ...] | int | None:
         """The names of the classes, or their number."""
         return self.names or self.classes or None
 
@@ -105,10 +105,10 @@ def check_measured(stop: Stopping, watch: Watching) -> None:
     Raises:
         UserError: naming the rule.
     """
-    if stop.measured is not None and watch.estimate is False:
+    if stop.agreement_field is not None and watch.estimate is False:
         raise UserError(
-            f"stop.{stop.measured} needs the agreement on held-out images, got watch.estimate false; leave one of them "
-            "out"
+            f"stop.{stop.agreement_field} needs the agreement on held-out images, got watch.estimate false; leave "
+            "one of them out"
         )
 
 

@@ -22,14 +22,14 @@ from dfkd.engine.anatomy import Anatomy, survey
 from dfkd.engine.core import Method, Task
 from dfkd.engine.runtime import Runtime
 from dfkd.engine.sharing import widened_by
-from dfkd.engine.verify import verified
+from dfkd.engine.verify import verify
 from dfkd.errors import UserError
 from dfkd.inputs import as_classifier, facts_of, with_fields
 from dfkd.nets.zoo import Classifier
 from dfkd.ops.pixels import as_bytes
 from dfkd.settings import Images, Text
 
-__all__ = ["Prepared", "build_task", "embedding_of", "fitted", "instance", "labelled", "prepare"]
+__all__ = ["Prepared", "build_task", "embedding_of", "fit_student", "instance", "check_labelled", "prepare"]
 
 TOLERANCE = 1e-3  # of floats in [0, 1]: what resizing may leave
 
@@ -85,7 +85,7 @@ def prepare(
     shape = _shape(facts.image_size)
     mean, std = _per_channel("mean", facts.mean, shape[0]), _per_channel("std", facts.std, shape[0])
     old = survey(teacher.net, shape, facts.classes or None, "teacher", **teacher.layers)
-    student = student if method is None else fitted(method, teacher, student, shape)
+    student = student if method is None else fit_student(method, teacher, student, shape)
     new = survey(student.net, shape, old.classes, "student", **student.layers)
     surveys, (old, new) = (old, new), _match_stages(old, new)
     k, names = old.classes, facts.names
@@ -96,9 +96,9 @@ def prepare(
     if pool is not None and pool.skipped and runtime.rank == 0:
         total = pool.skipped + len(pool)
         warnings.warn(f"{pool.skipped:,} of {total:,} web images cannot be read and are left out", stacklevel=3)
-    training = _labelled(data.real, shape, names, k, "real")
+    training = _check_labelled(data.real, shape, names, k, "real")
     probes = [
-        verified(
+        verify(
             net,
             runtime,
             image_shape=shape,
@@ -114,7 +114,7 @@ def prepare(
         for role, net, anatomy in (("teacher", teacher.net, old), ("student", student.net, new))
     ]
     if not all(network.compiles for network in probes):
-        runtime = runtime.uncompiled()
+        runtime = runtime.without_compiler()
     old, new = (replace(a, notes=(*a.notes, *network.notes)) for a, network in zip((old, new), probes, strict=True))
     task = Task(
         probes[0].probe.freeze(),
@@ -130,7 +130,7 @@ def prepare(
     return Prepared(task, (old, new), {} if embedding is None else embedding.source, surveys)
 
 
-def fitted(
+def fit_student(
     method: Method[Any], teacher: Classifier, student: Classifier, image_size: tuple[int, int, int]
 ) -> Classifier:
     """The student as ``method`` can train it, changed in place; of one that was widened the layers are looked for anew.
@@ -222,16 +222,16 @@ def embedding_of(text: Text | TextEmbedding | Tensor | str, names: tuple[str, ..
     return embedding
 
 
-def labelled(dataset: Labelled | None, task: Task, role: str) -> tuple[Tensor, Tensor] | None:
+def check_labelled(dataset: Labelled | None, task: Task, role: str) -> tuple[Tensor, Tensor] | None:
     """Labelled images as uint8 and int64, checked against the task, labels in the order of its classes.
 
     Raises:
         UserError: images or labels of another kind, shape or range.
     """
-    return _labelled(dataset, task.image_shape, task.names, task.classes, role)
+    return _check_labelled(dataset, task.image_shape, task.names, task.classes, role)
 
 
-def _labelled(
+def _check_labelled(
     dataset: Labelled | None, shape: tuple[int, int, int], names: tuple[str, ...], classes: int, role: str
 ) -> tuple[Tensor, Tensor] | None:
     if dataset is None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dfkd.engine.checkpoint import Checkpoint
-from dfkd.engine.lock import LOCK_FILE, held
+from dfkd.engine.lock import LOCK_FILE, lock_folder
 from dfkd.engine.plan import Plan
 from dfkd.engine.records import Fitted, RunInfo
 from dfkd.errors import UserError
@@ -47,7 +47,7 @@ def open_run(folder: Path, info: RunInfo, resume: bool, save_every: float = 30.0
     if not (resume and (folder / RUN_FILE).exists()):
         check_free(folder)
         _make(folder)
-    with held(folder):
+    with lock_folder(folder):
         record = None
         if resume and (folder / RUN_FILE).exists():
             record = read_run(folder, mend=True)

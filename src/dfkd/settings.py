@@ -133,7 +133,7 @@ class Stopping:
         check(self, "stop")
 
     @property
-    def measured(self) -> str | None:
+    def agreement_field(self) -> str | None:
         """The first field that asks for the agreement on held-out images."""
         rules = {"patience": self.patience, "until_agreement": self.until_agreement, "picked": self.picked or None}
         return next((name for name, value in rules.items() if value is not None), None)

@@ -145,7 +145,7 @@ def _torch(path: Path, role: str) -> Any:
                 f"{role} needs a file of tensors only, got {path}, which asks to run code ({active[0]}); "
                 "save net.state_dict() with torch.save or safetensors, where you trust it"
             )
-        return _loaded(path, names)
+        return _load(path, names)
     except UserError:
         raise
     except pickle.UnpicklingError as error:
@@ -180,18 +180,18 @@ def _names_in(path: Path) -> frozenset[str]:
         return frozenset().union(*(names_in_pickle(io.BytesIO(archive.read(name))) for name in members))
 
 
-def _loaded(path: Path, names: frozenset[str]) -> Any:
+def _load(path: Path, names: frozenset[str]) -> Any:
     """torch's own reader of tensors; every name it does not know by itself leads to a stand-in."""
     try:
-        return _read(path, [(_stand_in(name), name) for name in names])
+        return _read_stored(path, [(_stand_in(name), name) for name in names])
     except pickle.UnpicklingError as error:
         if "SETITEM" not in str(error):
             raise
     # A dict of a kind of its own: the reader fills no other than these.
-    return _read(path, [(_stand_in(name) if name.startswith("numpy") else _Plain, name) for name in names])
+    return _read_stored(path, [(_stand_in(name) if name.startswith("numpy") else _Plain, name) for name in names])
 
 
-def _read(path: Path, stand_ins: list[Any]) -> Any:
+def _read_stored(path: Path, stand_ins: list[Any]) -> Any:
     with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins), path.open("rb") as stream:
         warnings.simplefilter("ignore")
         return torch.load(stream, map_location="cpu", weights_only=True)  # of a path the name would count

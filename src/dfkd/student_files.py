@@ -117,7 +117,7 @@ def _export(student: Probe, image_shape: tuple[int, int, int], path: Path) -> bo
             stacklevel=2,
         )
         return False
-    packed = _packed(program)
+    packed = _pack(program)
     write_aside(path, lambda aside: aside.write_bytes(packed.getbuffer()))
     return True
 
@@ -129,7 +129,7 @@ def _renew(net: nn.Module, image_shape: tuple[int, int, int]) -> None:
     net.eval()(torch.zeros(1, *image_shape, device=device))
 
 
-def _packed(program: Any) -> io.BytesIO:
+def _pack(program: Any) -> io.BytesIO:
     """The file's content, packed in memory: a write that fails below torch's packer ends the process."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():

@@ -20,7 +20,7 @@ from dfkd.engine.probe import Probe
 from dfkd.engine.records import Evaluation
 from dfkd.engine.runtime import Runtime
 from dfkd.engine.silent import Silent, silent_units
-from dfkd.engine.verify import verified
+from dfkd.engine.verify import verify
 from dfkd.errors import UserError
 from dfkd.losses.divergence import cross_entropy
 from dfkd.ops.augment import crop_flip
@@ -94,7 +94,7 @@ def teach(
         began = time.monotonic()
         shape = (images.shape[1], images.shape[2], images.shape[3])
         anatomy = survey(net, shape, None, "network")
-        checked = verified(
+        checked = verify(
             net,
             runtime,
             image_shape=shape,
@@ -105,7 +105,7 @@ def teach(
             trains=True,
             norms=(),
         )
-        probe, runtime = checked.probe, runtime if checked.compiles else runtime.uncompiled()
+        probe, runtime = checked.probe, runtime if checked.compiles else runtime.without_compiler()
         epochs = _train(probe, images.to(runtime.device), labels.to(runtime.device), plan, runtime, watch)
         probe.eval()
         seconds = time.monotonic() - began

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dfkd.data.overlap import find_duplicates
 from dfkd.engine.core import Task
-from dfkd.engine.lock import held
+from dfkd.engine.lock import lock_folder
 from dfkd.engine.records import Keep, Observer, RunInfo
 from dfkd.engine.runtime import Runtime
 from dfkd.errors import UserError
@@ -21,7 +21,7 @@ from dfkd.report.summary import duration, stop_sentence
 from dfkd.report.trackers import MLflow, WandB
 from dfkd.runs import forget_run
 
-__all__ = ["complete", "earlier_stop", "look_for_duplicates", "observers_of", "recorded", "tell"]
+__all__ = ["complete", "earlier_stop", "look_for_duplicates", "observers_of", "recording_end", "tell"]
 
 LONG = 10.0  # seconds of a look at the web images that are announced
 
@@ -97,7 +97,7 @@ def tell(watchers: Sequence[Observer], info: RunInfo, runtime: Runtime) -> None:
 
 
 @contextmanager
-def recorded(
+def recording_end(
     watchers: Sequence[Observer], keep: Keep, resumed: bool, runtime: Runtime, folder: Path | None
 ) -> Iterator[None]:
     """What ends a run early is written into its folder; one that had no round yet leaves a folder to start again in.
@@ -107,7 +107,7 @@ def recorded(
     try:
         yield
     except BaseException as error:
-        error = runtime.told(error, folder) if runtime.lost(error) else error
+        error = runtime.explain(error, folder) if runtime.comes_of_lost_process(error) else error
         for run_file in [watcher for watcher in watchers if isinstance(watcher, RunFile)]:
             with suppress(UserError, OSError):  # a full disk must not hide the error
                 _end(run_file, error, begun=resumed or bool(keep.records))
@@ -118,8 +118,8 @@ def _end(run_file: RunFile, error: BaseException, begun: bool) -> None:
     if not begun:
         forget_run(run_file.folder)
     elif not isinstance(error, Exception):
-        run_file.ended("interrupted")
-    elif run_file.ended("failed", _sentence(error)):
+        run_file.write_end("interrupted")
+    elif run_file.write_end("failed", _sentence(error)):
         write_page(run_file.folder)
 
 
@@ -138,9 +138,9 @@ def complete(runtime: Runtime, folder: Path | None) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not runtime.lost(error):
+        if not runtime.comes_of_lost_process(error):
             raise
-        sentence = runtime.told(error, folder)
+        sentence = runtime.explain(error, folder)
         if folder is not None and runtime.rank > 0:
             with suppress(UserError, OSError):
                 _record_loss(folder, str(sentence))
@@ -149,7 +149,7 @@ def complete(runtime: Runtime, folder: Path | None) -> Iterator[None]:
 
 def _record_loss(folder: Path, sentence: str) -> None:
     """For a process 0 that is gone. Raises UserError while it is there: it has the lock."""
-    with held(folder):
+    with lock_folder(folder):
         record = read_run(folder, mend=True)
         if record.status == "running":
             write_run(folder, record.info, None, "failed", sentence)

@@ -114,17 +114,17 @@ def load_weights(net: nn.Module, path: Path, role: str = "network", key: str | N
     """
     path, state = find_weights(path, role), {name: t for name, t in net.state_dict().items() if isinstance(t, Tensor)}
     candidates = _sets_in(path, role, None)
-    fitting = [fit for candidate in candidates for fit in _fits(state, candidate) if _chosen(fit.key, key)]
-    fitting = [fit for fit in fitting if not _misshapen(state, fit.weights)] or fitting
+    fitting = [fit for candidate in candidates for fit in _fits(state, candidate) if _is_chosen(fit.key, key)]
+    fitting = [fit for fit in fitting if not _mismatched_names(state, fit.weights)] or fitting
     if not fitting:
-        candidates = [candidate for candidate in candidates if _chosen(candidate.key, key)] or _refuse_key(
+        candidates = [candidate for candidate in candidates if _is_chosen(candidate.key, key)] or _refuse_key(
             candidates, path, role, key
         )
         raise _unlike(
             net, state, max(candidates, key=lambda candidate: len(state.keys() & candidate.weights.keys())), path, role
         )
     chosen_set = _one_of(fitting, path, role)
-    if wrong := _misshapen(state, chosen_set.weights):
+    if wrong := _mismatched_names(state, chosen_set.weights):
         raise _wrong_shape(state, chosen_set.weights, wrong, path, role)
     if unused := sorted(frozenset.intersection(*(fit.others for fit in fitting))):
         warnings.warn(f"{role}: {_few(unused)} in {path} belong to no layer and were left out", stacklevel=2)
@@ -134,7 +134,7 @@ def load_weights(net: nn.Module, path: Path, role: str = "network", key: str | N
 def _sets_in(path: Path, role: str, key: str | None) -> list[_Found]:
     """Every set of weights in the file that ``key`` does not exclude, in its order."""
     content = open_weights(path, role)
-    candidates = [_Found(where, _unwrapped(weights)) for where, weights in _walk(content, "", 0)]
+    candidates = [_Found(where, _unwrap(weights)) for where, weights in _walk(content, "", 0)]
     if not candidates:
         raise UserError(
             f"{role} needs a state dict (names to tensors), got {path} with {_describe(content)}; save net.state_dict()"
@@ -142,7 +142,7 @@ def _sets_in(path: Path, role: str, key: str | None) -> list[_Found]:
     candidates = [candidate for candidate in candidates if not _NO_NETWORK.search(candidate.key)] or candidates
     for candidate in candidates:
         _check_dense(candidate, path, role)
-    return [candidate for candidate in candidates if _chosen(candidate.key, key)] or _refuse_key(
+    return [candidate for candidate in candidates if _is_chosen(candidate.key, key)] or _refuse_key(
         candidates, path, role, key
     )
 
@@ -173,7 +173,7 @@ def _tensors_of_module(module: Extra, prefix: str, depth: int) -> Iterator[tuple
             yield from _tensors_of_module(part, f"{prefix}{name}.", depth + 1)
 
 
-def _unwrapped(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _unwrap(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Without the prefix ``module.`` of all names, and without the names of wrappers among theirs."""
     tensors = {_WRAPPERS.sub("", name): tensor for name, tensor in weights.items()}
     inner = [name for name in tensors if name != "n_averaged"]  # what AveragedModel counts
@@ -187,7 +187,7 @@ def _fits(state: Mapping[str, Tensor], candidate: _Found) -> Iterator[_Found]:
     """The weights under the network's own names, once for each prefix under which all of them are there."""
     required = [name for name in state if not name.endswith(_COUNTER)]
     plain = {_WRAPPERS.sub("", name): name for name in state}
-    shared = _shared(plain)
+    shared = _shared_prefix(plain)
     for own_prefix in [shared[:end] for end in range(len(shared) + 1) if end == 0 or shared[end - 1] == "."]:
         first = next((name.removeprefix(own_prefix) for name in plain if not name.endswith(_COUNTER)), None)
         theirs = {name[: -len(first)] for name in candidate.weights if first and f".{name}".endswith(f".{first}")}
@@ -203,7 +203,7 @@ def _fits(state: Mapping[str, Tensor], candidate: _Found) -> Iterator[_Found]:
                 yield _Found(where, fitting, frozenset(candidate.weights.keys() - inside.keys()))
 
 
-def _shared(names: Iterable[str]) -> str:
+def _shared_prefix(names: Iterable[str]) -> str:
     """The dotted prefix that all names have: ``model.`` of ``model.a.weight`` and ``model.b.weight``."""
     parts = [name.split(".")[:-1] for name in names]
     if not parts:
@@ -238,7 +238,7 @@ def _same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
     )
 
 
-def _chosen(where: str, key: str | None) -> bool:
+def _is_chosen(where: str, key: str | None) -> bool:
     return key is None or where == key or where.startswith(f"{key}.")
 
 
@@ -255,7 +255,7 @@ def _check_dense(candidate: _Found, path: Path, role: str) -> None:
             raise UserError(f"{role} needs plain tensors, got {path} with {kind} in {name}; save plain ones")
 
 
-def _misshapen(state: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:
+def _mismatched_names(state: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:
     """Names of tensors of another shape, or of another kind of numbers: integers are no weights."""
     return [
         name
@@ -316,9 +316,9 @@ def _sidecar(row: Any) -> Sidecar:
         raise TypeError("names")
     return Sidecar(
         name=name,
-        classes=None if row.get("classes") is None else _counted(row["classes"]),
+        classes=None if row.get("classes") is None else _count(row["classes"]),
         names=tuple(str(name) for name in names),
-        image_size=None if shape is None else (_counted(shape[0]), _counted(shape[1]), _counted(shape[2])),
+        image_size=None if shape is None else (_count(shape[0]), _count(shape[1]), _count(shape[2])),
         mean=None if row.get("mean") is None else tuple(_finite(value) for value in row["mean"]),
         std=None if row.get("std") is None else tuple(_finite(value) for value in row["std"]),
         seconds=None if row.get("seconds") is None else _finite(row["seconds"]),
@@ -327,7 +327,7 @@ def _sidecar(row: Any) -> Sidecar:
     )
 
 
-def _counted(value: Any) -> int:
+def _count(value: Any) -> int:
     if isinstance(value, bool) or int(value) != value or not 1 <= value <= 2**24:
         raise ValueError("a number of things")
     return int(value)
@@ -345,8 +345,8 @@ def _projector(row: Mapping[str, Any]) -> dict[str, Any]:
         raise KeyError("projector")
     side = row.get("side")
     return {
-        "features": _counted(row["features"]),
-        "side": None if side is None else (_counted(side[0]), _counted(side[1])),
+        "features": _count(row["features"]),
+        "side": None if side is None else (_count(side[0]), _count(side[1])),
         "bias": bool(row.get("bias", True)),
         "relu": bool(row.get("relu", True)),
     }

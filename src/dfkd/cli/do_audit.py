@@ -26,7 +26,7 @@ NO_DATA: Tree = {"data": {"web": None, "real": None, "test": None}, "text": {"en
 
 def run(settings: Audit) -> int:
     """Compare, write the page, and say what was found."""
-    folder = _checked(settings)
+    folder = _check(settings)
     images, _ = stored_images(folder, settings.count, "audit")
     flags: Tree = {name: plain_settings(getattr(settings, name)) for name in ("teacher", "student")}
     if settings.own_method is not None:
@@ -74,7 +74,7 @@ def images_of(source: str, split: str, shape: tuple[int, int, int]) -> Rows:
     return Rows(read_images(source, split, side=shape[1:], channels=shape[0]).images)
 
 
-def _checked(settings: Audit) -> Path:
+def _check(settings: Audit) -> Path:
     if settings.run is None:
         raise UserError("audit needs a run folder, got none; for example `dfkd audit runs/x --private folder`")
     if settings.private is None:

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from dfkd.cli.config import Bench, Distill
-from dfkd.cli.job import Job, exam_of, prepare_job, resolved, task_of
+from dfkd.cli.job import Job, exam_of, full_recipe, prepare_job, task_of
 from dfkd.cli.parse import Tree, fill
 from dfkd.cli.setup import resolve, wide_console, with_recipe
 from dfkd.engine.account import Account, Phases, account
@@ -34,7 +34,7 @@ def run(tree: Tree, show: bool = False) -> int:
     job = prepare_job(*resolve(Distill, with_recipe(tree)), trained=False)
     job = replace(job, plan=replace(job.plan, rounds=own_settings.rounds, warmup=job.method.least_warmup()))
     if show:
-        print(yaml_of(resolved(job)), end="")
+        print(yaml_of(full_recipe(job)), end="")
         return 0
     machine = runtime_of(job.settings.runtime)
     measured = _measure(job, machine, evaluates)

@@ -8,7 +8,7 @@ from typing import Any
 
 from dfkd.cli.config import Choose, Distill
 from dfkd.cli.names import check_name
-from dfkd.cli.setup import known, load, resolve, seed_everything, wide_console, with_weights_path
+from dfkd.cli.setup import load, name_and_sidecar, resolve, seed_everything, wide_console, with_weights_path
 from dfkd.defaults import NOISE_METHOD
 from dfkd.engine.core import Method
 from dfkd.inputs import facts_of
@@ -26,12 +26,12 @@ def run(settings: Choose) -> int:
     """Tables of methods, students and trials; a recommendation and the command that follows it."""
     settings = replace(settings, teacher=with_weights_path(settings.teacher))
     check_name(settings.teacher, "teacher")
-    _, sidecar = known(settings.teacher, "teacher")
+    _, sidecar = name_and_sidecar(settings.teacher, "teacher")
     facts = facts_of(settings.data, sidecar)
     seed_everything(settings.runtime.seed, settings.runtime.threads)
     teacher = load(settings.teacher, facts, "teacher", trained=True)
     data = replace(
-        settings.data, image_size=facts.image_size, mean=facts.mean, std=facts.std, classes=facts.named, test=None
+        settings.data, image_size=facts.image_size, mean=facts.mean, std=facts.std, classes=facts.class_names, test=None
     )
     choice = choose(
         teacher.classifier,
@@ -74,13 +74,13 @@ def _next(choice: Choice, settings: Choose) -> str | None:
     advice = choice.advice
     if advice.method is None or advice.student is None:
         return None
-    words = [f"--{role}.{key} {shlex.quote(str(value))}" for role, key, value in _given(settings)]
+    words = [f"--{role}.{key} {shlex.quote(str(value))}" for role, key, value in _given_settings(settings)]
     return (
         f"dfkd distill --method {advice.method} --student {shlex.quote(advice.student)} {' '.join(words)} --out runs/x"
     )
 
 
-def _given(settings: Choose) -> list[tuple[str, str, Any]]:
+def _given_settings(settings: Choose) -> list[tuple[str, str, Any]]:
     """What the caller said of the teacher and its images."""
     options_given = []
     for role, section in (("teacher", settings.teacher), ("data", settings.data)):

@@ -10,13 +10,13 @@ from pathlib import Path
 from dfkd.api import Distilled
 from dfkd.cli.config import Distill
 from dfkd.cli.exported import show_exported
-from dfkd.cli.job import RECIPE_FILE, Job, prepare_job, resolved
+from dfkd.cli.job import RECIPE_FILE, Job, full_recipe, prepare_job
 from dfkd.cli.parse import Tree, merge, read_yaml
 from dfkd.cli.runner import run_job
 from dfkd.cli.setup import resolve, with_recipe
 from dfkd.cli.stop import Stopped, ending_for_sure
 from dfkd.cli.trust import refuse_code, to_repeat
-from dfkd.engine.lock import held
+from dfkd.engine.lock import lock_folder
 from dfkd.errors import UserError
 from dfkd.inputs import runtime_of
 from dfkd.recipes import yaml_of
@@ -35,10 +35,10 @@ def run(tree: Tree, show: bool = False) -> int:
     if tree.get("json", "false") != "false" and "dry_run" not in tree:
         raise UserError("json needs --dry-run, got a run without; add --dry-run, or leave --json out")
     if folder is not None:
-        tree = _resumed(tree, Path(folder))
+        tree = _recipe_of_run(tree, Path(folder))
     job = prepare_job(*resolve(Distill, with_recipe(tree)))
     if show:
-        print(yaml_of(resolved(job)), end="")
+        print(yaml_of(full_recipe(job)), end="")
         return 0
     out = Path(folder) if folder is not None else _out(job)
     machine = runtime_of(job.settings.runtime)
@@ -50,7 +50,7 @@ def run(tree: Tree, show: bool = False) -> int:
         with ending_for_sure(lambda: _given_up(out, machine.rank)):
             result = run_job(job, out, machine, resume=folder is not None)
     except (KeyboardInterrupt, Stopped) as stop:
-        return _stopped(out, stop, job)
+        return _say_how_to_resume(out, stop, job)
     if machine.rank == 0:
         _tell(result, job, out)
         if result.exported is not None:
@@ -58,7 +58,7 @@ def run(tree: Tree, show: bool = False) -> int:
     return 0
 
 
-def _resumed(tree: Tree, folder: Path) -> Tree:
+def _recipe_of_run(tree: Tree, folder: Path) -> Tree:
     """The recipe a run began with, with the flags put over it; settings that matter may not differ."""
     file = folder / RECIPE_FILE
     if not file.is_file():
@@ -86,15 +86,15 @@ def _out(job: Job) -> Path:
     return out
 
 
-def _stopped(out: Path, stop: BaseException, job: Job) -> int:
+def _say_how_to_resume(out: Path, stop: BaseException, job: Job) -> int:
     """Say how to go on."""
     code = stop.code if isinstance(stop, Stopped) else 130
     if (out / "run.json").is_file() and (out / RECIPE_FILE).is_file():
         record = read_run(out, mend=True)
         if record.status not in ("finished", "stopped"):
-            with suppress(UserError), held(out):  # a run that another process goes on with stays as it is
+            with suppress(UserError), lock_folder(out):  # a run that another process goes on with stays as it is
                 write_run(out, record.info, None, "interrupted")
-            print(f"stopped; go on with: dfkd distill --resume {out}{to_repeat(resolved(job))}", file=sys.stderr)
+            print(f"stopped; go on with: dfkd distill --resume {out}{to_repeat(full_recipe(job))}", file=sys.stderr)
             return code
     print("stopped before the first round; nothing is lost, start again", file=sys.stderr)
     return code

@@ -10,7 +10,7 @@ from dfkd.cli.config import Evaluate
 from dfkd.cli.job import RECIPE_FILE
 from dfkd.cli.names import check_name
 from dfkd.cli.parse import read_yaml
-from dfkd.cli.setup import known, load, seed_everything, with_weights_path
+from dfkd.cli.setup import load, name_and_sidecar, seed_everything, with_weights_path
 from dfkd.cli.trust import refuse_code
 from dfkd.data.classes import in_order
 from dfkd.data.readers import read_images
@@ -18,7 +18,7 @@ from dfkd.engine.anatomy import survey
 from dfkd.engine.evaluate import evaluate
 from dfkd.engine.probe import Probe
 from dfkd.engine.runtime import Runtime
-from dfkd.engine.verify import verified
+from dfkd.engine.verify import verify
 from dfkd.errors import UserError
 from dfkd.inputs import Facts, facts_of, runtime_of
 from dfkd.report.summary import percent
@@ -37,7 +37,7 @@ def run(settings: Evaluate) -> int:
         raise UserError("evaluate needs labelled images, got none; give --data.test cifar10, FILE.npz or folder:DIR")
     check_name(settings.network, "network")
     check_name(settings.teacher, "teacher")
-    _, sidecar = known(settings.network, "network")
+    _, sidecar = name_and_sidecar(settings.network, "network")
     facts = facts_of(settings.data, sidecar, "network")
     seed_everything(settings.runtime.seed, settings.runtime.threads)
     images = read_images(str(settings.data.test), "test", side=facts.image_size[1:], channels=facts.image_size[0])
@@ -46,7 +46,7 @@ def run(settings: Evaluate) -> int:
     student = _probe(settings.network, facts, runtime, "network")
     teacher = None
     if settings.teacher.name or settings.teacher.weights:
-        _, of_teacher = known(settings.teacher, "teacher")
+        _, of_teacher = name_and_sidecar(settings.teacher, "teacher")
         # What is not said of the teacher is as for the network that it taught.
         teacher = _probe(
             settings.teacher,
@@ -92,7 +92,7 @@ def _with_target(settings: Evaluate) -> Evaluate:
 def _probe(network: Network, facts: Facts, runtime: Runtime, role: str) -> Probe:
     net = load(network, facts, role, trained=True).classifier.net
     anatomy = survey(net, facts.image_size, facts.classes or None, role)
-    probe = verified(
+    probe = verify(
         net,
         runtime,
         image_shape=facts.image_size,

@@ -9,7 +9,7 @@ import torch
 
 from dfkd.cli.config import Inspect
 from dfkd.cli.names import check_name
-from dfkd.cli.setup import Loaded, known, load, wide_console, with_weights_path
+from dfkd.cli.setup import Loaded, load, name_and_sidecar, wide_console, with_weights_path
 from dfkd.engine.anatomy import Anatomy
 from dfkd.engine.core import Need, unmet
 from dfkd.engine.runtime import Runtime
@@ -35,12 +35,12 @@ def run(settings: Inspect) -> int:
     )
     check_name(settings.teacher, "teacher")
     check_name(settings.student, "student")
-    _, sidecar = known(settings.teacher, "teacher")
+    _, sidecar = name_and_sidecar(settings.teacher, "teacher")
     facts = facts_of(settings.data, sidecar, spared=("mean", "std"))
     nets = [load(settings.teacher, facts, "teacher")]
     if settings.student.name or settings.student.weights:
         nets.append(load(settings.student, facts, "student"))
-    pair = _prepared(settings, facts, nets)
+    pair = _prepare_pair(settings, facts, nets)
     anatomies = pair.surveys[: len(nets)]
     missing = {name: unmet(pair.task, kind()) for name, kind in METHODS.items()}  # with their default settings
     if settings.json:
@@ -79,7 +79,7 @@ def _list(plain: bool) -> int:
     return 0
 
 
-def _prepared(settings: Inspect, facts: Facts, nets: Sequence[Loaded]) -> Prepared:
+def _prepare_pair(settings: Inspect, facts: Facts, nets: Sequence[Loaded]) -> Prepared:
     """The pair as a run would take it. A teacher alone is its own student."""
     teacher, student = nets[0].classifier, nets[-1].classifier
     channels = facts.image_size[0]
@@ -88,7 +88,7 @@ def _prepared(settings: Inspect, facts: Facts, nets: Sequence[Loaded]) -> Prepar
         image_size=facts.image_size,
         mean=facts.mean or [0.0] * channels,  # needs do not depend on it
         std=facts.std or [1.0] * channels,
-        classes=facts.named,
+        classes=facts.class_names,
     )
     if len(nets) == 1:
         student = load(settings.teacher, facts, "teacher").classifier  # a copy: not every network can be copied

@@ -38,7 +38,7 @@ def run(settings: Plot) -> int:
     folder = Path(settings.run)
     gallery = _of_run(folder, settings)
     if settings.compare:
-        gallery = replace(gallery, figures=[*gallery.figures, _compared([settings.run, *settings.compare], settings)])
+        gallery = replace(gallery, figures=[*gallery.figures, _comparison([settings.run, *settings.compare], settings)])
     out = _writable(Path(settings.out) if settings.out else folder / FIGURES_FOLDER)
     write_gallery(out, gallery if settings.out else _with_earlier(out, gallery))
     for figure in gallery.figures:
@@ -66,7 +66,7 @@ def _with_earlier(out: Path, gallery: Gallery) -> Gallery:
 
 def _compare(out: Path, settings: Plot) -> int:
     """One file, beside whatever else is there."""
-    figure = _compared(settings.compare or [], settings)
+    figure = _comparison(settings.compare or [], settings)
     write_whole(_writable(out) / figure.file, figure.data)
     print(f"{figure.name:<20}{out / figure.file}")
     return 0
@@ -157,7 +157,7 @@ def _without_teacher(folder: Path, stored_run: StoredRun, curves: Sequence[Figur
         return Gallery(curves, {**skipped, "classes": str(error)})
 
 
-def _compared(folders: Sequence[str], settings: Plot) -> Figure:
+def _comparison(folders: Sequence[str], settings: Plot) -> Figure:
     """One chart of the accuracies of several runs."""
     folders = _different(folders)
     if len(folders) < 2:

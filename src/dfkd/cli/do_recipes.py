@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from dfkd.cli.config import Recipes
 from dfkd.cli.setup import wide_console
-from dfkd.recipes import Row, expected, find, reached, recipe, rows, yaml_of
+from dfkd.recipes import Row, expected_block, figures_of, find, recipe, rows, yaml_of
 from dfkd.report.summary import duration, percent
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ def run(settings: Recipes) -> int:
     """List the recipes, or print one as YAML."""
     if settings.name is not None:
         row = find(settings.name)
-        print(yaml_of({**recipe(row.name), "expected": expected(row)}, head(row)), end="")
+        print(yaml_of({**recipe(row.name), "expected": expected_block(row)}, head(row)), end="")
         return 0
     console = wide_console()
     table, narrow = rows(), console.width < 110
@@ -59,19 +59,19 @@ def head(row: Row) -> list[str]:
         lines = [f"dfkd distill {row.name} --teacher.weights TEACHER", ""]
     lines.append(f"{row.method}, {row.teacher} -> {row.bits or row.student} on {row.part or row.data}")
     lines += [row.note] if row.note else []
-    if not expected(row):
+    if not expected_block(row):
         return lines
     return [*lines, "expected, in percent: paper is the paper's figure, on its own teacher; here is ours, last round"]
 
 
 def _hardware(row: Row) -> tuple[str, ...]:
-    had = reached(row)
+    had = figures_of(row)
     return () if had is None else had.hardware
 
 
 def _state(row: Row) -> str:
     """Not run; or what was reached, over how many seeds, in what time."""
-    had = reached(row)
+    had = figures_of(row)
     if had is None:
         return "not run"
     seeds = len(had.accuracies)

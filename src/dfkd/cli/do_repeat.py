@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dfkd.cli.config import Distill, Repeat
-from dfkd.cli.job import RECIPE_FILE, prepare_job, resolved
+from dfkd.cli.job import RECIPE_FILE, full_recipe, prepare_job
 from dfkd.cli.parse import Tree, fill, merge, read_yaml
 from dfkd.cli.runner import run_job
 from dfkd.cli.setup import resolve, with_recipe
@@ -30,7 +30,7 @@ def run(tree: Tree, show: bool = False) -> int:
     if len(set(seeds)) < len(seeds) or not seeds:
         raise UserError(f"repeat needs different seeds, at least one, got {seeds}; for example --seeds 0,1,2")
     if show:
-        print(yaml_of(resolved(prepare_job(*resolve(Distill, with_recipe(shared))))), end="")
+        print(yaml_of(full_recipe(prepare_job(*resolve(Distill, with_recipe(shared))))), end="")
         return 0
     if hours := resolve(Distill, with_recipe(shared))[0].stop.hours:
         raise UserError(
@@ -42,13 +42,13 @@ def run(tree: Tree, show: bool = False) -> int:
     out = Path(settings.out)
     runs = []
     for seed in seeds:
-        runs.append(_row(seed, _one(shared, out / f"seed{seed}", seed)))
+        runs.append(_row(seed, _run_seed(shared, out / f"seed{seed}", seed)))
         write_whole(out / REPEAT_FILE, (json.dumps(summary(runs), indent=1) + "\n").encode())
     _tell(summary(runs), out)
     return 0
 
 
-def _one(shared: Tree, folder: Path, seed: int) -> RunResult:
+def _run_seed(shared: Tree, folder: Path, seed: int) -> RunResult:
     """The run with this seed: as it ended, or from where it stopped, or from the start."""
     file = folder / RECIPE_FILE
     if not file.is_file():

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from dfkd.cli.config import Search
-from dfkd.cli.job import Job, prepare_job, resolved
+from dfkd.cli.job import Job, full_recipe, prepare_job
 from dfkd.cli.parse import Tree
 from dfkd.cli.runner import run_job
 from dfkd.cli.setup import resolve, with_recipe
@@ -44,7 +44,7 @@ def run(tree: Tree, show: bool = False) -> int:
     door = _Jobs(settings)
     first = door.job(method, plan)
     if show:
-        print(yaml_of({**resolved(first), "search": {name: str(span) for name, span in checked.items()}}), end="")
+        print(yaml_of({**full_recipe(first), "search": {name: str(span) for name, span in checked.items()}}), end="")
         return 0
     if settings.out is None:
         raise UserError("search needs a folder for its trials, got none; give --out runs/search")
@@ -68,7 +68,7 @@ def run(tree: Tree, show: bool = False) -> int:
         settings.prune,
     )
     best = out / BEST_FILE
-    again = f"dfkd distill {shlex.quote(str(best))} --out {shlex.quote(str(out))}-best{to_repeat(resolved(first))}"
+    again = f"dfkd distill {shlex.quote(str(best))} --out {shlex.quote(str(out))}-best{to_repeat(full_recipe(first))}"
     result = room.conduct(what, door, out, _tell, {"next": again})
     _end(result, door, again)
     return 0
@@ -137,7 +137,7 @@ def _end(result: room.Searched, door: _Jobs, again: str) -> None:
         f"{percent(best.agreement)} on {best.images} held-out images",
         again,
     ]
-    write_whole(result.folder / BEST_FILE, yaml_of(resolved(job), head).encode())
+    write_whole(result.folder / BEST_FILE, yaml_of(full_recipe(job), head).encode())
     alike = not_told_apart(result.trials)
     name = "the defaults" if best.default else spelt_values(best.values)
     print(f"best  trial {best.number}, agreement {percent(best.agreement)}: {name}")

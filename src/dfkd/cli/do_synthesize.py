@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dfkd.cli.config import Distill, Synthesize
-from dfkd.cli.job import prepare_job, resolved, task_of
+from dfkd.cli.job import full_recipe, prepare_job, task_of
 from dfkd.cli.parse import Tree, fill
 from dfkd.cli.setup import resolve, with_recipe
 from dfkd.deploy.stored import stored_images
@@ -34,7 +34,7 @@ def run(tree: Tree, show: bool = False) -> int:
     own_tree: Tree = {key: tree.pop(key) for key in ("run", "count", "format", "out") if key in tree}
     own_settings = fill(Synthesize, own_tree)
     if show:
-        print(yaml_of(resolved(prepare_job(*resolve(Distill, with_recipe(tree))))), end="")
+        print(yaml_of(full_recipe(prepare_job(*resolve(Distill, with_recipe(tree))))), end="")
         return 0
     out = _free(own_settings)
     if own_settings.run is not None:
@@ -60,11 +60,11 @@ def _from_run(folder: Path, count: int) -> tuple[Bytes, Labels, tuple[str, ...]]
 def _from_recipe(tree: Tree, count: int) -> tuple[Bytes, Labels, tuple[str, ...]]:
     job = prepare_job(*resolve(Distill, with_recipe(tree)))
     task = task_of(job, runtime_of(job.settings.runtime).launch())
-    images, labels = _made(task, job.method, job.plan, count)
+    images, labels = _make_images(task, job.method, job.plan, count)
     return images, labels, job.facts.names
 
 
-def _made(task: Task, method: Method[Any], plan: Plan, count: int) -> tuple[Bytes, Labels]:
+def _make_images(task: Task, method: Method[Any], plan: Plan, count: int) -> tuple[Bytes, Labels]:
     """Run the plan; take what is stored, or, of a method that stores no images, what the student would see next."""
     state = drive(task, method, plan, Watch())
     pool = pools_of(state).get("pool")

@@ -31,7 +31,7 @@ def run(settings: Teach) -> int:
         raise UserError("teach needs a network, got no name; for example `dfkd teach resnet18 --data cifar10`")
     check_name(settings.network, "network")
     out = _free(Path(settings.out or f"teachers/{settings.network.name.replace(':', '-').replace('/', '-')}"))
-    train, test = _read(settings)
+    train, test = _read_images(settings)
     images = replace(
         data,
         image_size=data.image_size or _shape(train),
@@ -89,7 +89,7 @@ def _warn_of_silence(layers: Sequence[Silent]) -> None:
         )
 
 
-def _read(settings: Teach) -> tuple[ImageSet, ImageSet | None]:
+def _read_images(settings: Teach) -> tuple[ImageSet, ImageSet | None]:
     """Training and test images; the preset's own files where no source is given."""
     data = settings.data
     source = data.train or data.preset

@@ -96,7 +96,7 @@ def _row(option: Option, command: Command) -> list[str]:
         head = f"  {option.name.upper()}"
     else:
         head = f"  --{option.name}" + ("" if option.boolean and option.default is False else f" {_value(option.type)}")
-    text = option.note + _told(option, command)
+    text = option.note + _option_help(option, command)
     lines = textwrap.wrap(text, WIDTH - COLUMN) or [""]
     if len(head) > COLUMN - 2:
         return [head, *(" " * COLUMN + line for line in lines)]
@@ -116,7 +116,7 @@ def _value(kind: Any) -> str:
     return {int: "N", float: "X", bool: "true|false"}.get(kinds[0], "X" if kinds[0] is float else "TEXT")
 
 
-def _told(option: Option, command: Command) -> str:
+def _option_help(option: Option, command: Command) -> str:
     kinds = [part for part in parts(option.type) if part is not type(None)]
     defaults = []
     if get_origin(kinds[0]) is Literal and len("|".join(map(str, kinds[0].__args__))) > 24:

@@ -13,9 +13,9 @@ from dfkd.cli.names import check_name
 from dfkd.cli.parse import Tree, merge, read_yaml
 from dfkd.cli.setup import (
     Loaded,
-    known,
     load,
     method_settings,
+    name_and_sidecar,
     plain_settings,
     resolve,
     seed_everything,
@@ -27,11 +27,11 @@ from dfkd.engine.plan import Plan
 from dfkd.engine.runtime import Runtime
 from dfkd.errors import UserError
 from dfkd.inputs import Facts, facts_of
-from dfkd.prepare import fitted, labelled, prepare
+from dfkd.prepare import check_labelled, fit_student, prepare
 from dfkd.settings import Images, Network
 from dfkd.types import Bytes, Labels
 
-__all__ = ["RECIPE_FILE", "Job", "absolute", "exam_of", "prepare_job", "rebuilt_job", "resolved", "task_of"]
+__all__ = ["RECIPE_FILE", "Job", "absolute", "exam_of", "prepare_job", "rebuilt_job", "full_recipe", "task_of"]
 
 RECIPE_FILE = "recipe.yaml"
 
@@ -52,7 +52,7 @@ class Job:
         """The images' section, with what the teacher's weights and the data set say filled in."""
         facts = self.facts
         return replace(
-            self.settings.data, image_size=facts.image_size, mean=facts.mean, std=facts.std, classes=facts.named
+            self.settings.data, image_size=facts.image_size, mean=facts.mean, std=facts.std, classes=facts.class_names
         )
 
 
@@ -71,14 +71,14 @@ def prepare_job(settings: Distill, method: Method[Any], plan: Plan, trained: boo
     )
     check_name(settings.teacher, "teacher")
     check_name(settings.student, "student")
-    _, sidecar = known(settings.teacher, "teacher")
+    _, sidecar = name_and_sidecar(settings.teacher, "teacher")
     facts = facts_of(settings.data, sidecar)
     teacher = load(settings.teacher, facts, "teacher", trained)
-    known(settings.student, "student")
+    name_and_sidecar(settings.student, "student")
     seed_everything(settings.runtime.seed, settings.runtime.threads)
     student = load(settings.student, facts, "student")
     pair = teacher.classifier, student.classifier
-    student = replace(student, classifier=fitted(method, *pair, facts.image_size))
+    student = replace(student, classifier=fit_student(method, *pair, facts.image_size))
     return Job(settings, method, plan, facts, teacher, student)
 
 
@@ -109,11 +109,11 @@ def rebuilt_job(folder: Path, who: str, flags: Tree) -> tuple[Job, str | None]:
     return job, recipe.get("data", {}).get("test")
 
 
-def resolved(job: Job) -> Tree:
+def full_recipe(job: Job) -> Tree:
     """The recipe with every default and every path written out: enough to start or continue the run elsewhere."""
     settings, facts = job.settings, job.facts
     data = plain_settings(settings.data)
-    data |= {"image_size": facts.image_size, "mean": facts.mean, "std": facts.std, "classes": facts.named}
+    data |= {"image_size": facts.image_size, "mean": facts.mean, "std": facts.std, "classes": facts.class_names}
     data |= {key: absolute(data[key]) for key in ("test", "web", "real") if key in data}
     name = settings.method.name
     written_name = {"name": name} if ":" in name or "." in name else {}  # as it was written
@@ -158,7 +158,7 @@ def exam_of(job: Job, task: Task) -> tuple[Bytes, Labels] | None:
     Raises:
         UserError: images that cannot be read, or whose shape or labels are not those of the task.
     """
-    return labelled(job.settings.data.test, task, "test")
+    return check_labelled(job.settings.data.test, task, "test")
 
 
 def _network(network: Network, built: Loaded) -> Tree:

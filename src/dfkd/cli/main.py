@@ -11,7 +11,7 @@ from dfkd import __version__
 from dfkd.allocator import keep_freed_memory
 from dfkd.cli.commands import COMMANDS, Command
 from dfkd.cli.stop import Stopped, stoppable
-from dfkd.cli.streams import decoded, print_anywhere
+from dfkd.cli.streams import decode_word, print_anywhere
 from dfkd.errors import UserError
 from dfkd.visible import visible
 
@@ -21,7 +21,7 @@ __all__ = ["main"]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 a bug, 2 bad input, 130 or 143 stopped by a signal."""
     print_anywhere()
-    words = [decoded(word) for word in (sys.argv[1:] if argv is None else argv)]
+    words = [decode_word(word) for word in (sys.argv[1:] if argv is None else argv)]
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
-        return _failed(error)
+        return _report_fault(error)
 
 
 def _dispatch(words: list[str]) -> int:
@@ -89,7 +89,7 @@ def _run(command: Command, words: list[str]) -> int:
     return module.run(fill(command.settings, tree))
 
 
-def _failed(error: Exception) -> int:
+def _report_fault(error: Exception) -> int:
     """Something that no check foresaw."""
     if type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error):
         print(

@@ -69,13 +69,13 @@ def flags(
             raise unknown(f"--{name}", [f"--{option}" for option in by_name], "dfkd", "option")
         if not equals:
             value = _value(words, option, name)
-        put(tree, name, value)
+        set_value(tree, name, value)
     if extra and more in tree:
         raise UserError(f"dfkd needs the list either as words or as --{more}, got both; leave one out, see --help")
     return {**tree, more: extra} if extra and more is not None else tree
 
 
-def put(tree: Tree, name: str, value: Any) -> None:
+def set_value(tree: Tree, name: str, value: Any) -> None:
     """Set the dotted ``name``; a word for what has settings of its own is their ``name``."""
     *path, last = name.split(".")
     for key in path:
@@ -205,7 +205,7 @@ def _put_word(tree: Tree, word: str, positional: str | None) -> None:
     top = None if positional is None else positional.partition(".")[0]
     if positional is None or top in tree:
         raise UserError(f"dfkd needs options as --name value, got the word {word!r}; see --help")
-    put(tree, positional, word)
+    set_value(tree, positional, word)
 
 
 def _value(words: list[str], option: Option | None, name: str) -> str:
@@ -225,11 +225,11 @@ def _with_lists(cls: type, tree: Mapping[str, Any]) -> Tree:
         if is_dataclass(types[key]) and isinstance(value, Mapping):
             joined[key] = _with_lists(types[key], value)
         else:
-            joined[key] = _listed(value, types[key]) if isinstance(value, str) else value
+            joined[key] = _split_list(value, types[key]) if isinstance(value, str) else value
     return joined
 
 
-def _listed(value: str, kind: Any) -> str | list[str]:
+def _split_list(value: str, kind: Any) -> str | list[str]:
     """Lists may be written without brackets, ``1,8,8``; in a list of texts, ``0`` and ``no`` are texts."""
     kinds = [part for part in parts(kind) if part is not type(None)]
     lists = [part for part in kinds if get_origin(part) in (list, tuple)]

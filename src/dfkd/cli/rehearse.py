@@ -33,7 +33,9 @@ def rehearse(job: Job, out: Path, runtime: Runtime) -> int:
     runtime.launch()
     task = task_of(job, runtime)
     exam, stop = exam_of(job, task), settings.stop
-    measured = is_measured(settings.watch.estimate, stop.measured is not None, exam is None, job.plan, task.classes)
+    measured = is_measured(
+        settings.watch.estimate, stop.agreement_field is not None, exam is None, job.plan, task.classes
+    )
     watch = Watch(
         test=exam,
         judge=Judge(keep=stop.picked is not False) if measured else None,
@@ -42,7 +44,7 @@ def rehearse(job: Job, out: Path, runtime: Runtime) -> int:
         samples_every=settings.watch.samples_every,
         save_every=settings.watch.save_every,
     )
-    expected, plan = _expected(job, task, watch, _existing(out))
+    expected, plan = _estimate_run(job, task, watch, _existing(out))
     if runtime.rank == 0:
         if settings.json:
             _print_json(expected, plan)
@@ -51,7 +53,7 @@ def rehearse(job: Job, out: Path, runtime: Runtime) -> int:
     return 0
 
 
-def _expected(job: Job, task: Task, watch: Watch, folder: Path) -> tuple[Estimate, Plan]:
+def _estimate_run(job: Job, task: Task, watch: Watch, folder: Path) -> tuple[Estimate, Plan]:
     """What the run takes, and its plan: the job's, or what of it fits the hours that were given."""
     if job.settings.stop.hours is None:
         return estimate(task, job.method, job.plan, watch, folder), job.plan

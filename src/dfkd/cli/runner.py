@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dfkd.api import Distilled, distill
-from dfkd.cli.job import RECIPE_FILE, Job, resolved
-from dfkd.cli.streams import decoded
+from dfkd.cli.job import RECIPE_FILE, Job, full_recipe
+from dfkd.cli.streams import decode_word
 from dfkd.cli.trust import to_repeat
 from dfkd.engine.records import Observer, RunInfo
 from dfkd.engine.runtime import Runtime
@@ -33,9 +33,9 @@ def run_job(
     settings = job.settings
     head = (
         "written by dfkd when the run began; to go on after a stop:",
-        f"dfkd distill --resume {out}{to_repeat(resolved(job))}",
+        f"dfkd distill --resume {out}{to_repeat(full_recipe(job))}",
         "",
-        " ".join(["dfkd", *map(decoded, sys.argv[1:])]),
+        " ".join(["dfkd", *map(decode_word, sys.argv[1:])]),
     )
     recipe: list[Observer] = [] if resume else [_SaveRecipe(out, job, head)]
     return distill(
@@ -64,7 +64,7 @@ class _SaveRecipe(Observer):
         self.folder, self.job, self.head = folder, job, head
 
     def started(self, info: RunInfo) -> None:
-        tree = resolved(self.job)
+        tree = full_recipe(self.job)
         rules = {name: value for name, value in tree["stop"].items() if name != "hours"}
         text = yaml_of({**tree, "plan": {**tree["plan"], **info.plan}, "stop": rules}, self.head)
         write_whole(self.folder / RECIPE_FILE, text.encode())

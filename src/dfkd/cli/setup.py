@@ -29,7 +29,7 @@ from dfkd.weights import Sidecar, find_weights, load_weights, read_sidecar
 __all__ = [
     "Loaded",
     "find_method",
-    "known",
+    "name_and_sidecar",
     "load",
     "with_weights_path",
     "made_of",
@@ -38,7 +38,7 @@ __all__ = [
     "seed_everything",
     "resolve",
     "wide_console",
-    "widened",
+    "with_projector",
     "with_recipe",
 ]
 
@@ -77,10 +77,12 @@ def with_recipe(tree: Tree) -> Tree:
     rest = {key: value for key, value in tree.items() if key != "recipe"}
     refuse_code(base, rest, file)
     base = _long(base)
-    return merge(base, {**rest, "method": _repeated(rest["method"], base.get("method"))} if "method" in rest else rest)
+    return merge(
+        base, {**rest, "method": _without_repeats(rest["method"], base.get("method"))} if "method" in rest else rest
+    )
 
 
-def _repeated(words: Any, section: Any) -> Any:
+def _without_repeats(words: Any, section: Any) -> Any:
     """Flags of a method, in which a word that only repeats the name of a part keeps that part's settings."""
     if not isinstance(words, Mapping) or not isinstance(section, Mapping):
         return words
@@ -178,7 +180,7 @@ def find_method(name: str) -> type[Method[Any]]:
     entries = {short.lower(): point for short, point in offered_methods().items()}
     if name.lower() in entries:
         return load_offered(entries[name.lower()])
-    module, separator, attribute = name.partition(":") if ":" in name else _dotted(name)
+    module, separator, attribute = name.partition(":") if ":" in name else _split_name(name)
     if not separator:
         raise unknown(name, {**_all_methods(), **offered_methods()}, "method", "name")
     with working_folder_importable():
@@ -190,7 +192,7 @@ def find_method(name: str) -> type[Method[Any]]:
     return loaded
 
 
-def known(network: Network, role: str) -> tuple[str, Sidecar]:
+def name_and_sidecar(network: Network, role: str) -> tuple[str, Sidecar]:
     """The network's name and what stands beside its weights, before anything is built.
 
     Raises:
@@ -226,7 +228,7 @@ def load(network: Network, facts: Facts, role: str, trained: bool = False) -> Lo
     Raises:
         UserError: an unknown network, unfit images, missing or unfit weights.
     """
-    name, sidecar = known(network, role)
+    name, sidecar = name_and_sidecar(network, role)
     foreign = ":" in name and not name.startswith(("timm:", "torchvision:"))
     if trained and network.weights is None and not foreign:
         raise UserError(
@@ -242,7 +244,7 @@ def load(network: Network, facts: Facts, role: str, trained: bool = False) -> Lo
             stacklevel=2,
         )
     if sidecar.projector is not None:
-        classifier = widened(classifier, facts.image_size, sidecar.projector)
+        classifier = with_projector(classifier, facts.image_size, sidecar.projector)
     if sidecar.bits is not None:
         classifier = replace(
             classifier, net=frozen_copy(classifier.net, sidecar.bits), spec={**classifier.spec, "bits": sidecar.bits}
@@ -263,7 +265,7 @@ def _is_random(classifier: Classifier, name: str, facts: Facts) -> bool:
     return any(a.shape == b.shape and not torch.equal(a, b) for a, b in pairs)
 
 
-def widened(network: Classifier, image_size: tuple[int, int, int], projector: Mapping[str, Any]) -> Classifier:
+def with_projector(network: Classifier, image_size: tuple[int, int, int], projector: Mapping[str, Any]) -> Classifier:
     """The network with a projector to its teacher's classifier, as it was trained; its layers are looked for anew."""
     return Classifier(widen(network.net, image_size, **projector), spec=network.spec, name=network.name)
 
@@ -314,7 +316,7 @@ def _long_method(setting: Any) -> Any:
     return {key: _long_method(value) if key in inner else value for key, value in setting.items()}
 
 
-def _dotted(name: str) -> tuple[str, str, str]:
+def _split_name(name: str) -> tuple[str, str, str]:
     module, dot, attribute = name.rpartition(".")
     return module, dot, attribute
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from types import MappingProxyType
 
-__all__ = ["decoded", "print_anywhere"]
+__all__ = ["decode_word", "print_anywhere"]
 
 _SPELLED: Mapping[str, str] = MappingProxyType(
     {"–": "-", "—": "-", "−": "-", "×": "x", "…": "...", "±": "+-", "→": "->", "≥": ">=", "≤": "<=", "‘": "'"}
@@ -17,19 +17,19 @@ _SPELLED: Mapping[str, str] = MappingProxyType(
 
 def print_anywhere() -> None:
     """Let the standard streams spell out or replace what their encoding lacks, for the rest of the process."""
-    codecs.register_error("dfkd.spelled", _spelled)
+    codecs.register_error("dfkd.spelled", _spell_out)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="dfkd.spelled")
 
 
-def _spelled(error: UnicodeError) -> tuple[str | bytes, int]:
+def _spell_out(error: UnicodeError) -> tuple[str | bytes, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     return "".join(_SPELLED.get(char, "?") for char in error.object[error.start : error.end]), error.end
 
 
-def decoded(word: str) -> str:
+def decode_word(word: str) -> str:
     """A word of the command line; bytes that the locale could not read are UTF-8, unless they name a file.
 
     Python keeps such bytes as halves of characters, which can be written nowhere.

@@ -34,14 +34,14 @@ def refuse_code(
     for section in NETWORKS:
         name, given_name = _name(stored.get(section)), _name(flags.get(section))
         if name is not None and own_code(name) and given_name is None:
-            raise _unrepeated(section, name, source)
+            raise _refusal(section, name, source)
     given_methods = dict(_methods(flags.get("method"), "method"))
     for at, name in _methods(stored.get("method"), "method"):
         if _own_method(name) and at not in given_methods:
-            raise _unrepeated(at.replace("method", method_flag, 1), name, source)
+            raise _refusal(at.replace("method", method_flag, 1), name, source)
 
 
-def _unrepeated(at: str, name: str, source: object) -> UserError:
+def _refusal(at: str, name: str, source: object) -> UserError:
     return UserError(
         f"{at} needs its code to be named on the command line, got {name} only from {source}; add --{at} {name} if "
         "you trust that code"

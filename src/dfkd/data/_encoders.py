@@ -46,7 +46,9 @@ def minilm(prompts: Sequence[str]) -> tuple[Float[Tensor, "k d"], dict[str, str]
     folder = Path(next(iter(folders or ["."]))) / "model"
     for name, published in MINILM.items():
         check_hash(folder / name, published)
-    model = _imported("sentence_transformers").SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    model = _import_package("sentence_transformers").SentenceTransformer(
+        str(folder), device="cpu", local_files_only=True
+    )
     vectors = model.encode(list(prompts), batch_size=64, show_progress_bar=False, convert_to_numpy=True)
     return torch.from_numpy(vectors).float(), {
         "encoder": "all-MiniLM-L6-v2",
@@ -56,7 +58,7 @@ def minilm(prompts: Sequence[str]) -> tuple[Float[Tensor, "k d"], dict[str, str]
     }
 
 
-def _imported(package: str) -> Any:
+def _import_package(package: str) -> Any:
     """An installed package; both encoders fail to import beside a torchvision of another build than torch."""
     try:
         return importlib.import_module(package)
@@ -87,7 +89,7 @@ def clip(prompts: Sequence[str]) -> tuple[Float[Tensor, "k d"], dict[str, str]]:
     """
     if importlib.util.find_spec("open_clip") is None:
         raise UserError(f"encoder 'clip' needs the clip extra, got no such package; run `{install_extra('clip')}`")
-    open_clip = _imported("open_clip")
+    open_clip = _import_package("open_clip")
     try:
         model = open_clip.create_model("ViT-B-32-quickgelu", pretrained="openai", device="cpu")
     except (OSError, RuntimeError) as error:

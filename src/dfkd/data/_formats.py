@@ -100,13 +100,13 @@ def _unpickle(stream: IO[bytes]) -> object:
             raise pickle.UnpicklingError(f"{module}.{name} does not belong in it")
         return allowed[f"{module}.{name}"]
 
-    content = _restricted(find)(stream, encoding="bytes").load()
+    content = _restricted_unpickler(find)(stream, encoding="bytes").load()
     if not isinstance(content, dict):
         return content
     return {key: _array(value.state, Dtype) if isinstance(value, Array) else value for key, value in content.items()}
 
 
-def _restricted(find: Callable[[str, str], object]) -> type[pickle.Unpickler]:
+def _restricted_unpickler(find: Callable[[str, str], object]) -> type[pickle.Unpickler]:
     class Restricted(pickle.Unpickler):
         def find_class(self, module_name: str, global_name: str, /) -> object:
             return find(module_name, global_name)

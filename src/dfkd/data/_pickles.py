@@ -43,10 +43,10 @@ def names_in_pickle(stream: IO[bytes]) -> frozenset[str]:
         if number > MOST_OPCODES:
             raise ValueError(f"more than {MOST_OPCODES} opcodes")
         machine.do(opcode, argument)
-    return frozenset(map(_renamed, machine.names))
+    return frozenset(map(_python3_name, machine.names))
 
 
-def _renamed(name: str) -> str:
+def _python3_name(name: str) -> str:
     """The name that Python 3 has for one of Python 2."""
     module, _, attribute = name.rpartition(".")
     module, attribute = NAME_MAPPING.get((module, attribute), (IMPORT_MAPPING.get(module, module), attribute))
@@ -80,7 +80,7 @@ class _Machine:
         self._name(name, argument, parts)
         text = argument if isinstance(argument, str) else ""
         for _ in opcode.stack_after:
-            result = _joined(parts) if name in _TUPLES else parts[0] if name == "BUILD" else _Item(text=text)
+            result = _join_parts(parts) if name in _TUPLES else parts[0] if name == "BUILD" else _Item(text=text)
             self._push(_MARK if name == "MARK" else result)
 
     def _top(self) -> _Item:
@@ -117,5 +117,5 @@ class _Machine:
             raise ValueError("a name of copyreg's registry")
 
 
-def _joined(parts: list[_Item]) -> _Item:
+def _join_parts(parts: list[_Item]) -> _Item:
     return _Item(1 + sum(part.leaves for part in parts), 1 + max((part.depth for part in parts), default=0))

@@ -95,7 +95,7 @@ def decoded_archives(shards: list[Path], image_shape: tuple[int, int, int]) -> B
 def _members(shard: Path) -> Encoded:
     try:
         with ExitStack() as stack:
-            stream, most = _opened(shard, stack)
+            stream, most = _open_shard(shard, stack)
             archive = stack.enter_context(tarfile.open(fileobj=stream, mode="r|", tarinfo=_Header))
             for body in _bodies(archive, most):
                 yield None if body is None else BytesIO(body)
@@ -104,7 +104,7 @@ def _members(shard: Path) -> Encoded:
         raise UserError(f"open_rows needs sound tar shards, got {shard} ({kind}); fetch it again") from error
 
 
-def _opened(shard: Path, stack: ExitStack) -> tuple[Any, int]:
+def _open_shard(shard: Path, stack: ExitStack) -> tuple[Any, int]:
     """The archive unpacked, and how many bytes it may have."""
     size = shard.stat().st_size
     with shard.open("rb") as file:
@@ -185,7 +185,7 @@ def labelled_folder(
         UserError: no images, unreadable ones, or several sizes without ``size``.
     """
     folder = _part(root, split)
-    classes = _sorted([path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "."])
+    classes = _natural_order([path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "."])
     files = [(path, label) for label, name in enumerate(classes) for path in image_files(folder / name)]
     if not files:
         raise UserError(f"read_images needs images in {folder}/<class>/, got none; give a folder of classes")
@@ -203,7 +203,7 @@ def labelled_folder(
     )
 
 
-def _sorted(names: list[str]) -> list[str]:
+def _natural_order(names: list[str]) -> list[str]:
     """By the alphabet; numbers by their value, so that 10 does not stand before 2."""
     numbers = all(name.isdecimal() for name in names)
     return sorted(names, key=lambda name: (int(name) if numbers else 0, name))

@@ -130,11 +130,15 @@ def open_rows(
         return _open_array(Path(name), image_shape, cache, watch)
     if name.endswith((".tar", ".tar.gz", ".tgz")):
         shards = archives(name)
-        return _converted(name, shards, image_shape, cache, _told(decoded_archives(shards, image_shape), None, watch))
+        return _convert(
+            name, shards, image_shape, cache, _report_progress(decoded_archives(shards, image_shape), None, watch)
+        )
     if not Path(name).is_dir():
         raise UserError(f"open_rows needs a .npy file, a folder or .tar shards, got {str(source)!r}; check the path")
     files = image_files(Path(name))
-    return _converted(name, files, image_shape, cache, _told(decoded_files(files, image_shape), len(files), watch))
+    return _convert(
+        name, files, image_shape, cache, _report_progress(decoded_files(files, image_shape), len(files), watch)
+    )
 
 
 def _open_array(file: Path, image_shape: tuple[int, int, int], cache: Path | None, watch: Converted | None) -> Rows:
@@ -147,11 +151,11 @@ def _open_array(file: Path, image_shape: tuple[int, int, int], cache: Path | Non
         raise UserError(f"open_rows needs at least one image, got an empty {file}; choose another source")
     if images.shape[1:] == image_shape:
         return Rows(images)
-    blocks = _told(_reshaped(images, image_shape), len(images), watch)
-    return _converted(str(file), [file], image_shape, cache, blocks)
+    blocks = _report_progress(_reshape(images, image_shape), len(images), watch)
+    return _convert(str(file), [file], image_shape, cache, blocks)
 
 
-def _told(blocks: Blocks, total: int | None, watch: Converted | None) -> Blocks:
+def _report_progress(blocks: Blocks, total: int | None, watch: Converted | None) -> Blocks:
     """The same blocks; ``watch`` hears of each."""
     read_so_far = 0
     for images, bad in blocks:
@@ -161,14 +165,14 @@ def _told(blocks: Blocks, total: int | None, watch: Converted | None) -> Blocks:
         yield images, bad
 
 
-def _reshaped(images: ByteArray, image_shape: tuple[int, int, int]) -> Blocks:
+def _reshape(images: ByteArray, image_shape: tuple[int, int, int]) -> Blocks:
     channels, height, width = image_shape
     for start in range(0, len(images), 256):
         recoloured = recolour(np.ascontiguousarray(images[start : start + 256]), channels, "open_rows")
         yield resize(recoloured, height, width), 0
 
 
-def _converted(
+def _convert(
     name: str, files: list[Path], image_shape: tuple[int, int, int], cache: Path | None, blocks: Blocks
 ) -> Rows:
     """Rows of all ``blocks``: from the cache if it has them, else written there, or gathered in memory."""

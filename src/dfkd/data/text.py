@@ -102,9 +102,9 @@ def embed(
         raise UserError(f"embed needs encoder 'file' to read {file}, got {encoder!r}; drop one of the two")
     texts = _texts(None if encoder == "index" else names, classes, prompt)
     if encoder == "minilm":
-        return _encoded(texts, *minilm(texts.prompts))
+        return _encode(texts, *minilm(texts.prompts))
     if encoder == "clip":
-        return _encoded(texts, *clip(texts.prompts))
+        return _encode(texts, *clip(texts.prompts))
     return _shipped_or_next(texts, classes, insist=encoder != "auto")
 
 
@@ -158,11 +158,11 @@ def _shipped_or_next(texts: _Texts, classes: int, insist: bool) -> TextEmbedding
     missing = [text for text in texts.prompts if text.lower() not in rows]
     if not missing:
         index = torch.tensor([rows[text.lower()] for text in texts.prompts])
-        vectors, header = _read(SHIPPED, "vectors")
+        vectors, header = _read_tensor(SHIPPED, "vectors")
         about = {key: header[key] for key in ("encoder", "weights_sha256", "licence")}
         return TextEmbedding(vectors[index].float(), {**about, "prompt": texts.template, "origin": "shipped"})
     if not insist and has_minilm():
-        return _encoded(texts, *minilm(texts.prompts))
+        return _encode(texts, *minilm(texts.prompts))
     if not insist and texts.template != PROMPTS["P3"]:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         warnings.warn(
@@ -177,14 +177,14 @@ def _shipped_or_next(texts: _Texts, classes: int, insist: bool) -> TextEmbedding
     )
 
 
-def _encoded(texts: _Texts, vectors: Tensor, about: dict[str, str]) -> TextEmbedding:
+def _encode(texts: _Texts, vectors: Tensor, about: dict[str, str]) -> TextEmbedding:
     return TextEmbedding(vectors.float(), {**about, "prompt": texts.template})
 
 
 def _from_file(file: Path | None, classes: int) -> TextEmbedding:
     if file is None:
         raise UserError("embed needs file=PATH for encoder 'file', got None; pass a K x d .safetensors, .npy or .pt")
-    vectors, header = _read(file)
+    vectors, header = _read_tensor(file)
     if vectors.ndim != 2 or vectors.shape[0] != classes or vectors.shape[1] == 0:
         raise UserError(
             f"embed needs {classes} x d numbers in {file}, got shape {tuple(vectors.shape)}; "
@@ -196,7 +196,7 @@ def _from_file(file: Path | None, classes: int) -> TextEmbedding:
     return TextEmbedding(vectors, {"encoder": "file", **header, "origin": str(file)})
 
 
-def _read(file: Path, key: str | None = None) -> tuple[Tensor, dict[str, str]]:
+def _read_tensor(file: Path, key: str | None = None) -> tuple[Tensor, dict[str, str]]:
     """The one tensor of a file (or the one named ``key``) and its header; runs no code from the file."""
     if file.suffix not in _LOADERS:
         raise UserError(f"embed needs a .safetensors, .npy or .pt file, got {file}; convert it first")

@@ -20,7 +20,7 @@ from dfkd.ops.pixels import as_images
 from dfkd.report.files import RUN_FILE, plain, write_whole
 from dfkd.types import Bytes, Images
 
-__all__ = ["ADAPTED_FOLDER", "Adapted", "adapt", "estimated"]
+__all__ = ["ADAPTED_FOLDER", "Adapted", "adapt", "with_statistics_of"]
 
 ADAPTED_FOLDER = "adapted"
 FEWEST = 4  # images: two to estimate on, two to compare on
@@ -84,19 +84,19 @@ def adapt(
     right = _classes(original.predictor, pixels) == answers
     mended = torch.zeros_like(right)
     for own, other in ((slice(0, None, 2), slice(1, None, 2)), (slice(1, None, 2), slice(0, None, 2))):
-        mended[own] = _classes(estimated(original.predictor, pixels[other]), pixels[own]) == answers[own]
+        mended[own] = _classes(with_statistics_of(original.predictor, pixels[other]), pixels[own]) == answers[own]
     before, after = float(right.double().mean()), float(mended.double().mean())
     gained, lost = int((mended & ~right).sum()), int((right & ~mended).sum())
     if gained - lost <= (gained + lost) ** 0.5:  # within one standard error of no difference
         return Adapted(len(pixels), before, after, False, None, original.predictor)
-    student = estimated(original.predictor, pixels)
+    student = with_statistics_of(original.predictor, pixels)
     folder = Path(out) if out is not None else original.folder / ADAPTED_FOLDER
     _write(original.folder, folder, student, {"images": len(pixels), "before": before, "after": after})
     return Adapted(len(pixels), before, after, True, folder, student)
 
 
 @torch.no_grad()
-def estimated(predictor: Predictor, images: Images) -> Predictor:
+def with_statistics_of(predictor: Predictor, images: Images) -> Predictor:
     """A copy with the BatchNorm statistics of ``images``, all in one batch; weights stay."""
     student = copy.deepcopy(predictor).eval()
     norms = _norms(student)

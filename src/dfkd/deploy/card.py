@@ -86,8 +86,8 @@ def card_of(folder: Path, repository: str, licence: str = "unknown") -> str:
         batch_size=plan.get("batch_size"),
         duration=duration(result.seconds),
         provenance=info.provenance,
-        **_quantized(folder),
-        **_exported(folder),
+        **_quantization_stages(folder),
+        **_export_files(folder),
     )
 
 
@@ -136,7 +136,7 @@ def _licence(licence: str) -> str:
     return f"`{licence}`, as stated by who published this. The licence of the teacher may bind it as well."
 
 
-def _quantized(folder: Path) -> dict[str, Any]:
+def _quantization_stages(folder: Path) -> dict[str, Any]:
     """The stages of `dfkd quantize`, where the network was quantized."""
     try:
         record = json.loads((folder / QUANTIZE_FILE).read_text("utf-8"))
@@ -155,7 +155,7 @@ def _quantized(folder: Path) -> dict[str, Any]:
         return {"bits": "", "stages": []}
 
 
-def _exported(folder: Path) -> dict[str, Any]:
+def _export_files(folder: Path) -> dict[str, Any]:
     """The files of `dfkd export`, where there are any."""
     try:
         record = json.loads((folder / EXPORT_FOLDER / EXPORT_FILE).read_text("utf-8"))

@@ -10,9 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dfkd.deploy.folders import EXPORT_FILE, FEWEST, check_replaceable, images_for, replaced
+from dfkd.deploy.folders import EXPORT_FILE, FEWEST, check_replaceable, images_for, replacing
 from dfkd.deploy.int8 import write_int8
-from dfkd.deploy.latency import interleaved
+from dfkd.deploy.latency import time_in_turns
 from dfkd.deploy.loading import Opened, open_network
 from dfkd.deploy.predictor import Predictor
 from dfkd.deploy.programs import check_onnx, metadata_of, session, write_onnx, write_program
@@ -102,7 +102,7 @@ def export(
         UserError: nothing to export, a package or images that are missing, a layer that cannot be converted. Nothing
             has been written then.
     """
-    chosen = _wanted(formats, normalisation, calibration, batch)
+    chosen = _formats_to_write(formats, normalisation, calibration, batch)
     student = open_network(source, network, "export")
     if normalisation == "outside" and not student.rebuilt:
         raise UserError(
@@ -120,7 +120,7 @@ def export(
         raise UserError(
             f"INT8 needs at least {FEWEST} images to calibrate on, got {len(calibrating)}; give more with --images"
         )
-    with replaced(folder) as aside:
+    with replacing(folder) as aside:
         module = _bare(student.predictor) if normalisation == "outside" else student.predictor
         normalise = _normalise(student.predictor) if normalisation == "outside" else _same
         in_float = _write(student, module, chosen, normalise(calibrating), normalisation, batch, aside)
@@ -130,7 +130,7 @@ def export(
     return exported
 
 
-def _wanted(
+def _formats_to_write(
     formats: Sequence[Format] | None, normalisation: str, calibration: int, batch: int | None
 ) -> tuple[Format, ...]:
     for format in formats or ():
@@ -215,7 +215,7 @@ def _compare(
     runners = _runners(module, formats, folder)
     logits = {name: _logits(run, images, batch) for name, run in runners.items()}
     times = {
-        n: interleaved({name: partial(run, images[:n].clone()) for name, run in runners.items()}, "pytorch")
+        n: time_in_turns({name: partial(run, images[:n].clone()) for name, run in runners.items()}, "pytorch")
         for n in ((batch,) if batch is not None else BATCHES)
     }
     rows = []

@@ -15,7 +15,7 @@ from dfkd.deploy.stored import stored_images
 from dfkd.errors import UserError
 from dfkd.types import Bytes
 
-__all__ = ["EXPORT_FILE", "FEWEST", "check_replaceable", "images_for", "replaced"]
+__all__ = ["EXPORT_FILE", "FEWEST", "check_replaceable", "images_for", "replacing"]
 
 EXPORT_FILE = "export.json"
 FEWEST = 64  # images for calibration
@@ -55,7 +55,7 @@ def check_replaceable(folder: Path) -> None:
 
 
 @contextmanager
-def replaced(folder: Path) -> Iterator[Path]:
+def replacing(folder: Path) -> Iterator[Path]:
     """A folder to write in, which takes the place of ``folder`` at the end; on an error nothing has changed."""
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")

@@ -12,7 +12,7 @@ from typing import Any
 from dfkd.errors import UserError
 from dfkd.extras import install_extra
 
-__all__ = ["check_name", "endpoint", "explained", "fetch", "is_repository", "library"]
+__all__ = ["check_name", "endpoint", "hub_errors_as_sentences", "fetch", "is_repository", "library"]
 
 FETCHED = ("student.safetensors", "student.json")  # neither can run code
 NETWORK_ERRORS = frozenset(
@@ -46,7 +46,7 @@ def fetch(repository: str) -> Path:
     """
     check_name(repository)
     hub = library()
-    with explained(repository, "load"):
+    with hub_errors_as_sentences(repository, "load"):
         folder = Path(hub.snapshot_download(repository, allow_patterns=list(FETCHED), endpoint=endpoint()))
     if not (folder / "student.safetensors").is_file() or not (folder / "student.json").is_file():
         raise UserError(
@@ -81,7 +81,7 @@ def endpoint() -> str | None:
 
 
 @contextmanager
-def explained(repository: str, what: str) -> Iterator[None]:
+def hub_errors_as_sentences(repository: str, what: str) -> Iterator[None]:
     """What the hub's library raises, as one sentence."""
     from huggingface_hub import errors
 

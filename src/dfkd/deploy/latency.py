@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-__all__ = ["Latency", "interleaved"]
+__all__ = ["Latency", "time_in_turns"]
 
 WARM_UP = 3
 LEAST, MOST = 10, 200  # turns
@@ -19,7 +19,7 @@ class Latency:
     speedup: float
 
 
-def interleaved(calls: Mapping[str, Callable[[], object]], reference: str, budget: float = 1.5) -> dict[str, Latency]:
+def time_in_turns(calls: Mapping[str, Callable[[], object]], reference: str, budget: float = 1.5) -> dict[str, Latency]:
     """Time every call once a turn, so that whatever else the machine does falls on all of them alike.
 
     Args:

@@ -124,7 +124,7 @@ def batch_of(images: ImagesLike, image_size: tuple[int, int, int]) -> Images:
         raise UserError(
             f"predict needs pictures, tensors or arrays, got {type(images).__name__}; give one kind in a list"
         ) from error
-    return _fitted(array, image_size)
+    return _as_images(array, image_size)
 
 
 def _picture(image: str | Path | Image.Image, image_size: tuple[int, int, int]) -> Any:
@@ -136,7 +136,7 @@ def _picture(image: str | Path | Image.Image, image_size: tuple[int, int, int]) 
     return decode(Path(image), channels, (height, width))
 
 
-def _fitted(array: Any, image_size: tuple[int, int, int]) -> Images:
+def _as_images(array: Any, image_size: tuple[int, int, int]) -> Images:
     """An array of numbers as images; floats keep their values where the size is right."""
     if array.dtype.kind not in "uf" or (array.dtype.kind == "u" and array.dtype != np.uint8):
         raise UserError(f"predict needs uint8 images, or floats in [0, 1], got {array.dtype}; convert them")

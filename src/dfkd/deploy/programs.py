@@ -50,7 +50,7 @@ def write_program(module: nn.Module, example: Images, path: Path, dynamic: bool 
     Raises:
         UserError: it cannot be exported; the layer is named.
     """
-    program = _converted(_trace, module, example, dynamic, "torch.export")
+    program = _convert(_trace, module, example, dynamic, "torch.export")
     packed = io.BytesIO()
     with quiet():
         torch.export.save(program, packed)
@@ -64,7 +64,7 @@ def write_onnx(module: nn.Module, example: Images, path: Path, about: Mapping[st
         UserError: it cannot be exported; the layer is named. Or a package is missing.
     """
     check_onnx()
-    converted = _converted(_to_onnx, module, example, dynamic, "ONNX")
+    converted = _convert(_to_onnx, module, example, dynamic, "ONNX")
     model = converted.model_proto
     _strip(model)
     for key, value in about.items():
@@ -124,7 +124,7 @@ def _to_onnx(module: nn.Module, example: tuple[Tensor, ...], dynamic: bool) -> A
     )
 
 
-def _converted(attempt: Attempt, module: nn.Module, example: Images, dynamic: bool, what: str) -> Any:
+def _convert(attempt: Attempt, module: nn.Module, example: Images, dynamic: bool, what: str) -> Any:
     try:
         with torch.no_grad(), quiet():
             return attempt(module, (example,), dynamic)

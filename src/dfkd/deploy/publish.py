@@ -4,7 +4,7 @@ from pathlib import Path
 
 from dfkd.deploy.card import card_of
 from dfkd.deploy.export import EXPORT_FOLDER
-from dfkd.deploy.hub import check_name, endpoint, explained, library
+from dfkd.deploy.hub import check_name, endpoint, hub_errors_as_sentences, library
 from dfkd.errors import UserError
 
 __all__ = ["push"]
@@ -36,7 +36,7 @@ def push(folder: str | Path, repository: str, *, private: bool = False, licence:
     card = card_of(run, repository, licence)
     files = _files(run)
     hub = library()
-    with explained(repository, "push"):
+    with hub_errors_as_sentences(repository, "push"):
         service = hub.HfApi(endpoint=endpoint(), library_name="dfkd")
         service.create_repo(repository, private=private, exist_ok=True)
         parts = [hub.CommitOperationAdd("README.md", card.encode())]

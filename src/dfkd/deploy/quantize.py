@@ -27,7 +27,7 @@ from dfkd.engine.records import Observer, RunResult
 from dfkd.errors import UserError
 from dfkd.inputs import as_classifier, runtime_of, with_fields
 from dfkd.methods import METHODS
-from dfkd.nets.quantized import Bits, quantized
+from dfkd.nets.quantized import Bits, with_quantizers
 from dfkd.nets.ranges import check_ranges, freeze_ranges
 from dfkd.nets.zoo import Classifier
 from dfkd.prepare import build_task, instance
@@ -93,19 +93,19 @@ def quantize(
     folder = None if out is None else Path(out)
     look = Looks(teacher, student, sections, parsed_bits)
     if resume:
-        stages = _stored(folder)
+        stages = _read_stages(folder)
         calibration_images = None
     else:
-        calibration_images = images if images is not None else _synthesised(teacher, method, plan, sections)
+        calibration_images = images if images is not None else _synthesise(teacher, method, plan, sections)
         check_enough(calibration_images, calibration)
-        stages = look.calibrated(calibration_images[: 2 * calibration])
+        stages = look.first_stages(calibration_images[: 2 * calibration])
     result = distill(
         teacher, student, method, plan=plan, out=out, resume=resume,
         observers=[*observers, _Keep(folder, parsed_bits, stages)], progress=progress, **sections,
     )  # fmt: skip
     freeze_ranges(result.student)
     check_ranges(result.student)
-    stages = (*stages, look.trained(calibration_images, stages))
+    stages = (*stages, look.last_stage(calibration_images, stages))
     _write(folder, parsed_bits, stages)
     _warn_of_loss(stages)
     return Quantized(result.student, parsed_bits, stages, result.record)
@@ -126,10 +126,10 @@ def _warn_of_loss(stages: Sequence[Stage]) -> None:
 def _student(teacher: Classifier, bits: Bits) -> Classifier:
     spec = {**teacher.spec, "bits": str(bits)} if teacher.spec else {}
     name = f"{teacher.name or type(teacher.net).__name__} {bits}"
-    return replace(teacher, net=quantized(teacher.net, bits), spec=spec, name=name)
+    return replace(teacher, net=with_quantizers(teacher.net, bits), spec=spec, name=name)
 
 
-def _synthesised(teacher: Classifier, method: Method[Any], plan: Plan, sections: dict[str, Any]) -> Bytes:
+def _synthesise(teacher: Classifier, method: Method[Any], plan: Plan, sections: dict[str, Any]) -> Bytes:
     """Images of the method's warm-up, with the network as its own student."""
     import copy
 
@@ -165,7 +165,7 @@ def _write(folder: Path | None, bits: Bits, stages: tuple[Stage, ...]) -> None:
         write_whole(folder / QUANTIZE_FILE, text.encode() + b"\n")
 
 
-def _stored(folder: Path | None) -> tuple[Stage, ...]:
+def _read_stages(folder: Path | None) -> tuple[Stage, ...]:
     if folder is None:
         raise UserError("resume needs the run's folder, got no out; give the folder the run was started with")
     try:

@@ -17,7 +17,7 @@ from dfkd.nets.quantized import Bits, quantized_bytes
 from dfkd.nets.ranges import check_ranges, ranges_of
 from dfkd.nets.zoo import Classifier
 from dfkd.ops.pixels import as_images
-from dfkd.prepare import build_task, labelled
+from dfkd.prepare import build_task, check_labelled
 from dfkd.types import Bytes, Labels
 
 __all__ = ["Looks", "Stage", "calibrate", "check_enough"]
@@ -79,7 +79,7 @@ class Looks:
     def __init__(self, teacher: Classifier, student: Classifier, sections: dict[str, Any], bits: Bits) -> None:
         self.pair, self.sections, self.bits = (teacher, student), sections, bits
 
-    def calibrated(self, images: Bytes) -> tuple[Stage, ...]:
+    def first_stages(self, images: Bytes) -> tuple[Stage, ...]:
         """The first two stages; every other image calibrates."""
 
         def look(task: Task, exam: tuple[Bytes, Labels] | None) -> tuple[Stage, ...]:
@@ -92,7 +92,7 @@ class Looks:
 
         return self._with_task(look)
 
-    def trained(self, images: Bytes | None, before: tuple[Stage, ...]) -> Stage:
+    def last_stage(self, images: Bytes | None, before: tuple[Stage, ...]) -> Stage:
         """The last stage."""
         rest = torch.zeros(0, dtype=torch.uint8) if images is None else images[1::2]
         return self._with_task(lambda task, exam: self._stage("trained", task.student, task, exam, rest))
@@ -103,7 +103,7 @@ class Looks:
         data = self.sections["data"]
         task = build_task(*self.pair, data=data, text=None, runtime=runtime_of(self.sections["runtime"]).launch())
         try:
-            return look(task, labelled(data.test, task, "test"))
+            return look(task, check_labelled(data.test, task, "test"))
         finally:
             for probe, of_modules, requires_grad in zip((task.teacher, task.student), modes, flags, strict=True):
                 net = probe.release()

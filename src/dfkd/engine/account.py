@@ -83,7 +83,7 @@ def account(
     timer = Timer()
     watch = Watch([timer], test, checkpoint=save, save_every=0.0)
     state = run(task, Timed(method, timer), plan, watch)
-    timer.ended()
+    timer.end_run()
     peak = peak_memory(task.runtime.device)  # of the rounds: counting and the ceilings take memory of their own
     counts = None if task.runtime.compiled else _count(task, method, state, plan)
     pool = pools_of(state).get("pool")
@@ -108,7 +108,7 @@ class Timer(Observer):
     _batches: float = 0.0
     _looked: tuple[Phases, float] | None = None
 
-    def synthesised(self, began: float) -> None:
+    def end_synthesis(self, began: float) -> None:
         """A synthesis that began then has ended; what lies between the round before and it was saving."""
         self._close(began)
         self._began, self._made, self._batches = began, time.perf_counter(), 0.0
@@ -117,7 +117,7 @@ class Timer(Observer):
         """One batch took so long."""
         self._batches += seconds
 
-    def ended(self) -> None:
+    def end_run(self) -> None:
         """The run is over."""
         self._close(time.perf_counter())
 
@@ -155,7 +155,7 @@ class Timed(Around[State]):
         began = time.perf_counter()
         metrics = self.inner.synthesize(task, state, clock)
         wait(task.runtime.device)
-        self.timer.synthesised(began)
+        self.timer.end_synthesis(began)
         return metrics
 
     def batch(self, task: Task, state: State, clock: Clock) -> Batch:
@@ -168,7 +168,7 @@ class Timed(Around[State]):
         return batch
 
 
-def _counted(work: Callable[[], object]) -> Work | None:
+def _count_work(work: Callable[[], object]) -> Work | None:
     """The work of what has run before without the counter; None where the counter makes it fail."""
     try:
         return count_work(work)
@@ -182,7 +182,7 @@ def _count(task: Task, method: Method[Any], state: State, plan: Plan) -> tuple[W
     parameters = task.student.net.named_parameters()
     learnt = [p for name, p in parameters if p.requires_grad and name not in state.held]
     task.student.freeze()
-    synthesis = _counted(lambda: method.synthesize(task, state, clock))
+    synthesis = _count_work(lambda: method.synthesize(task, state, clock))
     for parameter in learnt:
         parameter.requires_grad_(True)
     task.student.train()
@@ -194,4 +194,4 @@ def _count(task: Task, method: Method[Any], state: State, plan: Plan) -> tuple[W
         task.runtime.step(method.loss(task, state, batch), optimizer, *state.optimizers, clip=plan.clip)
 
     of_round = None if synthesis is None else Work(synthesis.flops * plan.turns, synthesis.bytes * plan.turns)
-    return of_round, _counted(step)
+    return of_round, _count_work(step)

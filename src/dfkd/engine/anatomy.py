@@ -9,7 +9,7 @@ from torch.nn.parameter import is_lazy
 
 from dfkd.engine.dry import CONSTANT, check_finite, check_kind, make_weights, notes_on, outputs_of, run_dry, spread
 from dfkd.engine.probe import tracking_norms
-from dfkd.engine.verify import preserved
+from dfkd.engine.verify import preserving
 from dfkd.errors import UserError
 from dfkd.nets.adapters import suggest
 from dfkd.nets.count import count_macs, count_parameters
@@ -87,11 +87,11 @@ def survey(
     if any(is_lazy(parameter) for parameter in net.parameters()):
         make_weights(net, image_shape, role)
     check_finite(net, role)
-    with preserved(net):
-        return _surveyed(net, image_shape, classes, role, head, stages)
+    with preserving(net):
+        return _survey(net, image_shape, classes, role, head, stages)
 
 
-def _surveyed(
+def _survey(
     net: nn.Module,
     image_shape: tuple[int, int, int],
     classes: int | None,
@@ -111,10 +111,10 @@ def _surveyed(
             f"{role} needs as many outputs as there are classes, got {outputs_text} for {classes} classes; "
             "give the classes the network was trained on"
         )
-    known_head, known_stages = trace.known()
+    known_head, known_stages = trace.zoo_places()
     head = trace.linear(head, role) if head is not None else known_head or trace.head(outputs)
     stages = (
-        tuple(trace.mapped(name, role) for name in stages) if stages is not None else known_stages or trace.stages()
+        tuple(trace.map_at(name, role) for name in stages) if stages is not None else known_stages or trace.stages()
     )
     norms = tracking_norms(net)
     read_norms = tuple(dict.fromkeys(name for name in trace.calls if name in norms))
@@ -160,7 +160,7 @@ class _Trace:
                 handle.remove()
         return self.logits
 
-    def known(self) -> tuple[str | None, tuple[str, ...]]:
+    def zoo_places(self) -> tuple[str | None, tuple[str, ...]]:
         """Head and stages of a network of the zoo, as far as it still has them."""
         head, stages = known_layers(self.net)
         linear = {name for name, module, _ in self.order if isinstance(module, nn.Linear)}
@@ -192,7 +192,7 @@ class _Trace:
         linear = [name for name, module, _ in self.order if isinstance(module, nn.Linear)]
         return self._has(path, role, "head", linear, f"its linear layers are {', '.join(linear[-8:]) or 'none'}")
 
-    def mapped(self, path: str, role: str) -> str:
+    def map_at(self, path: str, role: str) -> str:
         """``path`` of a stage, where the network has such a layer and it returned a map; a UserError if not."""
         hint = f"the last of each size are {', '.join(self.stages()) or 'none'}"
         self._has(path, role, "stage", self.shapes, hint)

@@ -120,7 +120,7 @@ def audit_images(
     sample = _some(len(private), count, generator)
     members = private.take(sample)
     strangers = members[:0] if heldout is None else heldout.take(_some(len(heldout), count, generator))
-    unseen = _unseen(strangers, private, device) if len(strangers) else torch.zeros(0, dtype=torch.bool)
+    unseen = _without_copies(strangers, private, device) if len(strangers) else torch.zeros(0, dtype=torch.bool)
     if len(strangers) and not bool(unseen.any()):
         raise UserError(
             f"audit needs held-out images that are not among the private ones, got {len(strangers)} copies; give others"
@@ -181,7 +181,7 @@ def _some(n: int, most: int, generator: torch.Generator) -> Tensor:
     return torch.randperm(n, generator=generator)[:most].sort().values
 
 
-def _unseen(images: Bytes, private: Rows, device: torch.device) -> Tensor:
+def _without_copies(images: Bytes, private: Rows, device: torch.device) -> Tensor:
     """Which images (m,) have no copy among the private ones."""
     blocks = ((start, _pixel_rows(part.to(device))) for start, part in private.blocks(BLOCK))
     return (nearest_rows(_pixel_rows(images.to(device)), blocks, 1).distances[:, 0] > SAME).cpu()

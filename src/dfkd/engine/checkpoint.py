@@ -19,7 +19,7 @@ import torch
 
 from dfkd.data.pool import Pool
 from dfkd.engine.aside import write_aside
-from dfkd.engine.commits import Save, fault_of, parsed, sum_of, written
+from dfkd.engine.commits import Save, fault_of, format_save, parse_save, sum_of
 from dfkd.engine.states import pack, pools_of, unpack
 from dfkd.errors import UserError
 
@@ -69,12 +69,12 @@ class Checkpoint:
         """
         if self._last is not None:
             return self._last
-        save, fault = self._checked(self.path)
+        save, fault = self._check_save(self.path)
         if save is None:
-            save, earlier = self._checked(self.folder / EARLIER_FILE)
+            save, earlier = self._check_save(self.folder / EARLIER_FILE)
             if save is None:
                 either = "" if earlier == "missing" else f", and the save before it is damaged too: {earlier}"
-                raise _damaged(self.path, f"{fault}{either}", who)
+                raise _damage_error(self.path, f"{fault}{either}", who)
             self.notes = [f"the newest save is damaged ({fault}); the one before, of {save.rounds} rounds, is used"]
             if self.rank == 0:
                 warnings.warn(f"{self.folder}: {self.notes[0]}", stacklevel=2)
@@ -96,7 +96,7 @@ class Checkpoint:
             text = json.dumps(sums)
             write_aside(self._sums(self.rank, rounds), lambda path: path.write_text(text), FULL)
         self.barrier()
-        everything = self._gathered(rounds, sums)
+        everything = self._gather_sums(rounds, sums)
         save = Save(rounds, self.world, everything)
         if self.rank == 0:
             self._commit(save)
@@ -115,12 +115,12 @@ class Checkpoint:
             raise UserError(
                 f"resume needs the {save.world} processes the run began with, got {self.world}; start as many"
             )
-        payload = self._read(self._state(save.rounds))
+        payload = self._read_file(self._state(save.rounds))
         try:
             self._segments = {name: [(a, b) for a, b in spans] for name, spans in payload["segments"].items()}
             for name, pool in pools.items():
                 for start, end in self._segments[name]:
-                    rows = self._read(self._file(name, start, end))
+                    rows = self._read_file(self._file(name, start, end))
                     pool.added = end - len(next(iter(rows.values())))
                     pool.add(**rows)
         except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
@@ -141,10 +141,10 @@ class Checkpoint:
                 spans.append((int(match[1]), int(match[2]), path))
         return [path for _, _, path in sorted(spans)]
 
-    def _checked(self, file: Path) -> tuple[Save | None, str]:
+    def _check_save(self, file: Path) -> tuple[Save | None, str]:
         """The save that a commit file names, and what is wrong with it or its files."""
         try:
-            save = parsed(json.loads(file.read_text()))
+            save = parse_save(json.loads(file.read_text()))
         except FileNotFoundError:
             return None, "missing"
         except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
@@ -158,14 +158,14 @@ class Checkpoint:
     def _commit(self, save: Save) -> None:
         """Keep the commit file of the save before, then replace ``commit.json``."""
         if self._last is not None:
-            earlier = written(self._last)
+            earlier = format_save(self._last)
             write_aside(self.folder / EARLIER_FILE, lambda path: path.write_text(earlier), FULL)
-        text = written(save)
+        text = format_save(save)
         write_aside(self.path, lambda path: path.write_text(text), FULL)
         if self._last is None:  # of another run, that began in this folder before
             (self.folder / EARLIER_FILE).unlink(missing_ok=True)
 
-    def _gathered(self, rounds: int, own_sums: Mapping[str, str]) -> dict[str, str]:
+    def _gather_sums(self, rounds: int, own_sums: Mapping[str, str]) -> dict[str, str]:
         """The files of all processes: their names and sums, as each process left them in the folder."""
         everything = dict(own_sums)
         for rank in range(1, self.world if self.rank == 0 else 1):
@@ -229,7 +229,7 @@ class Checkpoint:
                 path.unlink(missing_ok=True)
 
     @staticmethod
-    def _read(path: Path) -> dict[str, Any]:
+    def _read_file(path: Path) -> dict[str, Any]:
         try:
             content: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
         except Exception as error:  # whatever a damaged file makes the reader raise
@@ -238,8 +238,8 @@ class Checkpoint:
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:
-    return _damaged(path, type(error).__name__, "resume")
+    return _damage_error(path, type(error).__name__, "resume")
 
 
-def _damaged(path: Path, why: str, who: str) -> UserError:
+def _damage_error(path: Path, why: str, who: str) -> UserError:
     return UserError(f"{who} needs a readable checkpoint, got {path} ({why}); start again in a new folder")

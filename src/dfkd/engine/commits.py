@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Save", "fault_of", "parsed", "sum_of", "written"]
+__all__ = ["Save", "fault_of", "parse_save", "sum_of", "format_save"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Save:
     files: dict[str, str] | None
 
 
-def parsed(row: Any) -> Save:
+def parse_save(row: Any) -> Save:
     """A commit file's content. Raises ValueError, KeyError or TypeError where it is not as it was written."""
     if row.keys() == {"rounds", "world"}:  # dfkd before it kept sums
         return Save(int(row["rounds"]), int(row["world"]), None)
@@ -36,7 +36,7 @@ def parsed(row: Any) -> Save:
     return save
 
 
-def written(save: Save) -> str:
+def format_save(save: Save) -> str:
     """The content of a commit file."""
     if save.files is None:
         return json.dumps({"rounds": save.rounds, "world": save.world})

@@ -111,7 +111,7 @@ def run(task: Task, method: Method[Any], plan: Plan, watch: Watch | None = None,
             began = time.monotonic()
             _set_rate(optimizer, plan.rate(round))
             outcome = _turns(task, method, state, plan, round, learnt, objective, optimizer, watch)
-            record = _judged(task, watch, _look(task, state, plan, watch, round, outcome))
+            record = _apply_rules(task, watch, _look(task, state, plan, watch, round, outcome))
             seconds += time.monotonic() - began
             last = _ask(task, watch, record)
             due = watch.checkpoint and (last or _agree(task, time.monotonic() - saved_at >= watch.save_every))
@@ -251,7 +251,7 @@ def _end(task: Task, plan: Plan, watch: Watch, first: int) -> int:
     return first
 
 
-def _judged(task: Task, watch: Watch, record: RoundRecord) -> RoundRecord:
+def _apply_rules(task: Task, watch: Watch, record: RoundRecord) -> RoundRecord:
     """``record`` with the reason for which a rule ends the run after it, if one does."""
     if watch.judge is None:
         return record

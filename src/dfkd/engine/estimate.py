@@ -133,7 +133,7 @@ def estimator(
     watch = watch or Watch()
     weights, training = copy.deepcopy(task.student.net.state_dict()), task.student.training
     streams = task.runtime.streams()
-    free = free_memory(task.runtime.device) + _used(task)
+    free = free_memory(task.runtime.device) + _bytes_in_use(task)
     try:
         with tempfile.TemporaryDirectory(prefix="dfkd-dry-run-") as folder:
             measured = _measure(task, method, plan, watch, Path(folder))
@@ -321,7 +321,7 @@ def _peak(task: Task) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _used(task: Task) -> int:
+def _bytes_in_use(task: Task) -> int:
     """Bytes this process holds already, which it need not take again."""
     if task.runtime.device.type == "cuda":
         return torch.cuda.memory_reserved(task.runtime.device)

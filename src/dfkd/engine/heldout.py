@@ -160,9 +160,9 @@ def make_gauge(task: Task, method: Method[Any], plan: Plan, inverted: Bytes | No
         count = _inversions(task.classes)
         inverted = inverted_images(task.teacher, task.image_shape, task.classes, count, STEPS, stream)
     sets["inverted"] = inverted
-    sets |= _derived(task, torch.cat(list(sets.values())), stream)
+    sets |= _derive_sets(task, torch.cat(list(sets.values())), stream)
     with torch.no_grad():
-        return Gauge({name: (images, _chosen(task.teacher, images)) for name, images in sets.items()})
+        return Gauge({name: (images, _argmax_labels(task.teacher, images)) for name, images in sets.items()})
 
 
 def gauge_on(task: Task, images: Bytes) -> Gauge:
@@ -178,7 +178,7 @@ def gauge_on(task: Task, images: Bytes) -> Gauge:
         )
     images = images.to(task.runtime.device)
     with torch.no_grad():
-        return Gauge({"inverted": (images, _chosen(task.teacher, images))})
+        return Gauge({"inverted": (images, _argmax_labels(task.teacher, images))})
 
 
 def inverted_set(task: Task, count: int) -> Bytes:
@@ -251,7 +251,7 @@ def _own(task: Task, method: Method[Any], plan: Plan) -> Bytes | None:
     return images
 
 
-def _derived(task: Task, images: Bytes, stream: torch.Generator) -> dict[str, Bytes]:
+def _derive_sets(task: Task, images: Bytes, stream: torch.Generator) -> dict[str, Bytes]:
     """Shifted and mixed images, and noise as bright and as varied as the data."""
     n, device = min(DERIVED, len(images)), task.runtime.device
     some = images[torch.randperm(len(images), generator=stream, device=device)[:n]]
@@ -265,5 +265,5 @@ def _derived(task: Task, images: Bytes, stream: torch.Generator) -> dict[str, By
     }
 
 
-def _chosen(teacher: Probe, images: Bytes) -> Labels:
+def _argmax_labels(teacher: Probe, images: Bytes) -> Labels:
     return torch.cat([teacher(as_images(part)).logits.argmax(dim=1) for part in images.split(BATCH)])

@@ -20,7 +20,7 @@ from dfkd.engine.estimate import Estimate, estimator
 from dfkd.engine.plan import Plan
 from dfkd.errors import UserError
 
-__all__ = ["Fit", "fit_plan", "longest", "shortened"]
+__all__ = ["Fit", "fit_plan", "longest", "shorten"]
 
 RESERVE = 0.1
 """Share of the time for what is not in an estimate: held-out images and the agreement on them, figures, export."""
@@ -56,12 +56,12 @@ def fit_plan(task: Task, method: Method[Any], plan: Plan, watch: Watch, hours: f
         own_rounds = float(rounds) if task.runtime.rank == 0 else 0.0
         rounds = int(task.runtime.total(torch.tensor(own_rounds, dtype=torch.float64, device=task.runtime.device)))
     if rounds == 0:
-        least = estimate_of(shortened(plan, 1)).total
+        least = estimate_of(shorten(plan, 1)).total
         raise UserError(
             f"stop.hours needs time for at least one round, got {hours:g}, of which {max(seconds, 0) / 3600:.2g} are "
             f"left for rounds and the shortest plan takes about {least / 3600:.2g}; raise it, or lower plan.steps"
         )
-    fitted = shortened(plan, rounds)
+    fitted = shorten(plan, rounds)
     return Fit(fitted, estimate_of(fitted), hours, plan)
 
 
@@ -73,11 +73,11 @@ def longest(plan: Plan, seconds: float, total: Callable[[Plan], float]) -> int:
     fits, over = 0, plan.rounds + 1
     while over - fits > 1:
         middle = plan.rounds if over > plan.rounds else (fits + over) // 2
-        fits, over = (middle, over) if total(shortened(plan, middle)) <= seconds else (fits, middle)
+        fits, over = (middle, over) if total(shorten(plan, middle)) <= seconds else (fits, middle)
     return fits
 
 
-def shortened(plan: Plan, rounds: int) -> Plan:
+def shorten(plan: Plan, rounds: int) -> Plan:
     """``plan`` with ``rounds`` rounds, and as large a share of its warm-up; milestones keep their place in the whole.
 
     A warm-up keeps one round at least, and no milestone moves before the second round.

@@ -47,11 +47,11 @@ def inverted_images(
         n = min(batch_size, count - start)
         labels = balanced_labels(n, classes, generator, generator.device)
         noise = torch.randn(n, *image_shape, device=generator.device, generator=generator)
-        parts.append(as_bytes(teacher.denormalise(_optimised(teacher, noise, labels, steps)).clamp(0, 1)))
+        parts.append(as_bytes(teacher.denormalise(_optimise(teacher, noise, labels, steps)).clamp(0, 1)))
     return torch.cat(parts)
 
 
-def _optimised(teacher: Probe, start: Tensor, labels: Tensor, steps: int) -> Tensor:
+def _optimise(teacher: Probe, start: Tensor, labels: Tensor, steps: int) -> Tensor:
     x = start.requires_grad_(True)
     optimizer = Adam([x], lr=RATE, betas=(0.5, 0.9))
     with torch.enable_grad():

@@ -28,10 +28,10 @@ class Laps:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         pairs = zip(self._marks, self._marks[1:], strict=False)
-        return sum(_between(begin, end) for (name, begin), (_, end) in pairs if name == phase)
+        return sum(_seconds_between(begin, end) for (name, begin), (_, end) in pairs if name == phase)
 
 
-def _between(begin: float | torch.cuda.Event, end: float | torch.cuda.Event) -> float:
+def _seconds_between(begin: float | torch.cuda.Event, end: float | torch.cuda.Event) -> float:
     if isinstance(begin, torch.cuda.Event) and isinstance(end, torch.cuda.Event):
         return float(begin.elapsed_time(end)) / 1000
     return float(end) - float(begin)  # type: ignore[arg-type]

@@ -10,14 +10,14 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from dfkd.errors import UserError
 
-__all__ = ["LOCK_FILE", "held"]
+__all__ = ["LOCK_FILE", "lock_folder"]
 
 LOCK_FILE = ".lock"
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """Keep other processes out of ``folder``, which exists, as long as this lasts.
 
     The system lets go of the lock when the process ends, however it ends; only the empty file may stay. On file systems
@@ -27,7 +27,7 @@ def held(folder: Path) -> Iterator[None]:
         UserError: another process is in it, or the folder cannot be written.
     """
     path = folder / LOCK_FILE
-    lock = _locked(path)
+    lock = _take_lock(path)
     try:
         yield
     finally:
@@ -37,7 +37,7 @@ def held(folder: Path) -> Iterator[None]:
             lock.release()
 
 
-def _locked(path: Path) -> BaseFileLock | None:
+def _take_lock(path: Path) -> BaseFileLock | None:
     """The lock, taken on the file that is there now; None where there are no locks."""
     while True:
         lock = FileLock(path, thread_local=False)

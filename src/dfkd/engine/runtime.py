@@ -113,7 +113,7 @@ class Runtime:
         try:
             fabric.launch()
         except RuntimeError as error:
-            if not self.lost(error):
+            if not self.comes_of_lost_process(error):
                 raise
             raise UserError(
                 f"runtime needs {self.world} processes to meet within {min(self.timeout, MEETING):g} seconds, got "
@@ -121,14 +121,14 @@ class Runtime:
             ) from error
         torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=self.timeout))
 
-    def lost(self, error: BaseException) -> bool:
+    def comes_of_lost_process(self, error: BaseException) -> bool:
         """Does ``error`` come of another process, which is gone or did not answer in time?"""
         if self.world == 1 or not isinstance(error, RuntimeError):
             return False
         return isinstance(error, torch.distributed.DistError) or any(word in str(error) for word in PEERS)
 
-    def told(self, error: BaseException, folder: Path | None) -> UserError:
-        """The sentence for an error that :meth:`lost` knows."""
+    def explain(self, error: BaseException, folder: Path | None) -> UserError:
+        """The sentence for an error that :meth:`comes_of_lost_process` knows."""
         again = "start all of them again" if folder is None else f"go on with `dfkd distill --resume {folder}`"
         return UserError(
             f"the run needs all of its {self.world} processes, got no answer from another one "
@@ -179,12 +179,12 @@ class Runtime:
             changes["trace_autograd_ops"] = True
         compiled = torch._dynamo.config.patch(**changes)(compiled)
         if mode is not None and self.device.type == "cuda":
-            compiled = _kept(compiled)
+            compiled = _copying_outputs(compiled)
         if getattr(function, "__closure__", None) is None:  # a closure would keep a finished run's pool alive
             self._compiled[function] = compiled
         return compiled
 
-    def uncompiled(self) -> "Runtime":
+    def without_compiler(self) -> "Runtime":
         """The same device, processes and random streams, and nothing is compiled."""
         copied = copy.copy(self)
         copied.compiled = False
@@ -205,7 +205,7 @@ class Runtime:
         grads = torch.autograd.grad(loss, [*shared, *local], allow_unused=True)
         common = self.average([grad for grad in grads[: len(shared)] if grad is not None])
         if clip is not None:
-            common = _clipped(common, clip)
+            common = _clip(common, clip)
         queue = iter(common)
         for i, (parameter, grad) in enumerate(zip([*shared, *local], grads, strict=True)):
             if grad is not None:
@@ -323,7 +323,7 @@ def _graphs() -> int:
     return int(counters["stats"]["unique_graphs"])
 
 
-def _kept(function: Callable[P, R]) -> Callable[P, R]:
+def _copying_outputs(function: Callable[P, R]) -> Callable[P, R]:
     """Outputs of a CUDA graph are overwritten by its next replay: return copies, which stay what they are."""
 
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -337,7 +337,7 @@ def _parameters(optimizer: Optimizer) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
-def _clipped(grads: Sequence[Tensor], clip: float) -> list[Tensor]:
+def _clip(grads: Sequence[Tensor], clip: float) -> list[Tensor]:
     # Not in place: autograd may return one tensor as the gradient of two parameters.
     norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(grad) for grad in grads]))
     scale = (clip / (norm + 1e-6)).clamp(max=1.0)

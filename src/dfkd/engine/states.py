@@ -92,9 +92,9 @@ def _unpack_container(saved: dict[Any, Any], into: Any, device: torch.device, ki
         value = _restored_tensor(saved["parameter"], into, device)
         return value if isinstance(value, nn.Parameter) else nn.Parameter(value, requires_grad=saved["grad"])
     if is_dataclass(into) and not isinstance(into, type) and keys != {"dataclass", "fields"}:
-        return _filled(saved, into, device, kinds)  # the format before
+        return _fill(saved, into, device, kinds)  # the format before
     if keys == {"dataclass", "fields"}:
-        return _filled(saved["fields"], _slot(saved["dataclass"], into, kinds), device, kinds)
+        return _fill(saved["fields"], _slot(saved["dataclass"], into, kinds), device, kinds)
     if keys == {"named", "items"}:
         kind = kinds[saved["named"]] if type(into).__name__ != saved["named"] else type(into)
         return kind(*_unpacked_items(saved["items"], into, device, kinds))
@@ -122,7 +122,7 @@ def _slot(tag: str, into: Any, kinds: Kinds) -> Any:
     return object.__new__(kinds[tag])
 
 
-def _filled(saved: Mapping[str, Any], into: Any, device: torch.device, kinds: Kinds) -> Any:
+def _fill(saved: Mapping[str, Any], into: Any, device: torch.device, kinds: Kinds) -> Any:
     for item in fields(into):
         if item.name == "optimizers" and item.name not in saved and into.optimizers == ():
             continue  # newer than the first checkpoints

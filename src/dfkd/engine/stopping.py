@@ -39,7 +39,7 @@ class Judge:
     weights: dict[str, Tensor] | None = field(default=None, init=False)
 
     @property
-    def picked(self) -> Picked | None:
+    def best_round(self) -> Picked | None:
         """The best round, where its student was kept."""
         return None if self.weights is None else self.best
 
@@ -51,7 +51,7 @@ class Judge:
         self.latest = Picked(record.round, agreement, self.held_out)
         if self.best is None or agreement > self.best.agreement:
             self.best = self.latest
-            self.weights = _copied(student) if self.keep else None
+            self.weights = _copy_weights(student) if self.keep else None
 
     def reason(self) -> str | None:
         """Why the run should end after the newest measurement, to follow "stopped after round 7 of 20: "; or None."""
@@ -86,7 +86,7 @@ class Judge:
         self.weights = saved["weights"] if self.keep else None
 
 
-def _copied(student: nn.Module) -> dict[str, Tensor]:
+def _copy_weights(student: nn.Module) -> dict[str, Tensor]:
     """The state dict as it now is, laid out as in plain PyTorch."""
     tensors = {name: t for name, t in student.state_dict().items() if isinstance(t, Tensor)}
     return {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}

@@ -22,7 +22,7 @@ from dfkd.imports import first_line
 from dfkd.nets.outputs import Output, as_logits
 from dfkd.types import Images, Logits
 
-__all__ = ["Verified", "preserved", "verified"]
+__all__ = ["Verified", "preserving", "verify"]
 
 IMAGES = 4  # in a pass: BatchNorm in train mode needs several
 
@@ -82,7 +82,7 @@ class _Pass(NamedTuple):
     parameters: Tensor | None
 
 
-def verified(
+def verify(
     net: nn.Module,
     runtime: Runtime,
     *,
@@ -121,7 +121,7 @@ def verified(
     choice = Choice(runtime.channels_last, runtime.precision == "bf16", runtime.compiled)
     gradients = True
     if not type(net).__module__.startswith("dfkd.nets."):
-        with preserved(net):
+        with preserving(net):
             gradients = trial.run_untouched()
             choice = _working(choice, trial, notes)
     if not gradients:
@@ -226,7 +226,7 @@ class _Trial:
         """Run the untouched network in every mode; do gradients reach the images?"""
         for training in self.modes:
             try:
-                self.references[training] = self._pass(self._untouched, self.noise, training)
+                self.references[training] = self._pass(self._reference_answers, self.noise, training)
             except Exception as error:  # the network is the user's and may fail in any way
                 mode = "train" if training else "eval"
                 raise UserError(
@@ -240,17 +240,17 @@ class _Trial:
         tolerance = BF16 if choice.bf16 else FP32 if self.runtime.device.type == "cpu" else TF32
         for training in self.modes:  # before the weights change their format
             self._floor(training, tolerance)
-        with preserved(self.net):
+        with preserving(self.net):
             probe = self.probe(choice)
             try:
-                return self._compared(probe, choice, tolerance)
+                return self._objection(probe, choice, tolerance)
             except Exception as error:  # as above
                 return f"it fails with {first_line(error)}"
             finally:
                 probe.release()
 
-    def _compared(self, probe: Probe, choice: Choice, tolerance: Tolerance) -> str | None:
-        reader: Callable[[Images], tuple[Logits, Tensor | None]] = lambda images: _read(probe, images)  # noqa: E731
+    def _objection(self, probe: Probe, choice: Choice, tolerance: Tolerance) -> str | None:
+        reader: Callable[[Images], tuple[Logits, Tensor | None]] = lambda images: _answers(probe, images)  # noqa: E731
         reader = self.runtime.compile(reader) if choice.compiled else reader
         for training in self.modes:
             outcome = self._pass(reader, self.noise, training)
@@ -264,17 +264,17 @@ class _Trial:
         key = (training, tolerance.rounding)
         if key not in self.floors:
             near = self.noise * (1 + tolerance.rounding * self.jitter)
-            self.floors[key] = self._pass(self._untouched, near, training, seed=1)
+            self.floors[key] = self._pass(self._reference_answers, near, training, seed=1)
         return self.floors[key]
 
-    def _untouched(self, images: Images) -> tuple[Logits, Tensor | None]:
+    def _reference_answers(self, images: Images) -> tuple[Logits, Tensor | None]:
         mean, std = (images.new_tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
         return as_logits(self.net((images - mean) * (1 / std)), self.outputs), None
 
     def _pass(
         self, read: Callable[[Images], tuple[Logits, Tensor | None]], images: Images, training: bool, seed: int = 0
     ) -> _Pass:
-        with preserved(self.net), torch.enable_grad(), warnings.catch_warnings():
+        with preserving(self.net), torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the run itself gives them, once
             torch.manual_seed(seed)
             self.net.train(training)
@@ -293,7 +293,7 @@ class _Trial:
             return _Pass(logits.detach().float(), None if grads[0] is None else grads[0].float(), gradients)
 
 
-def _read(probe: Probe, images: Images) -> tuple[Logits, Tensor | None]:
+def _answers(probe: Probe, images: Images) -> tuple[Logits, Tensor | None]:
     """The logits, and a sum over everything else that is read."""
     out = probe(images, stats=bool(probe.norms), maps=bool(probe.stage_names))
     sums = [part.float().sum() for moments in out.stats for part in moments] + [m.float().sum() for m in out.maps]
@@ -339,7 +339,7 @@ def _shares_memory(net: nn.Module) -> bool:
 
 
 @contextmanager
-def preserved(net: nn.Module) -> Iterator[None]:
+def preserving(net: nn.Module) -> Iterator[None]:
     """Whatever happens inside, ``net`` is afterwards what it was.
 
     Put back are the values, memory and dtype of parameters and buffers, modes, gradient flags and other attributes of

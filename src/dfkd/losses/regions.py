@@ -65,7 +65,7 @@ def grad_cams(
     """
     chosen_logits = logits.gather(1, classes.unsqueeze(1)).sum()
     gradients = torch.autograd.grad(chosen_logits, tuple(maps), retain_graph=True, create_graph=create_graph)
-    return tuple(_weighted(map_, gradient) for map_, gradient in zip(maps, gradients, strict=True))
+    return tuple(_weigh_channels(map_, gradient) for map_, gradient in zip(maps, gradients, strict=True))
 
 
 def grad_cam(logits: Logits, maps: Maps, classes: Labels, create_graph: bool = False) -> StageMap:
@@ -125,11 +125,11 @@ def fitnets(student_feat: Float[Tensor, "*shape"], teacher_feat: Float[Tensor, "
 
 def cam_difference(student_cam: Float[Tensor, "n h w"], teacher_cam: Float[Tensor, "n h w"]) -> CamDifference:
     """How far apart two networks look, on maps stretched per image to 0..255 (a constant map becomes 0)."""
-    difference = _stretched(student_cam) - _stretched(teacher_cam)
+    difference = _stretch(student_cam) - _stretch(teacher_cam)
     return CamDifference(difference.abs().mean(), difference.square().mean())
 
 
-def _weighted(maps: Maps, gradient: Maps) -> StageMap:
+def _weigh_channels(maps: Maps, gradient: Maps) -> StageMap:
     """Sum of the channels, each weighted by the spatial mean of its gradient; in float32 at least."""
     if maps.dtype in (torch.bfloat16, torch.float16):
         maps, gradient = maps.float(), gradient.float()
@@ -148,7 +148,7 @@ def _attention(maps: Maps) -> Features:
     return F.normalize(maps.square().mean(dim=1).flatten(1), dim=1)
 
 
-def _stretched(cam: StageMap) -> StageMap:
+def _stretch(cam: StageMap) -> StageMap:
     low, high = cam.amin(dim=(1, 2), keepdim=True), cam.amax(dim=(1, 2), keepdim=True)
     span = high - low
     return 255 * (cam - low) / torch.where(span > 0, span, torch.ones_like(span))

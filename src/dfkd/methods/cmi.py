@@ -120,7 +120,7 @@ class CMI(Method[CMIState]):
         columns = {"images": (task.image_shape, torch.uint8), "labels": ((), torch.int64)}
         M = Pool(min(capacity, self.memory or capacity), columns, device)
         with torch.no_grad():
-            d = _features(self, _read(self, task.teacher, torch.zeros(1, *task.image_shape, device=device))).shape[1]
+            d = _features(self, _readout(self, task.teacher, torch.zeros(1, *task.image_shape, device=device))).shape[1]
         B = Pool(min(capacity, self.bank), {"features": ((2 * d,), torch.float16)}, device)
         h = runtime.place(contrast_mlp(d, self.head_width))
         G = runtime.place(ConvGenerator(self.width, task.image_shape, self.channels))
@@ -206,13 +206,13 @@ def generate(G: nn.Module, z: Tensor) -> Images:
 
 def objective(method: CMI, T: Probe, S: Probe, views: Views, y: Labels, adversarial: bool) -> Parts:
     """Line 5: ``α_bn L_bn + α_cls CE(T(x), y) − α_adv KL(T(x) ‖ S(x))`` on the global view."""
-    readout = _read(method, T, views.global_, stats=True)
+    readout = _readout(method, T, views.global_, stats=True)
     t, zero = readout.logits, readout.logits.new_zeros(())
     cls = cross_entropy(t, y)
     bn = moment_distance(readout.stats, readout.stored) if readout.stats else zero
     adv = agreeing_divergence(t, S(views.global_).logits, method.mask) if adversarial else zero
     loss = method.alpha_bn * bn + method.alpha_cls * cls - method.alpha_adv * adv
-    local = _features(method, _read(method, T, views.local))
+    local = _features(method, _readout(method, T, views.local))
     return Parts(loss, cls, bn, adv, t, local, _features(method, readout))
 
 
@@ -237,7 +237,7 @@ def _negatives(method: CMI, bank: Pool, rng: torch.Generator) -> Tensor:
     return bank.take(rows)["features"].float()
 
 
-def _read(method: CMI, T: Probe, x: Images, stats: bool = False) -> Readout:
+def _readout(method: CMI, T: Probe, x: Images, stats: bool = False) -> Readout:
     """What the losses want to know of T's answer."""
     norms = method.layers == "norms"
     return T(x, stats=stats and method.alpha_bn != 0, maps=not norms, means=norms)

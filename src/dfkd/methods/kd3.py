@@ -180,7 +180,7 @@ class KD3(Method[KD3State]):
         rows = state.chosen[pick]
         pixels = web_of(task).take(rows).to(device)
         x = as_images(crop_flip(pixels, rng, self.pad, self.flip))
-        extra = None if self.mdcl == "none" else {"perturbed": _perturbed(self, x, pixels, rng)}  # may leave [0, 1]
+        extra = None if self.mdcl == "none" else {"perturbed": _perturb(self, x, pixels, rng)}  # may leave [0, 1]
         return Batch(x, state.predicted[pick], rows, extra)
 
     def loss(self, task: Task, state: KD3State, batch: Batch) -> Scalar:
@@ -204,7 +204,7 @@ class KD3(Method[KD3State]):
         return loss + self.alpha * B_ref * contrast(self, task, state.joint, s, t, batch.extra["perturbed"])  # eq. 18
 
 
-def _perturbed(method: KD3, x: Images, pixels: Bytes, rng: torch.Generator) -> Images:
+def _perturb(method: KD3, x: Images, pixels: Bytes, rng: torch.Generator) -> Images:
     """The second view of ``x``, which is ``pixels`` cropped and mirrored."""
     if method.perturb == "mix":
         return draw_mix_distribution(x, method.delta, rng)
@@ -279,12 +279,12 @@ def _heads(task: Task) -> tuple[nn.Linear, nn.Linear]:
     biased = [head.bias is not None for head in (student_head, teacher_head)]
     if student_head.in_features != teacher_head.in_features or biased[0] != biased[1]:
         raise UserError(
-            f"KD3 needs a student whose classifier reads {teacher_head.in_features} features{_biased(teacher_head)} "
-            f"like the teacher's, got {student_head.in_features}{_biased(student_head)}; pass it through "
-            "dfkd.share_head first"
+            f"KD3 needs a student whose classifier reads {teacher_head.in_features} features"
+            f"{_bias_words(teacher_head)} like the teacher's, "
+            f"got {student_head.in_features}{_bias_words(student_head)}; pass it through dfkd.share_head first"
         )
     return student_head, teacher_head
 
 
-def _biased(head: nn.Linear) -> str:
+def _bias_words(head: nn.Linear) -> str:
     return " with a bias" if head.bias is not None else " without a bias"

@@ -8,7 +8,7 @@ RADIUS = 2  # channels on either side that the local response normalisation sees
 SIZE = 2 * RADIUS + 1
 
 
-def _normalised(relu: nn.Module) -> list[nn.Module]:
+def _relu_and_lrn(relu: nn.Module) -> list[nn.Module]:
     """ReLU, then local response normalisation with the published alpha 1e-4, beta 0.75, bias 1.
 
     The published alpha multiplies the sum over the window; torch's multiplies the mean, hence ``SIZE``.
@@ -19,7 +19,7 @@ def _normalised(relu: nn.Module) -> list[nn.Module]:
 def _block(inputs: int, outputs: int, side: int, lrn: bool, pool: bool) -> nn.Sequential:
     """Convolution that keeps the size, ReLU, perhaps normalisation and 3/2 max pooling, BatchNorm."""
     layers: list[nn.Module] = [nn.Conv2d(inputs, outputs, side, padding=side // 2)]
-    layers += _normalised(nn.ReLU()) if lrn else [nn.ReLU()]
+    layers += _relu_and_lrn(nn.ReLU()) if lrn else [nn.ReLU()]
     if pool:
         layers.append(nn.MaxPool2d(3, 2))
     return nn.Sequential(*layers, nn.BatchNorm2d(outputs))

@@ -19,7 +19,7 @@ from dfkd.errors import UserError
 from dfkd.extras import install_extra
 from dfkd.nets.ranges import SMALLEST, Largest, freeze_ranges
 
-__all__ = ["Bits", "frozen_copy", "quantized", "quantized_bytes"]
+__all__ = ["Bits", "frozen_copy", "with_quantizers", "quantized_bytes"]
 
 
 class Bits(NamedTuple):
@@ -73,7 +73,7 @@ def _ends(weight: Tensor) -> tuple[Tensor, Tensor]:
     return rows.amin(dim=1).view(shape), rows.amax(dim=1).view(shape)
 
 
-def quantized(net: nn.Module, bits: Bits) -> nn.Module:
+def with_quantizers(net: nn.Module, bits: Bits) -> nn.Module:
     """A copy of ``net`` with quantizers, ranges of activations still 0; ``net`` is left alone.
 
     Raises:
@@ -85,7 +85,7 @@ def quantized(net: nn.Module, bits: Bits) -> nn.Module:
     for path, module in list(student.named_modules()):
         replacement = layers.like(module)
         if replacement is not None:
-            _put(student, path, replacement.train(module.training))
+            _set_module(student, path, replacement.train(module.training))
     return student.requires_grad_(True)
 
 
@@ -119,13 +119,13 @@ class _Layers:
     def like(self, module: nn.Module) -> nn.Module | None:
         """What stands for ``module``, or None where it stays; a module that is used twice has one range."""
         if id(module) not in self._seen:
-            layer = self._made(module)
+            layer = self._quantizing_layer(module)
             if layer is None:
                 return None
             self._seen[id(module)] = layer
         return self._seen[id(module)]
 
-    def _made(self, module: nn.Module) -> nn.Module | None:
+    def _quantizing_layer(self, module: nn.Module) -> nn.Module | None:
         if type(module) is nn.Conv2d:
             return self._convolution(module)
         if type(module) is nn.Linear:
@@ -157,7 +157,7 @@ def _with_weights(layer: nn.Module, module: nn.Module) -> nn.Module:
     return layer
 
 
-def _put(net: nn.Module, path: str, module: nn.Module) -> None:
+def _set_module(net: nn.Module, path: str, module: nn.Module) -> None:
     parent, _, name = path.rpartition(".")
     setattr(net.get_submodule(parent), name, module)
 
@@ -184,7 +184,7 @@ def _check_layers(net: nn.Module) -> None:
 
 def frozen_copy(net: nn.Module, bits: str) -> nn.Module:
     """A quantized copy, to load the weights of a trained one into: its ranges do not grow."""
-    return freeze_ranges(quantized(net, Bits.parse(bits)))
+    return freeze_ranges(with_quantizers(net, Bits.parse(bits)))
 
 
 def quantized_bytes(net: nn.Module, bits: Bits) -> int:

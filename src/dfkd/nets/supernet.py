@@ -107,15 +107,15 @@ class SuperNet(nn.Module):
         first = widths[0]
         x = F.linear(z, self.project[:first].flatten(0, 1), self.project_bias[:first].flatten())
         x = self._norm(x.unflatten(1, (first, *self.start)), 0)
-        x = F.leaky_relu(self._norm(self._doubled(x, 0, widths[1], sides[0]), 1), 0.2)
-        x = self._norm(self._doubled(x, 1, widths[2], sides[1]), 2)
-        return torch.sigmoid(self._doubled(x, 2, len(self.paint_bias), sides[2], self.paint_bias))
+        x = F.leaky_relu(self._norm(self._double(x, 0, widths[1], sides[0]), 1), 0.2)
+        x = self._norm(self._double(x, 1, widths[2], sides[1]), 2)
+        return torch.sigmoid(self._double(x, 2, len(self.paint_bias), sides[2], self.paint_bias))
 
     def _norm(self, x: Tensor, layer: int) -> Tensor:
         c = x.shape[1]
         return F.batch_norm(x, None, None, self.gains[layer][:c], self.shifts[layer][:c], training=True)
 
-    def _doubled(self, x: Tensor, layer: int, outputs: int, side: int, bias: Tensor | None = None) -> Tensor:
+    def _double(self, x: Tensor, layer: int, outputs: int, side: int, bias: Tensor | None = None) -> Tensor:
         """The next doubling and convolution."""
         kernel = self.kernels[layer]
         edge = (kernel.shape[-1] - side) // 2

@@ -117,11 +117,11 @@ def find_tail(
     if layer == "logits" or space == "logits":
         return _classifier(net, image_shape, linears, logits, outputs)
     if layer != "auto":
-        return _named(net, image_shape, steps, layer, space, outputs)
+        return _tail_at(net, image_shape, steps, layer, space, outputs)
     before = [step for step in linears if not _makes(step, logits, outputs)]
     if before:
         try:
-            return _named(net, image_shape, steps, before[-1].name, space, outputs)
+            return _tail_at(net, image_shape, steps, before[-1].name, space, outputs)
         except UserError:  # a layer beside the main path, as in squeeze-and-excitation
             pass
     return _classifier(net, image_shape, linears, logits, outputs)
@@ -147,7 +147,7 @@ def _classifier(
     )
 
 
-def _named(
+def _tail_at(
     net: nn.Module, image_shape: tuple[int, int, int], steps: list[_Step], layer: str, space: str, outputs: Output
 ) -> Tail:
     turns = [step for step in steps if step.name == layer]

@@ -69,7 +69,7 @@ class Classifier:
         return {key: value for key, value in named_layers.items() if value is not None}
 
 
-def _numbered(count: int) -> tuple[str, ...]:
+def _stage_names(count: int) -> tuple[str, ...]:
     return tuple(f"stages.{index}" for index in range(count))
 
 
@@ -84,31 +84,31 @@ def _plain(widths: tuple[int, int, int], hidden: int, summary: str) -> Entry:
 
 
 def _alexnet(widths: tuple[int, int, int, int, int], hidden: tuple[int, int], summary: str) -> Entry:
-    return Entry(partial(AlexNet, widths=widths, hidden=hidden), "head", _numbered(5), 1, 32, summary)
+    return Entry(partial(AlexNet, widths=widths, hidden=hidden), "head", _stage_names(5), 1, 32, summary)
 
 
 def _resnet(units: tuple[int, ...], bottleneck: bool, summary: str) -> Entry:
     make = partial(ResNet, units=units, bottleneck=bottleneck)
-    return Entry(make, "head", _numbered(4), 1, None, summary)
+    return Entry(make, "head", _stage_names(4), 1, None, summary)
 
 
 def _thin(depth: int, stem: int = 16, width: int = 16) -> Entry:
     summary = f"ResNet-{depth} for small images, widths {width}, {2 * width}, {4 * width}"
     make = partial(thin_resnet, depth=depth, stem=stem, width=width)
-    return Entry(make, "head", _numbered(3), 1, None, summary)
+    return Entry(make, "head", _stage_names(3), 1, None, summary)
 
 
 def _wrn(depth: int, width: int) -> Entry:
     # The third map is the one that pooling sees, after the final BatchNorm and ReLU (CAM needs that one); the others
     # are read before any activation.
-    stages = (*_numbered(2), "relu")
+    stages = (*_stage_names(2), "relu")
     make = partial(WideResNet, depth=depth, width=width)
     return Entry(make, "head", stages, 1, None, f"wide ResNet of depth {depth}, {width} times as wide")
 
 
 def _vgg(depth: int, *convolutions: int) -> Entry:
     summary = f"VGG-{depth} with BatchNorm and one linear layer"
-    return Entry(partial(VGG, convolutions=convolutions), "head", _numbered(5), 8, None, summary)
+    return Entry(partial(VGG, convolutions=convolutions), "head", _stage_names(5), 8, None, summary)
 
 
 def _mobilenet(width: float, stem_stride: int, projections: bool, summary: str) -> Entry:
@@ -151,7 +151,7 @@ ZOO: Mapping[str, Entry] = {
     "mobilenetv2-half": _mobilenet(0.5, 2, False, "MobileNetV2 x0.5, stem of stride 2"),
     "mobilenetv2": _mobilenet(1.0, 2, False, "MobileNetV2 x1.0, stem of stride 2"),
     "mobilenetv2-cifar": _mobilenet(1.0, 1, True, "MobileNetV2 x1.0, stem of stride 1 (ZAQ)"),
-    "shufflenetv1": Entry(ShuffleNetV1, "head", _numbered(3), 1, None, "ShuffleNetV1 with three groups"),
+    "shufflenetv1": Entry(ShuffleNetV1, "head", _stage_names(3), 1, None, "ShuffleNetV1 with three groups"),
     "shufflenetv2": Entry(ShuffleNetV2, "head", ("stages.0", "stages.1", "top"), 1, None, "ShuffleNetV2 x1"),
 }
 WRN = re.compile(r"wrn(\d+)-(\d+)")

@@ -6,10 +6,10 @@ from typing import Any
 
 from dfkd.errors import UserError
 from dfkd.recipes.ablations import ABLATIONS
-from dfkd.recipes.figures import Reached, expected, reached
+from dfkd.recipes.figures import Reached, expected_block, figures_of
 from dfkd.recipes.table import ROWS, Row
 
-__all__ = ["Reached", "Row", "expected", "find", "names", "reached", "recipe", "rows", "yaml_of"]
+__all__ = ["Reached", "Row", "expected_block", "find", "names", "figures_of", "recipe", "rows", "yaml_of"]
 
 
 # Data sets whose published files are read by name; of others the user gives a folder or an array.

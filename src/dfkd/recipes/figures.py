@@ -13,7 +13,7 @@ from typing import Any
 
 from dfkd.recipes.table import Row
 
-__all__ = ["RESULTS", "Reached", "expected", "reached"]
+__all__ = ["RESULTS", "Reached", "expected_block", "figures_of"]
 
 RESULTS = Path(__file__).with_name("results.json")
 
@@ -45,14 +45,14 @@ class Reached:
         return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
 
 
-def reached(row: Row, file: Path = RESULTS) -> Reached | None:
+def figures_of(row: Row, file: Path = RESULTS) -> Reached | None:
     """What was measured with this recipe, or None where nobody ran it.
 
     Args:
         row: the recipe.
         file: the runs of every recipe that has some.
     """
-    runs = _held(file).get(row.name)
+    runs = _read_results(file).get(row.name)
     if not runs:
         return None
     return Reached(
@@ -64,17 +64,17 @@ def reached(row: Row, file: Path = RESULTS) -> Reached | None:
     )
 
 
-def expected(row: Row, file: Path = RESULTS) -> dict[str, Any]:
+def expected_block(row: Row, file: Path = RESULTS) -> dict[str, Any]:
     """The block ``expected`` of a recipe file, which a run ignores: accuracies in percent, the paper's and ours.
 
     Args:
         row: the recipe.
-        file: as of :func:`reached`.
+        file: as of :func:`figures_of`.
     """
     figures: dict[str, Any] = {}
     if row.paper is not None:
         figures["paper"] = {"accuracy": row.paper}
-    had = reached(row, file)
+    had = figures_of(row, file)
     if had is not None:
         figures["here"] = {
             "accuracy": round(100 * had.mean, 2),
@@ -88,6 +88,6 @@ def expected(row: Row, file: Path = RESULTS) -> dict[str, Any]:
 
 
 @functools.cache
-def _held(file: Path) -> dict[str, list[dict[str, Any]]]:
+def _read_results(file: Path) -> dict[str, list[dict[str, Any]]]:
     records: dict[str, list[dict[str, Any]]] = json.loads(file.read_text("utf-8"))
     return records

@@ -96,7 +96,7 @@ def _nayer() -> Iterator[Row]:
     yield Row("NAYER", "imagenet", "torchvision:resnet50", "torchvision:resnet50", large, plan, 68.92, note)
 
 
-def _quantized() -> Iterator[Row]:
+def _quantization_rows() -> Iterator[Row]:
     """Published: NAYER's Table 3, E = 300. What it leaves open (quantizer, rates, loss) is ZAQ's and NAYER's own."""
     note = (
         "quantizer, rates and loss are not published: ZAQ's quantizer, NAYER's settings; the paper's networks in "
@@ -344,7 +344,7 @@ def _vanilla() -> Iterator[Row]:
 
 ROWS: tuple[Row, ...] = (
     *_nayer(),
-    *_quantized(),
+    *_quantization_rows(),
     *_spaceship(),
     *_d3k(),
     *_cmi(),

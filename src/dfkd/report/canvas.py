@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["FORMATS", "INK", "TONES", "Format", "drawn", "font", "plain_axes"]
+__all__ = ["FORMATS", "INK", "TONES", "Format", "draw_file", "font", "plain_axes"]
 
 Format = Literal["svg", "png"]
 
@@ -38,7 +38,7 @@ _STYLE: Any = {
 }
 
 
-def drawn(size: tuple[float, float], draw: Callable[["Figure"], None], form: Format = "svg") -> bytes:
+def draw_file(size: tuple[float, float], draw: Callable[["Figure"], None], form: Format = "svg") -> bytes:
     """The file that ``draw`` makes of an empty figure.
 
     Args:

@@ -215,13 +215,13 @@ def _draw(axes: "Axes", line: Line) -> None:
     steps = [step for step, _ in line.points]
     values = [value if math.isfinite(value) else math.nan for _, value in line.points]
     # Few points are shown as such, and so are those that have no neighbour to be joined to.
-    marker = "o" if len(values) <= 25 or _isolated(values) else ""
+    marker = "o" if len(values) <= 25 or _has_isolated(values) else ""
     colour = _TONES[line.tone]
     style: Any = (0, (5, 2)) if line.dashed else "solid"
     axes.plot(steps, values, color=colour, linewidth=1.5, linestyle=style, marker=marker, markersize=2.6)
 
 
-def _isolated(values: Sequence[float]) -> bool:
+def _has_isolated(values: Sequence[float]) -> bool:
     """Whether some value stands alone between gaps, where a line would not show it."""
     finite = [False, *(math.isfinite(value) for value in values), False]
     return any(finite[i] and not finite[i - 1] and not finite[i + 1] for i in range(1, len(finite) - 1))

@@ -13,8 +13,8 @@ from dfkd.ops.intervals import wilson
 from dfkd.report.charts import NARROW, TONES, WIDE, Line, Tone, line_chart, loss_names
 from dfkd.report.console import cells
 from dfkd.report.files import StoredRun, plain, read_run, write_whole
-from dfkd.report.html import rendered
-from dfkd.report.sheets import SHEET_BYTES, Sheet, named, sheets_in
+from dfkd.report.html import render_template
+from dfkd.report.sheets import SHEET_BYTES, Sheet, name_rows, sheets_in
 from dfkd.report.summary import Verdict, finished_rounds, last_evaluation, measure_names, number, percent, rows_of
 from dfkd.report.without_test import agreement_curves
 
@@ -26,7 +26,7 @@ __all__ = [
     "Chart",
     "RunBeside",
     "charts_of",
-    "compared",
+    "runs_beside",
     "differing",
     "page_of",
     "short_names",
@@ -51,7 +51,7 @@ class RunBeside:
     sheet: Sheet | None
 
     @property
-    def seen(self) -> Evaluation | None:
+    def last_evaluation(self) -> Evaluation | None:
         """The last evaluation."""
         return self.run.result.final if self.run.result is not None else last_evaluation(self.run.rounds)
 
@@ -80,11 +80,11 @@ def write_comparison(folders: Sequence[Path], out: Path) -> Path:
         raise UserError(
             f"report needs another run to compare with, got only {folders[0]} twice; give two different folders"
         )
-    write_whole(out, page_of(compared(folders, short_names(folders)), folders).encode())
+    write_whole(out, page_of(runs_beside(folders, short_names(folders)), folders).encode())
     return out
 
 
-def compared(folders: Sequence[Path], names: Sequence[str]) -> list[RunBeside]:
+def runs_beside(folders: Sequence[Path], names: Sequence[str]) -> list[RunBeside]:
     """The runs as a page shows them: each with its tone and, unless they are too large together, its last images."""
     records = [read_run(folder) for folder in folders]
     sheets = [_last_sheet(run.info, folder) for run, folder in zip(records, folders, strict=True)]
@@ -156,19 +156,19 @@ def _flat(values: Mapping[str, object], prefix: str = "") -> list[tuple[str, str
 
 def _last_sheet(info: RunInfo, folder: Path) -> Sheet | None:
     sheets = sheets_in(folder)
-    return named(info, *sheets[-1]) if sheets else None
+    return name_rows(info, *sheets[-1]) if sheets else None
 
 
 def page_of(
     runs: Sequence[RunBeside], folders: Sequence[Path], heading: str | None = None, verdict: Verdict | None = None
 ) -> str:
     """The page about runs; ``heading`` and ``verdict`` stand for those of runs that are compared."""
-    evaluations = {run.name: run.seen for run in runs}
+    evaluations = {run.name: run.last_evaluation for run in runs}
     infos = {run.name: run.run.info for run in runs}
     teachers = {str(info.teacher.get("sha256")) for info in infos.values()}
     plotted = sorted(runs, key=_rank)[:MOST_RUNS]
     plotted = [run for run in runs if run in plotted]
-    return rendered(
+    return render_template(
         "comparison.html.j2",
         {
             "runs": runs,
@@ -186,7 +186,7 @@ def page_of(
 
 
 def _rank(run: RunBeside) -> float:
-    accuracy = None if run.seen is None else number(run.seen.accuracy)
+    accuracy = None if run.last_evaluation is None else number(run.last_evaluation.accuracy)
     return math.inf if accuracy is None else -accuracy
 
 

@@ -125,7 +125,7 @@ class Progress(Observer):
         last = self._done >= self._total
         if self._live is None and (last or now - self._written >= self.interval):
             self._written = now
-            remaining = "" if last else f"  {self._left()}"
+            remaining = "" if last else f"  {self._time_left()}"
             self._print(f"round {self._done}/{self._total}  {_state(self._records)}{remaining}")
         for concern in warnings_of(self._records, self._classes, self._known):
             if concern.kind not in self._told:
@@ -148,7 +148,7 @@ class Progress(Observer):
     def _print(self, line: str, style: str = "") -> None:
         self.console.print(Text(line, style=style), soft_wrap=self._live is None)
 
-    def _left(self) -> str:
+    def _time_left(self) -> str:
         """Time to go, from the latest rounds of the same kind; until the student's turn comes, that of the warm-up."""
         if not self._records:
             return f"{duration(None)} left"
@@ -165,7 +165,7 @@ class Progress(Observer):
         bar.add_column(no_wrap=True)
         bar.add_column(ratio=1)
         bar.add_column(no_wrap=True)
-        remaining = self._left() if self._done < self._total else "all rounds done"
+        remaining = self._time_left() if self._done < self._total else "all rounds done"
         bar.add_row(
             Text(f"round {self._done}/{self._total}", style="bold"),
             ProgressBar(total=max(1, self._total), completed=self._done),

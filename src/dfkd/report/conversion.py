@@ -63,12 +63,12 @@ class Conversion:
         if self.quiet or now - self._began < self.patience or done == total:
             return
         if self.console.is_terminal:
-            self._drawn(done, total, now)
+            self._draw(done, total, now)
         elif now - self._written >= self.interval:
             self._written = now
             self.console.print(f"converting web images, once: {self._state(done, total, now)}", soft_wrap=True)
 
-    def _drawn(self, done: int, total: int | None, now: float) -> None:
+    def _draw(self, done: int, total: int | None, now: float) -> None:
         if self._bar is None:
             columns = (TextColumn("converting web images, once"), BarColumn(), TextColumn("{task.fields[said]}"))
             self._bar = Progress(*columns, console=self.console, transient=True)

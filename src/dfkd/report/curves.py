@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from dfkd.engine.measures import RUN_MEASURES, Measure
 from dfkd.engine.records import Evaluation, RoundRecord
-from dfkd.report.canvas import INK, TONES, Format, drawn, plain_axes
+from dfkd.report.canvas import INK, TONES, Format, draw_file, plain_axes
 from dfkd.report.charts import loss_names
 from dfkd.report.summary import finished_rounds, measure_names, number
 
@@ -58,7 +58,7 @@ def chart(panels: Sequence[Panel], form: Format = "svg", size: tuple[float, floa
         for i, panel in enumerate(panels):
             _draw(figure.add_subplot(tall, wide, i + 1), panel)
 
-    return drawn((size[0] * wide, size[1] * tall), draw, form)
+    return draw_file((size[0] * wide, size[1] * tall), draw, form)
 
 
 def accuracy_panel(records: Sequence[RoundRecord], teacher: Evaluation | None) -> Panel:
@@ -103,7 +103,7 @@ def comparison(runs: Mapping[str, Sequence[RoundRecord]], form: Format = "svg") 
             _draw(axes, panel, legend=False)
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
 
-    return drawn((7.4, 3.1 + 0.2 * math.ceil(len(runs) / 3)), draw, form)
+    return draw_file((7.4, 3.1 + 0.2 * math.ceil(len(runs) / 3)), draw, form)
 
 
 def bars(counts: Mapping[str, float], across: str, form: Format = "svg") -> bytes:
@@ -125,7 +125,7 @@ def bars(counts: Mapping[str, float], across: str, form: Format = "svg") -> byte
         axes.margins(x=0.01)
         axes.legend(frameon=False)
 
-    return drawn((4.4 if len(names) <= 15 else 9.0, 3.0), draw, form)
+    return draw_file((4.4 if len(names) <= 15 else 9.0, 3.0), draw, form)
 
 
 def _panels(records: Sequence[RoundRecord], titles: Mapping[str, str]) -> list[Panel]:

@@ -15,7 +15,7 @@ from dfkd.report.cams import cam_picture, cam_report
 from dfkd.report.canvas import TONES, Format
 from dfkd.report.curves import Panel, bars, chart
 from dfkd.report.gallery import Figure
-from dfkd.report.grid import image_grid, labelled, layout
+from dfkd.report.grid import image_grid, layout, with_names
 from dfkd.report.scatter import tsne_figure
 from dfkd.report.scene import Examples, Scene
 from dfkd.report.sheets import png
@@ -34,7 +34,7 @@ def class_sheet(examples: Examples, names: Sequence[str]) -> Figure:
         raise UserError("the sheet of images needs some, got none; let the run finish a round first")
     shape = (images.shape[1], images.shape[2], images.shape[3])
     sheet_layout = layout(shape, len(names))
-    picture = labelled(
+    picture = with_names(
         image_grid(images, labels, sheet_layout.columns, sheet_layout.classes), [names[k] for k in sheet_layout.classes]
     )
     share = torch.bincount(labels, minlength=len(names)).float() / len(labels)
@@ -76,7 +76,9 @@ def _attention(scene: Scene) -> Figure | None:
         for name, value in cam_report(scene.task, x, part).items()
     }
     guess = scene.task.teacher.eval()(as_images(sampled.to(scene.task.runtime.device))).logits.argmax(dim=1).tolist()
-    picture_with_names = labelled(picture, ["image", "teacher", "student"], [scene.task.class_names[k] for k in guess])
+    picture_with_names = with_names(
+        picture, ["image", "teacher", "student"], [scene.task.class_names[k] for k in guess]
+    )
     return Figure(
         "attention",
         "Where teacher and student look: activation maps of the class that the teacher chooses, red where they are "
@@ -106,7 +108,7 @@ def _duplicates(scene: Scene) -> Figure | None:
         "their difference hashes differ, and the correlation of their pixels. "
         f"{overlap_told(duplicates).capitalize()}.",
         png(
-            labelled(
+            with_names(
                 picture, ["evaluation", "web"], [f"{pair.bits}, {pair.correlation:.2f}" for pair in duplicates.pairs]
             )
         ),
@@ -149,7 +151,7 @@ def drawn_view(name: str, view: View, form: Format) -> Figure:
     match view:
         case Grid():
             lines = range(int(view.rows.max()) + 1)
-            data = png(labelled(image_grid(view.images, view.rows, view.columns, lines), view.names))
+            data = png(with_names(image_grid(view.images, view.rows, view.columns, lines), view.names))
         case Bars():
             data = bars(view.heights, view.unit, form)
         case Curves():

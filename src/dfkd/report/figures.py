@@ -25,7 +25,7 @@ from dfkd.report.canvas import Format
 from dfkd.report.curves import Panel, accuracy_panel, chart, loss_panels, measure_panels
 from dfkd.report.drawers import DRAWERS, drawn_view
 from dfkd.report.gallery import CURVES, Figure, Gallery
-from dfkd.report.scene import Examples, Scene, shown
+from dfkd.report.scene import Examples, Scene, newest_images
 
 __all__ = ["curves_of", "figures_of"]
 
@@ -57,9 +57,9 @@ def figures_of(
     task = replace(task, runtime=runtime)
     figures: list[Figure] = []
     skipped: dict[str, str] = {}
-    with _kept(task, state):
-        examples = _try("images", skipped, lambda: shown(task, method, plan, state))
-        examples = shown(task, method, plan, None) if examples is None else examples
+    with _in_eval_mode(task, state):
+        examples = _try("images", skipped, lambda: newest_images(task, method, plan, state))
+        examples = newest_images(task, method, plan, None) if examples is None else examples
         scene = Scene(task, method, state, examples, test, form, SEED, overlap)
         for name, draw in {**_standard(scene), **_own(scene, skipped)}.items():
             runtime.generator.manual_seed(SEED)  # no figure depends on which others are drawn
@@ -135,7 +135,7 @@ def _modules(value: object) -> Iterator[nn.Module]:
 
 
 @contextmanager
-def _kept(task: Task, state: State | None) -> Iterator[None]:
+def _in_eval_mode(task: Task, state: State | None) -> Iterator[None]:
     """Everything in eval mode for a while; then modes and torch's default streams are as before."""
     modules: list[nn.Module] = [task.teacher, task.student, *_modules(state)]
     modes = [(module, module.training) for part in modules for module in part.modules()]

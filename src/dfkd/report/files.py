@@ -254,13 +254,13 @@ def _info(row: Mapping[str, Any]) -> RunInfo:
         overlap=_overlap(row.get("overlap")),  # newer than the first run folders, as is what follows
         measures={str(name): _measure(about) for name, about in row.get("measures", {}).items()},
         continues=_text(row.get("continues")),
-        fitted=_fitted(row.get("fitted")),
+        fitted=_read_fitted(row.get("fitted")),
         inputs={str(key): str(value) for key, value in row.get("inputs", {}).items()},
         notes=tuple(str(note) for note in row.get("notes", ())),
     )
 
 
-def _fitted(row: Mapping[str, Any] | None) -> Fitted | None:
+def _read_fitted(row: Mapping[str, Any] | None) -> Fitted | None:
     return None if row is None else Fitted(_float(row["hours"]), _float(row["seconds"]), dict(row["asked"]))
 
 
@@ -294,9 +294,9 @@ def _result(info: RunInfo, rounds: list[RoundRecord], row: Mapping[str, Any] | N
         seconds=_float(row["seconds"]),
         files={str(name): str(value) for name, value in row["files"].items()},
         stopped=_text(row.get("stopped")),
-        picked=_picked(row.get("picked")),
+        picked=_read_picked(row.get("picked")),
     )
 
 
-def _picked(row: Mapping[str, Any] | None) -> Picked | None:
+def _read_picked(row: Mapping[str, Any] | None) -> Picked | None:
     return None if row is None else Picked(int(row["round"]), _float(row["agreement"]), str(row["held_out"]))

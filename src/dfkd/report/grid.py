@@ -102,7 +102,7 @@ def image_grid(
     return Image.fromarray(sheet)
 
 
-def labelled(
+def with_names(
     picture: Image.Image, rows: Sequence[str] = (), columns: Sequence[str] = (), most: int = 120, size: int = 13
 ) -> Image.Image:
     """``picture`` with names to the left of its rows and above its columns, on no background.
@@ -121,14 +121,14 @@ def labelled(
     pen = ImageDraw.Draw(sheet)
     for i, name in enumerate(rows):
         middle = top + round((i + 0.5) * picture.height / len(rows))
-        pen.text((left - gap, middle), _cut(name, left - gap, size), fill=INK, font=letters, anchor="rm")
+        pen.text((left - gap, middle), _shorten(name, left - gap, size), fill=INK, font=letters, anchor="rm")
     for i, name in enumerate(columns):
         middle, width = left + round((i + 0.5) * picture.width / len(columns)), picture.width // len(columns)
-        pen.text((middle, 2), _cut(name, width - 2, size), fill=INK, font=letters, anchor="mt")
+        pen.text((middle, 2), _shorten(name, width - 2, size), fill=INK, font=letters, anchor="mt")
     return sheet
 
 
-def _cut(name: str, width: int, size: int) -> str:
+def _shorten(name: str, width: int, size: int) -> str:
     """As much of ``name`` as fits into ``width`` pixels."""
     if font(size).getlength(name) <= width:
         return name

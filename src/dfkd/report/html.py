@@ -7,10 +7,10 @@ from typing import Any
 
 from dfkd.visible import visible
 
-__all__ = ["rendered"]
+__all__ = ["render_template"]
 
 
-def rendered(template: str, values: Mapping[str, Any]) -> str:
+def render_template(template: str, values: Mapping[str, Any]) -> str:
     """The page that a template of this room makes of ``values``. All text is escaped, and steers nothing.
 
     ``style`` is ``page.css``.

@@ -41,7 +41,7 @@ class RunFile(Observer):
         write_run(self.folder, result.info, result, status_of(result))
         self._info = None
 
-    def ended(self, status: Status, reason: str | None = None) -> bool:
+    def write_end(self, status: Status, reason: str | None = None) -> bool:
         """Write how the run ended before it was done; False where it had not begun, or was done."""
         if self._info is None:
             return False

@@ -15,8 +15,8 @@ from dfkd.report.collapse import Concern, warnings_of
 from dfkd.report.console import cells
 from dfkd.report.files import StoredRun, plain, read_run, status_of, write_whole
 from dfkd.report.gallery import CURVES, FIGURES_FOLDER, Gallery, read_gallery
-from dfkd.report.html import rendered
-from dfkd.report.sheets import fitting, named, sheets_in, sheets_of
+from dfkd.report.html import render_template
+from dfkd.report.sheets import fitting, name_rows, sheets_in, sheets_of
 from dfkd.report.summary import (
     Number,
     Row,
@@ -102,7 +102,7 @@ def render(
     gallery: Gallery | None = None,
 ) -> str:
     """The page as text; ``sheets`` are (rounds done, PNG file), oldest first. All text from the run is escaped."""
-    return rendered("page.html.j2", _context(run, sheets, others, gallery or Gallery()))
+    return render_template("page.html.j2", _context(run, sheets, others, gallery or Gallery()))
 
 
 def _context(
@@ -127,7 +127,7 @@ def _context(
         **_without_test(rounds, result),
         "losses": _loss_charts(rounds),
         "health": _health_charts(rounds, info),
-        "sheets": [named(info, *sheet) for sheet in fitting(sheets)],
+        "sheets": [name_rows(info, *sheet) for sheet in fitting(sheets)],
         "figures": [
             (figure, [f"{name}: {value:.4g}" if value < 1000 else f"{name}: {value:,.0f}" for name, value in numbers])
             for figure in gallery.figures
@@ -273,11 +273,11 @@ def _flat(values: Mapping[str, object], prefix: str = "") -> list[tuple[str, str
         if isinstance(value, Mapping) and value:
             rows += _flat(value, f"{prefix}{name}.")
         else:
-            rows.append((prefix + name, _shown(value)))
+            rows.append((prefix + name, _as_text(value)))
     return rows
 
 
-def _shown(value: object) -> str:
+def _as_text(value: object) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, float):

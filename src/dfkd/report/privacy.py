@@ -13,10 +13,10 @@ from torch import Tensor
 from dfkd.data.rows import Rows
 from dfkd.engine.audit import Attack, Audit, Distances
 from dfkd.ops.intervals import wilson
-from dfkd.report.canvas import INK, TONES, drawn, plain_axes
+from dfkd.report.canvas import INK, TONES, draw_file, plain_axes
 from dfkd.report.files import plain, write_whole
-from dfkd.report.grid import image_grid, labelled
-from dfkd.report.html import rendered
+from dfkd.report.grid import image_grid, with_names
+from dfkd.report.html import render_template
 from dfkd.report.sheets import png
 from dfkd.report.summary import Verdict, percent
 from dfkd.types import Bytes
@@ -146,13 +146,13 @@ def write_audit(folder: Path, audit: Audit, images: Bytes, private: Rows, facts:
     Raises:
         UserError: the folder cannot be written.
     """
-    page = rendered(
+    page = render_template(
         "audit.html.j2",
         {
             "verdict": audit_verdict(audit),
             "audit": audit,
             "facts": facts,
-            "spaces": [_shown(name, space, images, private) for name, space in audit.spaces.items()],
+            "spaces": [_space(name, space, images, private) for name, space in audit.spaces.items()],
             "attacks": [(_ATTACKS[name], _attack_cells(attack)) for name, attack in audit.attacks.items()],
             "reference": "held-out" if audit.heldout else "private, each held out in turn,",
         },
@@ -163,7 +163,7 @@ def write_audit(folder: Path, audit: Audit, images: Bytes, private: Rows, facts:
     return folder / AUDIT_FILE
 
 
-def _shown(name: str, space: Distances, images: Bytes, private: Rows) -> _Space:
+def _space(name: str, space: Distances, images: Bytes, private: Rows) -> _Space:
     title, unit = _SPACES[name]
     return _Space(
         title,
@@ -190,7 +190,7 @@ def _pairs(space: Distances, images: Bytes, private: Rows) -> bytes:
     pairs = torch.cat([images[closest].cpu(), private.take(space.row[closest]).cpu()])
     rows = torch.arange(2).repeat_interleave(len(closest))
     ratios = [f"{float(space.ratio[i]):.2f}" for i in closest]
-    return png(labelled(image_grid(pairs, rows, len(closest)), ("synthetic", "private"), ratios))
+    return png(with_names(image_grid(pairs, rows, len(closest)), ("synthetic", "private"), ratios))
 
 
 def _curves(space: Distances, unit: str) -> tuple[bytes, bytes]:
@@ -199,7 +199,7 @@ def _curves(space: Distances, unit: str) -> tuple[bytes, bytes]:
         (f"nearest private image\n({unit})", space.nearest, space.reference),
         ("that distance over the mean\nof the 50 nearest", space.ratio, space.reference_ratio),
     )
-    near, relative = (drawn((3.6, 2.6), partial(_draw_shares, across, pair)) for across, *pair in series)
+    near, relative = (draw_file((3.6, 2.6), partial(_draw_shares, across, pair)) for across, *pair in series)
     return near, relative
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dfkd.errors import UserError
-from dfkd.report.comparison import RunBeside, compared, page_of
+from dfkd.report.comparison import RunBeside, page_of, runs_beside
 from dfkd.report.files import RUN_FILE, write_whole
 from dfkd.report.summary import Verdict, number, percent
 
@@ -25,7 +25,7 @@ def write_repeat_page(folder: Path, out: Path | None = None) -> Path:
     if not folders:
         raise UserError(f"report needs the runs of `dfkd repeat`, got {folder} without any; start it again")
     out = out or folder / REPEAT_PAGE
-    runs = compared(folders, [path.name for path in folders])
+    runs = runs_beside(folders, [path.name for path in folders])
     heading = f"{len(runs)} seeds of one run" if len(runs) > 1 else "One seed of a run"
     write_whole(out, page_of(runs, folders, heading, spread_verdict(runs)).encode())
     return out
@@ -34,7 +34,7 @@ def write_repeat_page(folder: Path, out: Path | None = None) -> Path:
 def spread_verdict(runs: Sequence[RunBeside]) -> Verdict:
     """Mean and standard deviation (of a sample) of the last accuracies, or of the agreements where there are none."""
     for what in ("accuracy", "agreement"):
-        figures = [number(getattr(run.seen, what)) for run in runs if run.seen is not None]
+        figures = [number(getattr(run.last_evaluation, what)) for run in runs if run.last_evaluation is not None]
         values = [float(figure) for figure in figures if figure is not None]
         if len(values) == 1:
             return Verdict("open", f"{what.capitalize()} {percent(values[0])}: one seed says nothing about chance.")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dfkd.errors import UserError
-from dfkd.report.canvas import TONES, Format, drawn
+from dfkd.report.canvas import TONES, Format, draw_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,4 +61,4 @@ def tsne_figure(
         axes.set_aspect("equal", "datalim")
         figure.legend(loc="outside lower center", ncols=len(parts), frameon=False, handletextpad=0.1, markerscale=2)
 
-    return drawn((4.2, 4.2), draw, form)
+    return draw_file((4.2, 4.2), draw, form)

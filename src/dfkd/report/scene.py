@@ -14,7 +14,7 @@ from dfkd.ops.pixels import as_bytes, as_images
 from dfkd.report.canvas import Format
 from dfkd.types import Bytes, Labels
 
-__all__ = ["Examples", "Scene", "shown"]
+__all__ = ["Examples", "Scene", "newest_images"]
 
 Examples = tuple[Bytes, Labels]
 
@@ -44,7 +44,7 @@ class Scene:
     overlap: NearDuplicates | None = None
 
 
-def shown(task: Task, method: Method[Any], plan: Plan, state: State | None) -> Examples:
+def newest_images(task: Task, method: Method[Any], plan: Plan, state: State | None) -> Examples:
     """Images the student learnt from, uint8 on the CPU, and their classes, newest first.
 
     They are the newest of the pool, or, where images are not stored, batches as the method makes them. Classes that

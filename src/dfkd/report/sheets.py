@@ -80,7 +80,7 @@ def fitting(sheets: Sequence[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
     return selection
 
 
-def named(info: RunInfo, rounds: int, data: bytes) -> Sheet:
+def name_rows(info: RunInfo, rounds: int, data: bytes) -> Sheet:
     """Name the rows of a grid, if it is one of this run's layout. Raises UserError where it is no PNG file."""
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dfkd.engine.records import RunInfo
 from dfkd.errors import UserError
-from dfkd.report.canvas import TONES, Format, drawn, plain_axes
+from dfkd.report.canvas import TONES, Format, draw_file, plain_axes
 from dfkd.report.files import StoredRun, plain
 from dfkd.report.summary import number
 
@@ -112,7 +112,7 @@ def sweep_chart(sweep: Sweep, form: Format = "svg", label: str = "") -> bytes:
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
         axes.margins(x=0.06, y=0.15)
 
-    return drawn((4.4, 3.2), draw, form)
+    return draw_file((4.4, 3.2), draw, form)
 
 
 def _mark(axes: "Axes", sweep: Sweep, places: Sequence[float]) -> None:

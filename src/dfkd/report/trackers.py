@@ -97,7 +97,7 @@ class MLflow(Observer):
         where = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(self.folder / 'mlflow.db').resolve()}"
         try:
             self._client = MlflowClient(tracking_uri=where)
-            self._run, new = self._begun()
+            self._run, new = self._begin()
         except Exception as error:  # no server, a wrong address: whatever its library makes of it
             raise UserError(
                 f"tracking with mlflow needs a server or a database, got {_reason(error)!r} from {where}; set "
@@ -115,7 +115,7 @@ class MLflow(Observer):
         """Close the tracker's run."""
         self._client.set_terminated(self._run, "FINISHED")
 
-    def _begun(self) -> tuple[str, bool]:
+    def _begin(self) -> tuple[str, bool]:
         """The tracker's run of this folder, and whether it is new."""
         experiment = self._client.get_experiment_by_name(self.experiment)
         place = experiment.experiment_id if experiment is not None else self._client.create_experiment(self.experiment)

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dfkd.report.charts import Points, scatter_chart
-from dfkd.report.comparison import MOST_RUNS, Chart, charts_of, compared
+from dfkd.report.comparison import MOST_RUNS, Chart, charts_of, runs_beside
 from dfkd.report.files import RUN_FILE, write_whole
-from dfkd.report.html import rendered
+from dfkd.report.html import render_template
 from dfkd.report.summary import Verdict, duration, number, percent
 from dfkd.report.trials import Trial, best_first, not_told_apart, read_search, read_trials, trial_folder
 
@@ -36,7 +36,7 @@ def write_search_page(folder: Path, out: Path | None = None) -> Path:
 
 def spelt_values(values: Mapping[str, Any]) -> str:
     """``method.lr 0.0123, plan.rounds 10``."""
-    return ", ".join(f"{name} {_spelt(value)}" for name, value in values.items())
+    return ", ".join(f"{name} {_spell(value)}" for name, value in values.items())
 
 
 def search_verdict(trials: Sequence[Trial]) -> Verdict:
@@ -78,12 +78,12 @@ def _page(folder: Path, about: Mapping[str, Any], trials: Sequence[Trial]) -> st
     ordered = best_first(trials)
     names = list(about["ranges"])
     with_runs = [trial for trial in ordered if (trial_folder(folder, trial.number) / RUN_FILE).is_file()]
-    drawn = compared(
+    drawn = runs_beside(
         [trial_folder(folder, t.number) for t in with_runs[:MOST_RUNS]], [_name(t) for t in with_runs[:MOST_RUNS]]
     )
     tested = [trial for trial in ordered if trial.accuracy is not None]
     pair, counts = about["pair"], _counts(trials)
-    return rendered(
+    return render_template(
         "trials.html.j2",
         {
             "pair": f"{pair.get('teacher') or 'teacher'} → {pair.get('student') or 'student'}",
@@ -96,7 +96,7 @@ def _page(folder: Path, about: Mapping[str, Any], trials: Sequence[Trial]) -> st
             "strong": 0 if ordered and ordered[0].state == "complete" else None,
             "failed": [(trial.number, trial.reason) for trial in ordered if trial.state == "failed" and trial.reason],
             "settings": [
-                Chart(f"{name} ({value})", _drawn(name, str(value), ordered)) for name, value in about["ranges"].items()
+                Chart(f"{name} ({value})", _draw(name, str(value), ordered)) for name, value in about["ranges"].items()
             ],
             "runs": with_runs,
             "drawn": drawn,
@@ -105,7 +105,7 @@ def _page(folder: Path, about: Mapping[str, Any], trials: Sequence[Trial]) -> st
             "tested": [(_name(t), (percent(t.agreement), percent(t.accuracy))) for t in tested],
             "test_images": tested[0].tested if tested else 0,
             "correlation": rank_correlation(trials),
-            "fixed": [(name, _spelt(value)) for name, value in about["settings"].items() if name not in names],
+            "fixed": [(name, _spell(value)) for name, value in about["settings"].items() if name not in names],
             "folder": str(folder),
         },
     )
@@ -128,12 +128,12 @@ def _name(trial: Trial) -> str:
 
 def _cells(trial: Trial, names: Sequence[str]) -> tuple[str, ...]:
     interval = "–" if trial.low is None else f"{percent(trial.low)} to {percent(trial.high)}"
-    values = (_spelt(trial.values[name]) if name in trial.values else "–" for name in names)
+    values = (_spell(trial.values[name]) if name in trial.values else "–" for name in names)
     done = f"{trial.done} of {trial.rounds}" if trial.rounds else "–"
     return (*values, percent(trial.agreement), interval, done, duration(trial.seconds))
 
 
-def _drawn(name: str, span: str, trials: Sequence[Trial]) -> "Markup":
+def _draw(name: str, span: str, trials: Sequence[Trial]) -> "Markup":
     """Agreement over one setting: complete trials filled, the best one large, pruned ones as rings."""
     from markupsafe import Markup
 
@@ -161,7 +161,7 @@ def _choice(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _spelt(value: Any) -> str:
+def _spell(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return _choice(value)
     numeric = number(value)

@@ -54,7 +54,7 @@ def estimate_sentence(estimate: Estimate) -> str:
     """One sentence: agreement with its interval on images of the run's own method and on those of another."""
     main = [(kind, estimate.sets[kind]) for kind in ("own", "inverted") if kind in estimate.sets]
     sentences = [
-        f"on {_told(agreement)} of {agreement.images:,} synthetic images {_SETS[kind]}" for kind, agreement in main
+        f"on {_sentence(agreement)} of {agreement.images:,} synthetic images {_SETS[kind]}" for kind, agreement in main
     ]
     if not sentences:
         return ""
@@ -78,7 +78,7 @@ def short_estimate(estimate: Estimate) -> str:
     return "" if agreement is None else f"agreement without test images {percent(agreement.agreement)}"
 
 
-def _told(agreement: Agreement) -> str:
+def _sentence(agreement: Agreement) -> str:
     return f"{percent(agreement.agreement)} (95 % interval {percent(agreement.low)} to {percent(agreement.high)})"
 
 

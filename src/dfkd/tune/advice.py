@@ -8,7 +8,7 @@ from dfkd.engine.records import Agreement
 from dfkd.report.summary import percent
 from dfkd.tune.candidates import Candidate
 
-__all__ = ["Advice", "Tried", "recommended"]
+__all__ = ["Advice", "Tried", "recommend"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Advice:
     reasons: tuple[str, ...]
 
 
-def recommended(tried: Sequence[Tried], students: Sequence[Candidate], teacher: Candidate) -> Advice:
+def recommend(tried: Sequence[Tried], students: Sequence[Candidate], teacher: Candidate) -> Advice:
     """The method that agreed most, and the smallest student that chance does not tell from the best one with it."""
     judged = [(run, run.score) for run in tried if run.score is not None]
     rated = [(run, score) for run, score in judged if run.method != NOISE_METHOD]
@@ -41,13 +41,15 @@ def recommended(tried: Sequence[Tried], students: Sequence[Candidate], teacher: 
     first = rated[0][0].student
     level = [pair for pair in rated if pair[0].student == first]
     run, top = max(level, key=lambda pair: pair[1].agreement)
-    reasons = [f"{run.method} agreed with the teacher on {_told(top)} of {top.images} held-out images with {first}"]
+    reasons = [f"{run.method} agreed with the teacher on {_sentence(top)} of {top.images} held-out images with {first}"]
     close = [other.method for other, score in level if other.method != run.method and score.high >= top.low]
     if close:
         reasons.append(f"so few images and minutes do not tell it from {', '.join(close)}")
     noise = next((score for other, score in judged if other.method == NOISE_METHOD), None)
     if noise is not None and noise.high >= top.low:
-        reasons.append(f"noise did as well ({_told(noise)}): these trials were too short to tell, give more --minutes")
+        reasons.append(
+            f"noise did as well ({_sentence(noise)}): these trials were too short to tell, give more --minutes"
+        )
     of_method = [(other.student, score) for other, score in rated if other.method == run.method]
     best = max(of_method, key=lambda pair: pair[1].agreement)[1]
     sizes = {student.name: student for student in students}
@@ -61,10 +63,10 @@ def recommended(tried: Sequence[Tried], students: Sequence[Candidate], teacher: 
     )
     if len(of_method) > 1:
         reasons.append(
-            f"it agreed on {_told(score)}, the best of {len(of_method)} students on {percent(best.agreement)}"
+            f"it agreed on {_sentence(score)}, the best of {len(of_method)} students on {percent(best.agreement)}"
         )
     return Advice(run.method, name, tuple(reasons))
 
 
-def _told(score: Agreement) -> str:
+def _sentence(score: Agreement) -> str:
     return f"{percent(score.agreement)} ({percent(score.low)} to {percent(score.high)})"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dfkd.api import distill
 from dfkd.defaults import NOISE_METHOD
-from dfkd.deploy.latency import interleaved
+from dfkd.deploy.latency import time_in_turns
 from dfkd.engine.core import Method, unmet
 from dfkd.engine.heldout import inverted_set
 from dfkd.errors import UserError
@@ -25,7 +25,7 @@ from dfkd.nets.zoo import Classifier, build
 from dfkd.prepare import prepare
 from dfkd.report.without_test import last_estimate
 from dfkd.settings import Images, Machine, Stopping, Text, Watching
-from dfkd.tune.advice import Advice, Tried, recommended
+from dfkd.tune.advice import Advice, Tried, recommend
 from dfkd.tune.candidates import Candidate, one_pass, shortlist, students_for
 from dfkd.tune.short import small, trial_plan
 
@@ -100,8 +100,8 @@ def choose(
             short = shortlist(candidates, reference.macs)
             missing, images = room.survey(short[len(short) // 2].name, ready, minutes > 0)
         fitting = {name: method for name, method in ready.items() if not missing[name]}
-        tried = room.tried(fitting, short, images, 60 * minutes, tell) if minutes and fitting else []
-    return Choice(reference, missing, tuple(candidates), tuple(tried), recommended(tried, candidates, reference))
+        tried = room.try_all(fitting, short, images, 60 * minutes, tell) if minutes and fitting else []
+    return Choice(reference, missing, tuple(candidates), tuple(tried), recommend(tried, candidates, reference))
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class _Room:
             if parameters is not None:
                 nets = {name: one for name, one in nets.items() if not name or count_parameters(one) <= parameters}
             calls = {name: one_pass(one.to(runtime.device), image) for name, one in nets.items()}
-            times = interleaved(calls, "")
+            times = time_in_turns(calls, "")
             rows = [
                 Candidate(
                     name,
@@ -171,7 +171,7 @@ class _Room:
             task.teacher.release()
             put_back(self.teacher.net, flags)
 
-    def tried(
+    def try_all(
         self,
         methods: Mapping[str, Method[Any]],
         students: Sequence[Candidate],
@@ -185,18 +185,18 @@ class _Room:
         share = seconds / (len(methods) + len(others))
         trials: list[Tried] = []
 
-        def one(name: str, student: str) -> None:
+        def try_pair(name: str, student: str) -> None:
             trials.append(self._try(name, methods[name], student, images, share))
             if tell is not None:
                 tell(trials[-1])
 
         for name in methods:
-            one(name, middle)
+            try_pair(name, middle)
         rated = [run for run in trials if run.score is not None and run.method != NOISE_METHOD]
         if rated:
             best = max(rated, key=lambda run: run.score.agreement if run.score else 0.0)
             for student in others:
-                one(best.method, student)
+                try_pair(best.method, student)
         return trials
 
     def _try(self, name: str, method: Method[Any], student: str, images: Tensor, seconds: float) -> Tried:

@@ -13,7 +13,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from dfkd.engine.checkpoint import write_aside
-from dfkd.engine.lock import held
+from dfkd.engine.lock import lock_folder
 from dfkd.errors import UserError
 from dfkd.report.files import plain, write_whole
 from dfkd.report.trials import SEARCH_FILE, read_search
@@ -49,16 +49,16 @@ def claim(folder: Path, number: int) -> ExitStack | None:
     place = folder / "claims" / f"{number:04d}"
     place.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        stack.callback(_removed, place)
+        stack.callback(_remove, place)
         try:
-            stack.enter_context(held(place))
+            stack.enter_context(lock_folder(place))
         except UserError:
             return None
         return stack.pop_all()
     return None
 
 
-def _removed(place: Path) -> None:
+def _remove(place: Path) -> None:
     with suppress(OSError):  # somebody else looks whether the trial is free
         place.rmdir()
 

@@ -60,9 +60,9 @@ class Range:
 
     def __str__(self) -> str:
         if self.choices:
-            return ",".join(map(_spelt, self.choices))
-        last = ["log"] if self.log else [] if self.step is None else [_spelt(self.step)]
-        return ":".join([_spelt(self.low), _spelt(self.high), *last])
+            return ",".join(map(_spell, self.choices))
+        last = ["log"] if self.log else [] if self.step is None else [_spell(self.step)]
+        return ":".join([_spell(self.low), _spell(self.high), *last])
 
 
 def check_ranges(ranges: Mapping[str, "str | Range"], method: Any, plan: Any) -> dict[str, Range]:
@@ -99,7 +99,7 @@ def settings_with(method: T, plan: Any, values: Mapping[str, Value]) -> tuple[T,
     Raises:
         UserError: values that they do not allow.
     """
-    return _replaced(method, _below("method.", values)), _replaced(plan, _below("plan.", values))
+    return _replace_fields(method, _below("method.", values)), _replace_fields(plan, _below("plan.", values))
 
 
 def _below(prefix: str, values: Mapping[str, Value]) -> dict[str, Value]:
@@ -204,10 +204,10 @@ def _check_allowed(method: Any, plan: Any, name: str, end: Value) -> None:
     except UserError as error:
         if name == "plan.steps" and plan.steps % plan.turns == 0 and "multiple" in str(error):
             return  # a matter of the single trial: turns may vary too
-        raise UserError(f"search needs a range of {name} that is allowed, got {_spelt(end)}: {error}") from error
+        raise UserError(f"search needs a range of {name} that is allowed, got {_spell(end)}: {error}") from error
 
 
-def _replaced(value: Any, values: Mapping[str, Value]) -> Any:
+def _replace_fields(value: Any, values: Mapping[str, Value]) -> Any:
     """``value`` with its fields, and those of the dataclasses in it, replaced by dotted name."""
     own = {name: new for name, new in values.items() if "." not in name}
     inner: dict[str, dict[str, Value]] = {}
@@ -215,7 +215,7 @@ def _replaced(value: Any, values: Mapping[str, Value]) -> Any:
         head, dot, rest = name.partition(".")
         if dot:
             inner.setdefault(head, {})[rest] = new
-    changed = {head: _replaced(getattr(value, head), rest) for head, rest in inner.items()}
+    changed = {head: _replace_fields(getattr(value, head), rest) for head, rest in inner.items()}
     return replace(value, **own, **changed) if own or changed else value
 
 
@@ -231,7 +231,7 @@ def _hint(name: str, names: Iterable[str]) -> str:
     return f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(names[:12])}, ..."
 
 
-def _spelt(value: Value) -> str:
+def _spell(value: Value) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return "null" if value is None else str(value)

@@ -29,7 +29,7 @@ from dfkd.inputs import as_classifier, runtime_of, threads_of, with_fields
 from dfkd.lent import flags_of, put_back
 from dfkd.methods import METHODS
 from dfkd.nets.zoo import Classifier
-from dfkd.prepare import instance, labelled, prepare
+from dfkd.prepare import check_labelled, instance, prepare
 from dfkd.report.files import RUN_FILE, StoredRun, read_run
 from dfkd.report.trial_page import write_search_page
 from dfkd.report.trials import Trial, best_first, read_trials, trial_folder, write_trials
@@ -229,12 +229,12 @@ def conduct(
         proposal, hold = claim
         with hold:
             _carry_out(what, door, ledger, proposal, images)
-        ended = next(trial for trial in _recorded(ledger, what) if trial.number == proposal.number)
+        ended = next(trial for trial in _record_trials(ledger, what) if trial.number == proposal.number)
         if tell is not None:
             tell(ended)
-    trials = _recorded(ledger, what)
+    trials = _record_trials(ledger, what)
     if what.data.test is not None and not any(trial.state == "running" for trial in trials):
-        trials = _examined(ledger, what, door, trials)
+        trials = _examine(ledger, what, door, trials)
     first = best_first(trials)[:1]
     best = settings_with(what.method, what.plan, first[0].values if first and first[0].state == "complete" else {})
     write_search_page(folder)
@@ -247,7 +247,7 @@ def _open(what: Search, door: Door, folder: Path, note: dict[str, Any]) -> Tenso
     before = weights_hash(pair[1].net)
     with _task(what, *pair, with_inputs=True) as task:
         check(task, what.method)
-        check_teacher(task, labelled(what.data.test, task, "test"))
+        check_teacher(task, check_labelled(what.data.test, task, "test"))
         about = {
             "ranges": {name: str(span) for name, span in what.ranges.items()},
             "settings": {**_settings(what, task), "student.weights": before},
@@ -297,7 +297,7 @@ def _flat(values: Mapping[str, object], at: str) -> dict[str, object]:
 def _carry_out(what: Search, door: Door, ledger: Ledger, trial: "Asked", images: Tensor) -> None:
     """One trial: its run, from where it is; and what it came to."""
     folder = trial_folder(ledger.folder, trial.number)
-    record = _ended(folder)
+    record = _ended_run(folder)
     if record is None:
         try:
             method, plan = settings_with(what.method, what.plan, trial.params)
@@ -307,13 +307,13 @@ def _carry_out(what: Search, door: Door, ledger: Ledger, trial: "Asked", images:
         try:
             door.run(method, plan, folder, (folder / RUN_FILE).exists(), images, Pruner(trial))
         except UserError:
-            if _ended(folder) is None:
+            if _ended_run(folder) is None:
                 raise
         record = read_run(folder, mend=True)
     _close(ledger, trial.number, record)
 
 
-def _ended(folder: Path) -> StoredRun | None:
+def _ended_run(folder: Path) -> StoredRun | None:
     """The run of a trial that has come to its end, one way or the other."""
     if not (folder / RUN_FILE).is_file():
         return None
@@ -333,7 +333,7 @@ def _close(ledger: Ledger, number: int, record: StoredRun) -> None:
         ledger.tell(number, estimate.sets[OBJECTIVE].agreement, "complete")
 
 
-def _recorded(ledger: Ledger, what: Search) -> list[Trial]:
+def _record_trials(ledger: Ledger, what: Search) -> list[Trial]:
     """Every trial as it stands, also written into the folder."""
     with alone(ledger.folder):
         by_number = {trial.number: trial for trial in read_trials(ledger.folder)}
@@ -365,7 +365,7 @@ def _trial(frozen: "FrozenTrial", folder: Path, before: Trial | None) -> Trial:
     return trial if before is None else replace(trial, accuracy=before.accuracy, tested=before.tested)
 
 
-def _examined(ledger: Ledger, what: Search, door: Door, trials: Sequence[Trial]) -> list[Trial]:
+def _examine(ledger: Ledger, what: Search, door: Door, trials: Sequence[Trial]) -> list[Trial]:
     """The trials with the accuracy of complete ones on the test images: nothing is chosen after this."""
     with alone(ledger.folder):
         by_number = {trial.number: trial for trial in read_trials(ledger.folder)}
@@ -374,14 +374,14 @@ def _examined(ledger: Ledger, what: Search, door: Door, trials: Sequence[Trial])
         for trial in [trial for trial in trials if trial.state == "complete" and trial.accuracy is None]:
             method, plan = settings_with(what.method, what.plan, trial.values)
             with _task(replace(what, method=method), *door.pair(method, plan)) as task:
-                exam = exam or labelled(what.data.test, task, "test")
-                by_number[trial.number] = _tested(task, exam, trial, trial_folder(ledger.folder, trial.number))
+                exam = exam or check_labelled(what.data.test, task, "test")
+                by_number[trial.number] = _test(task, exam, trial, trial_folder(ledger.folder, trial.number))
         examined = [by_number.get(trial.number, trial) for trial in trials]
         write_trials(ledger.folder, examined)
     return examined
 
 
-def _tested(task: Task, exam: tuple[Tensor, Tensor] | None, trial: Trial, folder: Path) -> Trial:
+def _test(task: Task, exam: tuple[Tensor, Tensor] | None, trial: Trial, folder: Path) -> Trial:
     """A trial with what its student comes to on the test images."""
     from safetensors.torch import load_file
 
