@@ -26,6 +26,7 @@ from dfkd.nets.zoo import ZOO, build
 from dfkd.ops.affine import affine, draw_affine
 from dfkd.ops.augment import crop_flip
 from dfkd.ops.pixels import as_bytes
+from dfkd.ops.pyramid import sum_of_grids
 from dfkd.ops.targets import dirichlet_concentration
 from dfkd.prepare import build_task
 from dfkd.report.figures import figures_of
@@ -170,20 +171,25 @@ def test_the_set_holds_the_last_steps_images_as_bytes(digits_teacher: nn.Module,
     assert torch.equal(state.pool.newest(6)["images"], as_bytes(x * deviation + mean))
 
 
+@pytest.mark.parametrize("coarse", [0, 2])
 @pytest.mark.parametrize("bound", ["step", "rescale"])
-def test_bounded_pixels_stay_in_range(digits_teacher: nn.Module, bound: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bounded_pixels_stay_in_range(
+    digits_teacher: nn.Module, bound: Any, coarse: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import dfkd.methods.stts as module
 
     seen: list[tuple[float, float]] = []
     original = module._bound
 
-    def watch(method: STTS, T: Any, x: Tensor) -> None:
-        original(method, T, x)
-        pixels = T.denormalise(x.detach())
+    def watch(method: STTS, T: Any, grids: list[Tensor]) -> None:
+        before = [grid.detach().clone() for grid in grids]
+        original(method, T, grids)
+        assert all(torch.equal(a, b) for a, b in zip(before[1:], grids[1:], strict=True))  # the finest takes it all
+        pixels = T.denormalise(sum_of_grids(grids).detach())
         seen.append((float(pixels.min()), float(pixels.max())))
 
     monkeypatch.setattr(module, "_bound", watch)
-    synthesized(replace(SMALL, bound=bound), make(digits_teacher))
+    synthesized(replace(SMALL, bound=bound, coarse=coarse), make(digits_teacher))
     assert len(seen) == 4
     assert all(low >= -1e-5 and high <= 1 + 1e-5 for low, high in seen)
     if bound == "rescale":
@@ -205,6 +211,8 @@ VARIANTS: list[dict[str, Any]] = [
     {"alpha_bn": 3.0, "lambda_d": 0.0},
     {"teacher_bn": "batch", "student_target": "stored"},
     {"augment_synthesis": True},
+    {"coarse": 2},
+    {"coarse": 3, "keep": "best", "init": "uniform"},
 ]
 
 
@@ -283,6 +291,20 @@ def test_nothing_stays_hooked_to_the_teacher(
 def test_values_that_cannot_be_are_refused(change: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         STTS(**change)
+
+
+def test_grids_coarser_than_one_number_are_refused(digits_teacher: nn.Module) -> None:
+    with pytest.raises(UserError, match="coarse of at most 3 for images of 8 pixels, got 4"):
+        replace(SMALL, coarse=4).setup(make(digits_teacher), PLAN)
+    assert replace(SMALL, coarse=3).setup(make(digits_teacher), PLAN).pool.capacity == 6
+
+
+def test_coarse_grids_reach_the_statistics_sooner(digits_teacher: nn.Module) -> None:
+    pixels, grids = (
+        synthesized(replace(SMALL, steps=15, lr=0.05, alpha_bn=3.0, coarse=coarse), make(digits_teacher))[1]
+        for coarse in (0, 2)
+    )
+    assert grids["loss/statistics"] < pixels["loss/statistics"]
 
 
 def test_a_plan_without_warm_up_is_refused(digits_teacher: nn.Module) -> None:

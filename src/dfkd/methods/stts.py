@@ -51,6 +51,7 @@ from dfkd.ops.augment import crop_flip
 from dfkd.ops.keep_best import keep_best, no_best
 from dfkd.ops.labels import balanced_labels
 from dfkd.ops.pixels import as_bytes, as_images
+from dfkd.ops.pyramid import coarser_sizes, sum_of_grids
 from dfkd.ops.targets import dirichlet_concentration, draw_dirichlet, draw_normal
 from dfkd.types import Batch, Bytes, Images, Logits, Scalar
 
@@ -107,6 +108,7 @@ class STTS(Method[STTSState]):
     # Our extensions and their controls
     alpha_bn: NotNegative = 0.0  # weight of DeepInversion's BatchNorm term beside L_d and L_a (ours; 0 is the paper)
     lambda_d: float = 1.0  # weight of L_d; 0: no targets, a control of ours
+    coarse: Whole = 0  # coarser grids (sides halved each time) that are added to the pixels and optimised too (ours)
     augment_synthesis: bool = False  # optimise images as S will see them, augmented anew in every step (ours)
 
     default_plan: ClassVar[Plan] = Plan(
@@ -168,6 +170,7 @@ class STTS(Method[STTSState]):
             )
         find_tail(task.teacher.net, task.image_shape, self.layer, self.space)  # refuses what cannot be modelled
         _map_place(self, task)
+        _check_grids(self, task)
         capacity = plan.warmup * plan.turns * self.batches * self.synthesis_batch
         columns = {"images": (task.image_shape, torch.uint8), "labels": ((), torch.int64)}
         if self.student_target == "stored":
@@ -183,15 +186,16 @@ class STTS(Method[STTSState]):
             step = task.runtime.compile(objective)
             for _ in range(self.batches):
                 y = _draw(self, task, rest)  # lines 3 and 4
-                x = _start(self, task).requires_grad_(True)  # line 5
-                optimizer = Adam([x], lr=self.lr, fused=True)
-                best = no_best(x)
+                grids = _start(self, task)  # line 5: x is their sum; the paper has one
+                optimizer = Adam(grids, lr=self.lr, fused=True)
+                best = no_best(grids[0])
                 for _ in range(self.steps):  # line 6
+                    x = sum_of_grids(grids)
                     out = step(self, T, _view(self, task, T, x), y)
                     best = keep_best(best, out.loss, x) if self.keep == "best" else best
                     task.runtime.step(out.loss, private=[optimizer])
-                    _bound(self, T, x)
-                images = as_bytes(T.denormalise(best.images if self.keep == "best" else x))
+                    _bound(self, T, grids)
+                images = as_bytes(T.denormalise(best.images if self.keep == "best" else sum_of_grids(grids)))
                 answers = _answer(T, images) if self.student_target == "stored" else None
                 targets = {} if answers is None else {"targets": answers}
                 state.pool.add(images=images, labels=out.logits.argmax(dim=1), **targets)  # line 7
@@ -314,6 +318,14 @@ def _map_place(method: STTS, task: Task) -> str | None:
     return place
 
 
+def _check_grids(method: STTS, task: Task) -> None:
+    """The coarsest grid has a number for each channel at least."""
+    side, coarse = max(task.image_shape[1:]), method.coarse
+    most = (side - 1).bit_length()
+    if coarse > most:
+        raise UserError(f"STTS needs coarse of at most {most} for images of {side} pixels, got {coarse}; lower it")
+
+
 @contextmanager
 def _tools(method: STTS, task: Task, state: STTSState) -> Iterator[tuple[Tail, Probe]]:
     """The modelled layer and the probe, built when first asked for; put away when an error (or Ctrl-C) ends the run."""
@@ -349,24 +361,34 @@ def _draw(method: STTS, task: Task, rest: Tail) -> Logits:
     return draw_dirichlet(torch.cat(rows), labels + share * task.classes, rng) * method.temperature
 
 
-def _start(method: STTS, task: Task) -> Tensor:
-    """Line 5: noise in normalised space."""
-    size, rng = (method.synthesis_batch, *task.image_shape), task.runtime.generator
+def _start(method: STTS, task: Task) -> list[Tensor]:
+    """Line 5: noise in normalised space, and in the coarser grids that images are the sum of."""
+    n, rng, device = method.synthesis_batch, task.runtime.generator, task.runtime.device
+    channels, *side = task.image_shape
+    sizes = [(side[0], side[1]), *coarser_sizes((side[0], side[1]), method.coarse)]
     if method.init == "uniform":
-        return task.teacher.normalise(torch.rand(size, generator=rng, device=task.runtime.device))
-    noise = method.init_std * torch.randn(size, generator=rng, device=task.runtime.device)
-    return noise.contiguous(memory_format=torch.channels_last) if task.teacher.channels_last else noise
+        fine = task.teacher.normalise(torch.rand(n, *task.image_shape, generator=rng, device=device))
+        grids = [fine, *(torch.zeros(n, channels, *size, device=device) for size in sizes[1:])]
+    else:
+        grids = [method.init_std * torch.randn(n, channels, *size, generator=rng, device=device) for size in sizes]
+    if task.teacher.channels_last:
+        grids = [grid.contiguous(memory_format=torch.channels_last) for grid in grids]
+    return [grid.requires_grad_(True) for grid in grids]
 
 
 @torch.no_grad()
-def _bound(method: STTS, T: Probe, x: Tensor) -> None:
-    """Keep the pixels in range, in place, so that the optimiser still owns them."""
+def _bound(method: STTS, T: Probe, grids: list[Tensor]) -> None:
+    """Keep the pixels in range, in place, so that the optimiser still owns them: the finest grid takes what is cut."""
+    if method.bound == "end":
+        return
+    x = sum_of_grids(grids)
+    pixels = T.denormalise(x)
     if method.bound == "step":
-        x.copy_(T.normalise(T.denormalise(x).clamp(0, 1)))
-    elif method.bound == "rescale":
-        pixels = T.denormalise(x)
+        bounded = T.normalise(pixels.clamp(0, 1))
+    else:
         low, high = pixels.amin(), pixels.amax()
-        x.copy_(T.normalise((pixels - low) / (high - low)))
+        bounded = T.normalise((pixels - low) / (high - low))
+    grids[0].copy_(bounded if len(grids) == 1 else grids[0] + bounded - x)
 
 
 def _maximum_view(method: STTS, task: Task) -> Curves:

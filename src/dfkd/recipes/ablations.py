@@ -221,10 +221,12 @@ def _stts() -> Iterator[Row]:
 
 
 def _stts_norms() -> Iterator[Row]:
-    """Teachers with BatchNorm: an extension of ours, its control, and two readings of ZSKD's published code."""
+    """Teachers with BatchNorm: extensions of ours, their controls, and two readings of ZSKD's published code."""
     rows: list[tuple[str, Plain, str]] = [
         ("bn", {"alpha_bn": 3.0}, "an extension of ours: DeepInversion's BatchNorm term"),
         ("bn-control", {"alpha_bn": 3.0, "lambda_d": 0.0}, "the BatchNorm term of +bn without the targets"),
+        ("bn-coarse", {"alpha_bn": 3.0, "coarse": 3}, "extensions of ours: +bn, images as sums of grids"),
+        ("bn-coarse-control", {"alpha_bn": 3.0, "coarse": 3, "lambda_d": 0.0}, "+bn-coarse without the targets"),
         ("batch-statistics", {"teacher_bn": "batch"}, "a reading: T's BatchNorm as in ZSKD's code"),
         ("stored-targets", {"student_target": "stored"}, "a reading: targets of the images as made, not as augmented"),
     ]
