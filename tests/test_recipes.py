@@ -273,8 +273,8 @@ def test_a_package_without_the_records_shows_the_figures(tmp_path: Path) -> None
     """The package's files alone, away from any checkout, as an installation has them."""
     shutil.copytree(Path(dfkd.__file__).parent, tmp_path / "dfkd", ignore=shutil.ignore_patterns("__pycache__"))
     code = (
-        "import dfkd; from dfkd.recipes import expected, find; print(dfkd.__file__);"
-        "print(expected(find('nayer/digits-wrn16-2-wrn16-1'))['here']['accuracy'])"
+        "import dfkd; from dfkd.recipes import expected_block, find; print(dfkd.__file__);"
+        "print(expected_block(find('nayer/digits-wrn16-2-wrn16-1'))['here']['accuracy'])"
     )
     paths = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=paths, cwd=tmp_path)
