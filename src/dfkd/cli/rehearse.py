@@ -1,6 +1,7 @@
 """`dfkd distill --dry-run`: what the run would take, and whether there is room for it."""
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -44,6 +45,8 @@ def rehearse(job: Job, out: Path, runtime: Runtime) -> int:
         samples_every=settings.watch.samples_every,
         save_every=settings.watch.save_every,
     )
+    if runtime.rank == 0 and not settings.watch.quiet:
+        print("measuring the first rounds, which takes as long as up to four of them ...", file=sys.stderr, flush=True)
     expected, plan = _estimate_run(job, task, watch, _existing(out))
     if runtime.rank == 0:
         if settings.json:
