@@ -3,6 +3,7 @@
 import argparse
 import inspect
 import json
+import math
 import statistics
 from typing import Any
 
@@ -22,21 +23,24 @@ def table(experiment: str) -> str:
     """Markdown: one line per row of the experiment that has records."""
     found = records(experiment)
     lines = [
-        "| row | teacher | student | accuracy, last round | agreement | pixels | hash | seeds | seconds | paper |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| row | teacher | student | accuracy, last round | s.e. | agreement | pixels | hash | seeds | seconds "
+        "| paper |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in EXPERIMENTS[experiment][1]():
         mine = [r for r in found if slug(r["row"]) == slug(row.label) and r["accuracy"] is not None]
         if not mine:
             continue
         accuracy = [100 * r["accuracy"] for r in mine]
-        spread = f" ± {statistics.stdev(accuracy):.2f}" if len(accuracy) > 1 else ""
+        deviation = statistics.stdev(accuracy) if len(accuracy) > 1 else None
+        spread = "" if deviation is None else f" ± {deviation:.2f}"
+        error = "–" if deviation is None else f"{deviation / math.sqrt(len(accuracy)):.2f}"
         agreement = statistics.mean(100 * r["agreement"] for r in mine)
         seconds = statistics.mean(r["seconds"] for r in mine)
         teacher = f"{mine[0]['teacher']['name']} ({100 * mine[0]['teacher']['accuracy']:.2f})"
         lines.append(
-            f"| {row.label} | {teacher} | {row.student} | {statistics.mean(accuracy):.2f}{spread} | {agreement:.2f} "
-            f"| {_diversity(mine, 'pairwise_distance')} | {_diversity(mine, 'hash_distance')} "
+            f"| {row.label} | {teacher} | {row.student} | {statistics.mean(accuracy):.2f}{spread} | {error} "
+            f"| {agreement:.2f} | {_diversity(mine, 'pairwise_distance')} | {_diversity(mine, 'hash_distance')} "
             f"| {len(mine)} | {seconds:.0f} | {row.paper} |"
         )
     return "\n".join(lines)
@@ -54,16 +58,17 @@ def page() -> str:
         "# Results",
         "",
         "Written by `python -m benchmarks.table --write` from the records in this folder. Accuracy is that of the",
-        "last round on the held-out images, in percent, mean and standard deviation over seeds; no round was chosen by",
-        "it. The settings of the digits rows were found by trying a few on these same 359 images (four for NAYER,",
-        "eight for D3K), so they flatter a little; those of CMI, DAFL and DFND were tried on training images (two, one",
-        "and one); MNIST took NAYER's settings over unseen, and those of the other",
-        "methods were tried on 10,000 of its training images, never on its test images. `paper` is the figure",
-        "of the method's paper for that row, on its own data, networks and budget: it shows which order to expect, not",
-        "what these small runs should reach. *Pixels* and *hash* say how different the student's images are:",
-        "mean distance of two of them in pixels (root of the mean square, in [0, 1]) and in bits of dHash codes (share",
-        "that differ). Machine, versions, commit and load are in the records; unless they say otherwise: one thread",
-        "of a 2-core AMD EPYC, shared with other work, so that seconds are upper bounds.",
+        "last round on the held-out images, in percent, mean and standard deviation over seeds (*s.e.*: standard",
+        "error of that mean, which is what two rows are compared by); no round was chosen by it. The settings of the",
+        "digits rows were found by trying a few on these same 359 images (four for NAYER, eight for D3K), so they",
+        "flatter a little; those of CMI, DAFL and DFND were tried on training images (two, one and one); MNIST took",
+        "NAYER's settings over unseen, and those of the other methods were tried on 10,000 of its training images,",
+        "never on its test images. `paper` is the figure of the method's paper for that row, on its own data,",
+        "networks and budget: it shows which order to expect, not what these small runs should reach. *Pixels* and",
+        "*hash* say how different the student's images are: mean distance of two of them in pixels (root of the mean",
+        "square, in [0, 1]) and in bits of dHash codes (share that differ). Machine, versions, commit and load are in",
+        "the records; unless they say otherwise: one thread of a 2-core AMD EPYC, shared with other work, so that",
+        "seconds are upper bounds.",
     ]
     for experiment in sorted(EXPERIMENTS):
         if records(experiment):
