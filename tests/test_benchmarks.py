@@ -185,6 +185,18 @@ def test_accuracies_quoted_in_the_text_are_those_of_the_tables() -> None:
     assert {value for value in quoted if not re.search(rf"(?<![\d.]){value}(?![\d])", tables)} == set()
 
 
+def test_claims_stand_in_the_tables_with_their_standard_errors() -> None:
+    rows = (RESULTS / "README.md").read_text().splitlines()
+    section = re.search(
+        r"\n## Which claims .*?(?=\n## )", (RESULTS.parent.parent / "docs/papers.md").read_text(), re.DOTALL
+    )
+    assert section is not None
+    quoted = re.findall(r"(\d+\.\d\d) ± (\d+\.\d\d)", section[0])
+    assert len(quoted) > 20
+    wrong = [pair for pair in quoted if not any(f"| {pair[0]} ± " in row and f" | {pair[1]} | " in row for row in rows)]
+    assert wrong == []
+
+
 def _cards(root: Path) -> list[str]:
     """The sentences of the methods' pages that name a table of ours."""
     texts = [path.read_text() for path in sorted((root / "docs/methods").glob("*.md"))]
