@@ -36,12 +36,14 @@ docs: setup
 	$(BIN)/python -m pip install -q -c constraints/torch-2.13.txt -e ".[docs]"
 	$(BIN)/mkdocs build --strict
 
-# Every table of benchmarks/results, both cores for a night or two; DFKD_DATA names the folder with MNIST and CIFAR-10.
+# Every table of benchmarks/results, both cores for some nights; DFKD_DATA names the folder with MNIST and CIFAR-10.
 records: setup
-	$(BIN)/python -m benchmarks.run digits digits-nayer-mechanism digits-spaceship-mechanism mnist-nayer mnist-lenet \
-		mnist-bn mnist-spaceship-few mnist-spaceship-fewest mnist-spaceship-mechanism mnist-d3k-mechanism \
-		mnist-stts-mechanism mnist-kd3 cifar10 cifar10-kd3 cifar10-kd3-long cifar10-kd3-strict \
-		cifar10-spaceship-few cifar10-spaceship-mechanism
+	$(BIN)/python -m benchmarks.run digits digits-nayer-mechanism mnist-nayer mnist-lenet mnist-plain mnist-bn \
+		mnist-d3k-mechanism mnist-stts-mechanism mnist-kd3 cifar10 cifar10-kd3 cifar10-kd3-long cifar10-kd3-strict \
+		cifar10-16px-nayer-mechanism cifar10-16px-spaceship-28-views cifar10-16px-spaceship-200-views \
+		cifar10-16px-spaceship-1000-views cifar10-16px-d3k-mechanism cifar10-16px-kd3-alpha cifar10-16px-kd3-junk \
+		cifar10-long
+	$(BIN)/python -m benchmarks.soft_targets
 	$(BIN)/python -m benchmarks.chosen
 	$(BIN)/python -m benchmarks.table --write
 

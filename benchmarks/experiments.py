@@ -100,12 +100,6 @@ def _digits() -> list[Row]:
     ]
 
 
-def _spaceship_mechanism() -> list[Row]:
-    """The paper's Table 3 (CIFAR-100, ResNet-34 to ResNet-18) on digits: exchange and regions, apart and together."""
-    plan = replace(DIGITS_PLAN, warmup=0)
-    return _parts(DIGITS_SPACESHIP, "wrn16-2", "wrn16-1", plan)
-
-
 def _mnist_nayer() -> list[Row]:
     return [Row("NAYER", "wrn16-1", "resnet8", MNIST_NAYER, MNIST_PLAN)]
 
@@ -264,27 +258,6 @@ def _mnist_bn() -> list[Row]:
     ]
 
 
-def _mnist_spaceship() -> list[Row]:
-    """Spaceship-Net's Table 3 (CIFAR-100, ResNet-34 to ResNet-18) on MNIST, 240 steps of the student: far from done.
-
-    In bfloat16, as the table of D3K's parts.
-    """
-    plan = replace(MNIST_SMALL, rounds=8, steps=30, warmup=2)
-    return half(_parts(MNIST_SPACESHIP, "wrn16-1", "resnet8", plan))
-
-
-def _mnist_spaceship_few() -> list[Row]:
-    """The same four rows where images are few and steps are many: 512 samples, 1,200 steps of 128."""
-    plan = replace(MNIST_SMALL, rounds=3, steps=400, warmup=1)
-    return half(_parts(MNIST_SPACESHIP, "wrn16-1", "resnet8", plan))
-
-
-def _mnist_spaceship_fewest() -> list[Row]:
-    """The same four rows on a single batch of 128 samples, 1,200 steps of 128."""
-    plan = replace(MNIST_SMALL, rounds=1, steps=1200)
-    return half(_parts(MNIST_SPACESHIP, "wrn16-1", "resnet8", plan))
-
-
 def _mnist_d3k() -> list[Row]:
     """D3K's parts (its Figure: base < +SG < +SG and D-Dhash) on MNIST, 300 steps of the student: far from done.
 
@@ -393,29 +366,6 @@ def _cifar10_kd3_strict() -> list[Row]:
     )
 
 
-def _cifar10_spaceship() -> list[Row]:
-    """Spaceship-Net's Table 3 (CIFAR-100, ResNet-34 to ResNet-18) on WRN-16-1 to ResNet-8, 1,000 steps, in bfloat16."""
-    plan = replace(CIFAR_PLAN, warmup=3)
-    return half(_parts(CIFAR_SPACESHIP, "wrn16-1", "resnet8", plan))
-
-
-def _cifar10_spaceship_few() -> list[Row]:
-    """The same four rows where images are few and steps are many: 1,600 samples, 2,500 steps of 128."""
-    plan = replace(CIFAR_PLAN, rounds=5, steps=500, warmup=3)
-    return half(_parts(CIFAR_SPACESHIP, "wrn16-1", "resnet8", plan))
-
-
-def _parts(full: SpaceshipNet, teacher: str, student: str, plan: Plan) -> list[Row]:
-    """The rows of Spaceship-Net's Table 3."""
-    variants = [
-        ("CFE and mSARC", full, "77.41"),
-        ("mSARC only", replace(full, diversity="none"), "62.05"),
-        ("neither", replace(full, diversity="none", constraint="none"), "60.17"),
-        ("CFE only", replace(full, constraint="none"), "48.18"),
-    ]
-    return [Row(label, teacher, student, method, plan, paper) for label, method, paper in variants]
-
-
 EXPERIMENTS: Mapping[str, tuple[Data, Callable[[], list[Row]]]] = {
     "cifar10": (CIFAR10, _cifar10),
     "cifar10-16px-d3k-mechanism": (CIFAR10_16, mechanisms.d3k),
@@ -429,10 +379,7 @@ EXPERIMENTS: Mapping[str, tuple[Data, Callable[[], list[Row]]]] = {
     "cifar10-kd3-long": (CIFAR10, _cifar10_kd3_long),
     "cifar10-kd3-strict": (CIFAR10, _cifar10_kd3_strict),
     "cifar10-long": (CIFAR10, long.cifar10),
-    "cifar10-spaceship-few": (CIFAR10, _cifar10_spaceship_few),
-    "cifar10-spaceship-mechanism": (CIFAR10, _cifar10_spaceship),
     "digits": (DIGITS, _digits),
-    "digits-spaceship-mechanism": (DIGITS, _spaceship_mechanism),
     "digits-nayer-mechanism": (DIGITS, _nayer_mechanism),
     "mnist-bn": (MNIST32_BN, _mnist_bn),
     "mnist-d3k-mechanism": (MNIST32_BN, _mnist_d3k),
@@ -440,8 +387,5 @@ EXPERIMENTS: Mapping[str, tuple[Data, Callable[[], list[Row]]]] = {
     "mnist-lenet": (MNIST32, _mnist_lenet),
     "mnist-nayer": (MNIST, _mnist_nayer),
     "mnist-plain": (MNIST_PLAIN, _mnist_plain),
-    "mnist-spaceship-few": (MNIST32_BN, _mnist_spaceship_few),
-    "mnist-spaceship-fewest": (MNIST32_BN, _mnist_spaceship_fewest),
-    "mnist-spaceship-mechanism": (MNIST32_BN, _mnist_spaceship),
     "mnist-stts-mechanism": (MNIST32, _mnist_stts),
 }
