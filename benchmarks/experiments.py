@@ -17,6 +17,8 @@ from benchmarks.rows import (
     MNIST32,
     MNIST32_BN,
     MNIST_PLAIN,
+    SMALL_CMI,
+    SMALL_DAFL,
     STROKES,
     STTS_STUDENT,
     WEB,
@@ -25,7 +27,7 @@ from benchmarks.rows import (
     half,
 )
 from dfkd.engine.plan import Plan
-from dfkd.methods import CMI, D3K, DAFL, DFND, KD3, NAYER, STTS, NoiseInput, SpaceshipNet, VanillaKD
+from dfkd.methods import D3K, DFND, KD3, NAYER, STTS, NoiseInput, SpaceshipNet, VanillaKD
 
 DIGITS_NAYER = NAYER(
     steps=20, synthesis_batch=200, batches=1, warmup_batches=2, width=256, channels=32, alpha_bn=1.0, pad=1, flip=False
@@ -62,20 +64,7 @@ DIGITS_SPACESHIP = SpaceshipNet(steps=60, synthesis_batch=200, width=64, channel
 DIGITS_D3K = D3K(
     steps=60, synthesis_batch=100, widths=(64, 256), width=64, lr=5e-3, alpha=0.1, hash_pool=1, pad=1, flip=False
 )
-DIGITS_CMI = CMI(
-    steps=60,
-    synthesis_batch=100,
-    lr=5e-3,
-    alpha_bn=0.1,
-    bank=1600,
-    negatives=400,
-    head_width=64,
-    width=64,
-    channels=32,
-    pad=1,
-    flip=False,
-)
-DIGITS_DAFL = DAFL(alpha_cls=1.0, alpha_act=0.1, alpha_ie=5.0, lr=5e-3, width=100, channels=32)
+DIGITS_CMI = replace(SMALL_CMI, synthesis_batch=100, bank=1600, negatives=400, pad=1, flip=False)
 DIGITS_DFND = DFND(selected_share=0.5, teacher_accuracy=0.99, pad=1, flip=False)
 DIGITS_STTS = STTS(sigma=1.5, steps=200, lr=0.01, batches=4, pad=1)
 
@@ -94,7 +83,7 @@ def _digits() -> list[Row]:
         Row("Spaceship-Net", *pair, DIGITS_SPACESHIP, plan),
         Row("D3K", *pair, DIGITS_D3K, plan),
         Row("CMI", *pair, DIGITS_CMI, plan),
-        Row("DAFL", *pair, DIGITS_DAFL, replace(plan, turns=50)),
+        Row("DAFL", *pair, SMALL_DAFL, replace(plan, turns=50)),
         Row("DFND, strokes", *pair, DIGITS_DFND, plan, "", STROKES),
         Row("STTS", *pair, DIGITS_STTS, replace(plan, warmup=10, **STTS_STUDENT)),
     ]
@@ -247,7 +236,7 @@ def _mnist_bn() -> list[Row]:
         *(Row(label, *pair, method, adam) for label, method in stts_norms(stts)),
         Row("KD3", *pair, kd3, replace(plan, **KD3_STUDENT), "", STROKES),
         Row("CMI", *pair, MNIST_CMI, replace(plan, warmup=3)),
-        Row("DAFL", *pair, DIGITS_DAFL, replace(plan, turns=50)),
+        Row("DAFL", *pair, SMALL_DAFL, replace(plan, turns=50)),
         Row("DFND, strokes", *pair, replace(DIGITS_DFND, pad=3), plan, "", STROKES),
     ]
     return [

@@ -3,10 +3,10 @@
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.rows import KD3_STUDENT, STTS_STUDENT, WEB, Row, half
+from benchmarks.rows import KD3_STUDENT, SMALL_CMI, SMALL_DAFL, STTS_STUDENT, WEB, Row, half
 from dfkd.engine.core import Method
 from dfkd.engine.plan import Plan
-from dfkd.methods import CMI, D3K, DAFL, DFND, KD3, NAYER, STTS, NoiseInput, SpaceshipNet, VanillaKD
+from dfkd.methods import D3K, DFND, KD3, NAYER, STTS, NoiseInput, SpaceshipNet, VanillaKD
 
 PLAN = Plan(rounds=50, steps=200, batch_size=128, lr=0.1, weight_decay=5e-4)
 
@@ -39,18 +39,7 @@ def cifar10() -> list[Row]:
         noise=0.0,
         flip=True,
     )
-    cmi = CMI(
-        steps=60,
-        synthesis_batch=200,
-        lr=5e-3,
-        alpha_bn=0.1,
-        bank=12_800,
-        negatives=512,
-        head_width=64,
-        width=64,
-        channels=32,
-    )
-    dafl = DAFL(alpha_cls=1.0, alpha_act=0.1, alpha_ie=5.0, lr=5e-3, width=100, channels=32)
+    cmi = replace(SMALL_CMI, synthesis_batch=200, bank=12_800, negatives=512)
     dfnd = DFND(selected_share=0.5, teacher_accuracy=0.86)
     kd3 = KD3(select_every=5, skip_teacher_contrast=True)
     rows: list[tuple[str, Method[Any], Plan, dict[str, Any]]] = [
@@ -63,7 +52,7 @@ def cifar10() -> list[Row]:
         ("KD3", kd3, replace(PLAN, **KD3_STUDENT), WEB),
         ("KD3 without contrast", replace(kd3, mdcl="none"), replace(PLAN, **KD3_STUDENT), WEB),
         ("CMI", cmi, replace(PLAN, warmup=14), {}),
-        ("DAFL", dafl, replace(PLAN, turns=200), {}),
+        ("DAFL", SMALL_DAFL, replace(PLAN, turns=200), {}),
         ("DFND", dfnd, PLAN, WEB),
     ]
     return half(Row(label, *pair, method, plan, "", inputs) for label, method, plan, inputs in rows)

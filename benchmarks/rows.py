@@ -7,6 +7,7 @@ from typing import Any, Literal
 import dfkd
 from dfkd.engine.core import Method
 from dfkd.engine.plan import Plan
+from dfkd.methods import CMI, DAFL
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,10 @@ WEB = {"web": ".data/web32.npy"}  # 50,000 unlabelled natural images; grey where
 CIFAR10_16 = Data("cifar10", "cifar10", (3, 16, 16), epochs=14, pad=2, flip=True)
 HALF_JUNK = {"web": ".data/halfjunk32.npy"}  # every second image shows nothing: drawn by `benchmarks.junk`
 STROKES = {"web": ".data/strokes32.npy"}  # their edges, by `python -m benchmarks.strokes`: closer to handwriting
+
+# Generators and heads of a size for a CPU.
+SMALL_CMI = CMI(steps=60, lr=5e-3, alpha_bn=0.1, head_width=64, width=64, channels=32)
+SMALL_DAFL = DAFL(alpha_cls=1.0, alpha_act=0.1, alpha_ie=5.0, lr=5e-3, width=100, channels=32)
 
 # Aligned features give small gradients: KD3's short runs learn with Adam.
 KD3_STUDENT: dict[str, Any] = {"optimizer": "adam", "lr": 3e-3, "weight_decay": 0.0}
