@@ -5,7 +5,8 @@ Zi Wang. AAAI 2021.
 Noise images are optimised, one batch at a time, until the teacher answers them with soft targets. These come from a
 multivariate normal over the outputs of one fully connected layer, whose correlations are the cosines between the
 layer's weight rows; what follows that layer in the teacher turns a draw into a target. BatchNorm is never used by the
-paper; ``alpha_bn`` adds DeepInversion's term on its statistics, an extension of ours.
+paper; ``alpha_bn`` adds DeepInversion's term on its statistics, and ``coarse`` makes x̂ of line 5 the sum of several
+grids, both extensions of ours.
 
 The paper's algorithm box and this file:
 
