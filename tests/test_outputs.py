@@ -1,6 +1,7 @@
 """What a classifier may return, and what is said of networks that cannot be distilled or are sick."""
 
 import json
+import threading
 import warnings
 from collections import namedtuple
 from collections.abc import Callable
@@ -133,6 +134,54 @@ def test_the_survey_tells_what_is_returned_and_a_run_takes_it(kind: str) -> None
         assert 0 < done.record.rounds[-1].metrics["loss/student"] < 100
     mixed = distil(teacher, Net(max(width, 2)))  # the student's own outputs may be of another kind
     assert mixed.record.info.classes == max(width, 2)
+
+
+def probabilities(classes: int, channels: int) -> nn.Module:
+    return Returning(KINDS["probabilities"][0], 5)
+
+
+def one_logit(classes: int, channels: int) -> nn.Module:
+    return Returning(KINDS["one logit"][0], 1)
+
+
+def mapping(classes: int, channels: int) -> nn.Module:
+    return Returning(KINDS["logits"][0], 5)
+
+
+@pytest.mark.parametrize("make", [probabilities, one_logit, mapping])
+@pytest.mark.parametrize("network", ["by name", "student.pt2"])
+def test_a_loaded_student_answers_as_the_run_read_it(
+    make: Callable[[int, int], nn.Module], network: str, tmp_path: Path
+) -> None:
+    student = make(5, 3)
+    done = distil(trained_like(make(5, 3)), student, out=tmp_path / "run", figures=False)
+    x = torch.rand(6, *SHAPE)
+    normalised = (x - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
+    raw = tensor_of(student.eval()(normalised)).detach()
+    expected = {"probabilities": raw, "mapping": raw.softmax(1)}.get(make.__name__)
+    if expected is None:
+        expected = torch.cat((torch.sigmoid(-raw), torch.sigmoid(raw)), 1)
+    name = f"{__name__}:{make.__name__}" if network == "by name" else network
+    predictions = dfkd.load(tmp_path / "run", name).predict(x)
+    torch.testing.assert_close(predictions.probabilities, expected, rtol=1e-4, atol=1e-5)
+    assert len(predictions.names) == 6
+    assert predictions.probabilities.shape[1] == done.record.info.classes
+
+
+class Locked(Net):
+    """Cannot be copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+
+
+def test_a_student_that_cannot_be_copied_is_kept_without_a_program(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"^the student was not exported to student.pt2: cannot pickle"):
+        distil(trained_like(Net()), Locked(), out=tmp_path / "run", figures=False)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["status"] == "finished"
+    assert (tmp_path / "run" / "student.safetensors").is_file()
 
 
 def test_small_logits_are_no_probabilities() -> None:

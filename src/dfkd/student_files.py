@@ -28,7 +28,8 @@ def save_student(
     """Write the student so that it loads without this library; returns what was written, by role.
 
     ``student.safetensors`` holds the state dict, ``student.json`` how to rebuild the network and normalise its input,
-    ``student.pt2`` (``torch.export``) the whole program from images in [0, 1] to logits, normalisation included.
+    ``student.pt2`` (``torch.export``) the whole program from images in [0, 1] to what the student itself returns,
+    normalisation included.
     """
     from safetensors.torch import save_file
 
@@ -41,6 +42,7 @@ def save_student(
         "names": list(info.names),
         "mean": student.mean.flatten().tolist(),
         "std": (1 / student.scale).flatten().tolist(),
+        "outputs": student.outputs,
         "method": info.method,
         "teacher_sha256": info.teacher.get("sha256"),
         "dfkd": VERSION,
@@ -80,7 +82,7 @@ def _network(net: nn.Module, spec: Mapping[str, object] | None) -> dict[str, obj
 
 
 class _Whole(nn.Module):
-    """Normalisation and network as one module, without hooks."""
+    """Images in [0, 1] to what the network returns: normalisation and network, without hooks."""
 
     mean: Tensor
     scale: Tensor
@@ -91,7 +93,7 @@ class _Whole(nn.Module):
         self.register_buffer("mean", probe.mean.clone())
         self.register_buffer("scale", probe.scale.clone())
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Any:
         return self.net((images - self.mean) * self.scale)
 
 
@@ -101,16 +103,16 @@ def _export(student: Probe, image_shape: tuple[int, int, int], path: Path) -> bo
 
     net = student.release()
     program_net = _Whole(student).eval()
-    _renew(net, image_shape)
-    program_net.net = copy.deepcopy(net).to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
-    program_net = program_net.to("cpu").requires_grad_(False)
     example = torch.rand(2, *image_shape)
     try:
+        _renew(net, image_shape)
+        program_net.net = copy.deepcopy(net).to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+        program_net = program_net.to("cpu").requires_grad_(False)
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             batch = torch.export.Dim("n", min=1, max=65536)
             program = torch.export.export(program_net, (example,), dynamic_shapes=({0: batch},))
-    except Exception as error:  # export fails in as many ways as networks can be written
+    except Exception as error:  # copying and export fail in as many ways as networks can be written
         reason = str(error).strip().splitlines()
         warnings.warn(
             f"the student was not exported to {path.name}: {reason[0] if reason else type(error).__name__}",

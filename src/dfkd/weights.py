@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn, strided
 
 from dfkd.errors import UserError
+from dfkd.nets.outputs import OUTPUTS, Output
 from dfkd.stored import Extra, held_in, kind_held, open_weights
 
 __all__ = ["Sidecar", "find_weights", "load_weights", "read_sidecar", "read_weights"]
@@ -37,6 +38,7 @@ class Sidecar:
     seconds: float | None = None
     projector: Mapping[str, Any] | None = None  # how the student was widened to its teacher's classifier
     bits: str | None = None  # of a quantized student, such as W4A4
+    outputs: Output = "logits"  # what the network returns
 
 
 @dataclass(frozen=True)
@@ -314,6 +316,8 @@ def _sidecar(row: Any) -> Sidecar:
     name, projector = network.get("name"), network.get("projector")
     if not isinstance(names, list) or not isinstance(name, str | None) or not isinstance(projector, dict | None):
         raise TypeError("names")
+    if row.get("outputs", "logits") not in OUTPUTS:
+        raise ValueError("a kind of outputs")
     return Sidecar(
         name=name,
         classes=None if row.get("classes") is None else _count(row["classes"]),
@@ -324,6 +328,7 @@ def _sidecar(row: Any) -> Sidecar:
         seconds=None if row.get("seconds") is None else _finite(row["seconds"]),
         projector=None if projector is None else _projector(projector),
         bits=None if network.get("bits") is None else str(network["bits"]),
+        outputs=row.get("outputs", "logits"),
     )
 
 

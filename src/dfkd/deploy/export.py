@@ -14,7 +14,7 @@ from dfkd.deploy.folders import EXPORT_FILE, FEWEST, check_replaceable, images_f
 from dfkd.deploy.int8 import write_int8
 from dfkd.deploy.latency import time_in_turns
 from dfkd.deploy.loading import Opened, open_network
-from dfkd.deploy.predictor import Predictor
+from dfkd.deploy.predictor import LogitsOf, Predictor
 from dfkd.deploy.programs import check_onnx, metadata_of, session, write_onnx, write_program
 from dfkd.engine.runtime import Runtime
 from dfkd.errors import UserError
@@ -169,7 +169,7 @@ def _normalise(predictor: Predictor) -> Callable[[Images], Tensor]:
 
 
 def _bare(predictor: Predictor) -> nn.Module:
-    return predictor.net.eval()
+    return LogitsOf(predictor.net, predictor.outputs).eval()
 
 
 def _write(

@@ -95,7 +95,8 @@ def open_network(source: str | Path, network: str | None = None, who: str = "loa
     else:
         net, normalisation = _rebuilt(weights, sidecar, network, who), {"mean": sidecar.mean, "std": sidecar.std}
     names = sidecar.names or tuple(str(k) for k in range(sidecar.classes or 0))
-    predictor = Predictor(net, sidecar.image_size or (1, 1, 1), names, **normalisation).requires_grad_(False)
+    size = sidecar.image_size or (1, 1, 1)
+    predictor = Predictor(net, size, names, outputs=sidecar.outputs, **normalisation).requires_grad_(False)
     name = network or sidecar.name or _class_name(weights.with_suffix(".json")) or type(net).__name__
     return Opened(predictor, folder, sidecar, info, name, bool(normalisation))
 

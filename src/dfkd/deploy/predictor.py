@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from dfkd.data._pixels import as_nchw, decode, pixels_of, recolour, resize
 from dfkd.errors import UserError
+from dfkd.nets.outputs import Output, as_logits
 from dfkd.ops.pixels import as_images
 from dfkd.types import Images, Logits
 
-__all__ = ["Predictor", "ImagesLike", "Predictions", "Program", "batch_of"]
+__all__ = ["ImagesLike", "LogitsOf", "Predictions", "Predictor", "Program", "batch_of"]
 
 ImagesLike = Any
 """Images to classify: see :meth:`Predictor.predict`."""
@@ -33,10 +34,12 @@ class Predictor(nn.Module):
     """A network that takes images in [0, 1]; :meth:`predict` takes pictures of any kind.
 
     Args:
-        net: maps normalised images (n, c, h, w) to logits (n, k); without ``mean`` it normalises them itself.
+        net: maps normalised images (n, c, h, w) to logits (n, k), or to what ``outputs`` says; without ``mean`` it
+            normalises them itself.
         image_size: (c, h, w) that it was trained on.
         names: of the classes, in label order.
         mean, std: per channel, of pixels in [0, 1].
+        outputs: what ``net`` returns; logits are made of it (:func:`dfkd.nets.outputs.as_logits`).
     """
 
     mean: Tensor
@@ -49,9 +52,10 @@ class Predictor(nn.Module):
         names: Sequence[str],
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        outputs: Output = "logits",
     ) -> None:
         super().__init__()
-        self.net, self.image_size, self.names = net, image_size, tuple(names)
+        self.net, self.image_size, self.names, self.outputs = net, image_size, tuple(names), outputs
         self.normalises = mean is not None
         shape = (1, -1, 1, 1)
         self.register_buffer("mean", torch.tensor(mean or (0.0,), dtype=torch.float32).view(shape), persistent=False)
@@ -62,7 +66,7 @@ class Predictor(nn.Module):
 
     def forward(self, images: Images) -> Logits:
         """Images (n, c, h, w) in [0, 1] to logits (n, k)."""
-        return self.net((images - self.mean) * self.scale if self.normalises else images)
+        return as_logits(self.net((images - self.mean) * self.scale if self.normalises else images), self.outputs)
 
     @torch.no_grad()
     def predict(self, images: ImagesLike, batch_size: int = 256) -> Predictions:
@@ -89,6 +93,18 @@ class Predictor(nn.Module):
         return Predictions([self.names[k] for k in probabilities.argmax(dim=1).tolist()], probabilities)
 
 
+class LogitsOf(nn.Module):
+    """A network whose outputs, whatever they are, become logits; images are normalised outside."""
+
+    def __init__(self, net: nn.Module, outputs: Output) -> None:
+        super().__init__()
+        self.net, self.outputs = net, outputs
+
+    def forward(self, images: Tensor) -> Logits:
+        """Normalised images (n, c, h, w) to logits (n, k)."""
+        return as_logits(self.net(images), self.outputs)
+
+
 class Program(nn.Module):
     """The module of an exported program, which knows no modes: it is what it was when it was exported."""
 
@@ -96,8 +112,8 @@ class Program(nn.Module):
         super().__init__()
         self.module = module
 
-    def forward(self, images: Images) -> Logits:
-        """Images (n, c, h, w) in [0, 1] to logits (n, k)."""
+    def forward(self, images: Images) -> Any:
+        """Images (n, c, h, w) in [0, 1] to what the network itself returns."""
         return self.module(images)
 
     def train(self, mode: bool = True) -> "Program":

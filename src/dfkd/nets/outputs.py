@@ -1,7 +1,7 @@
 """What a classifier may return, and the logits (n, k) that are made of it."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -9,9 +9,10 @@ from torch.nn import functional as F
 
 from dfkd.types import Logits
 
-__all__ = ["Output", "activation_of", "as_logits", "class_rows", "noise_images", "output_kind", "tensor_of"]
+__all__ = ["OUTPUTS", "Output", "activation_of", "as_logits", "class_rows", "noise_images", "output_kind", "tensor_of"]
 
 Output = Literal["logits", "log-probabilities", "probabilities", "one logit", "one probability", "several sigmoids"]
+OUTPUTS: tuple[Output, ...] = get_args(Output)
 
 LEAST = 1e-30  # of a probability whose logarithm is taken
 SHAPES = ("View", "Reshape", "Squeeze", "Unsqueeze", "Select", "Clone", "ToCopy", "UnsafeView")  # of grad_fn
