@@ -110,6 +110,47 @@ def test_the_caller_gets_back_what_was_lent(digits_teacher: nn.Module) -> None:
         assert not any(m._forward_hooks or m._forward_pre_hooks for m in digits_teacher.modules())
 
 
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+def test_a_caller_without_gradients_gets_a_student_and_the_teacher_back(off: Any, digits_teacher: nn.Module) -> None:
+    alone = go(digits_teacher)
+    student = a_student()
+    with off():
+        inside = go(digits_teacher, student)
+    assert states_equal(alone.student, inside.student)
+    assert not any(t.is_inference() for net in (digits_teacher, student) for t in net.state_dict().values())
+    assert states_equal(go(digits_teacher).student, alone.student)
+
+
+def test_a_student_with_layers_of_its_teacher_is_refused(digits_teacher: nn.Module) -> None:
+    before, student = weights_hash(digits_teacher), a_student()
+    student.register_module("norm", digits_teacher.get_submodule("norm"))
+    for pair in (student, digits_teacher):
+        with pytest.raises(dfkd.UserError, match=r"^student needs layers of its own, got \S+, which the teacher uses"):
+            go(digits_teacher, pair)
+    assert weights_hash(digits_teacher) == before
+
+
+class Untrainable(nn.Module):
+    """Runs in eval mode only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = a_student()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            raise RuntimeError("not in train mode")
+        y: torch.Tensor = self.net(x)
+        return y
+
+
+def test_a_refused_student_leaves_nothing_on_the_teacher(digits_teacher: nn.Module) -> None:
+    for _ in range(2):
+        with pytest.raises(dfkd.UserError, match=r"^student needs to run .* in train mode, got"):
+            go(digits_teacher, Untrainable())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in digits_teacher.modules())
+
+
 def test_sections_and_their_fields_make_the_same_run(digits_teacher: nn.Module) -> None:
     data = dfkd.Images(preset="digits")
     sections: dict[str, Any] = {"data": data, "runtime": dfkd.Machine(seed=3), "watch": dfkd.Watching(quiet=True)}

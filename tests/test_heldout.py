@@ -57,6 +57,23 @@ def test_agreement_and_calibration_are_those_of_a_loop() -> None:
     assert found.calibration == pytest.approx(gap, abs=1e-6)
 
 
+def test_an_interrupt_while_images_are_made_leaves_the_student_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = SETTINGS["NAYER"]
+    task = tiny_task(setting)
+    net = task.student.net.train()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(setting.method), "synthesize", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        make_gauge(task, setting.method, setting.plan)
+    assert all(p.requires_grad for p in net.parameters())
+    assert all(module.training for module in net.modules())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
 def test_a_lost_student_is_measured_without_an_error() -> None:
     net = Fixed()
     with torch.no_grad():

@@ -22,7 +22,7 @@ from dfkd.engine.heldout import Gauge, gauge_on, is_measured, make_gauge
 from dfkd.engine.hours import fit_plan
 from dfkd.engine.plan import Plan
 from dfkd.engine.records import Evaluation, Fitted, Keep, Observer, RoundRecord, RunInfo, RunResult
-from dfkd.engine.runtime import Runtime
+from dfkd.engine.runtime import Runtime, gradients_on
 from dfkd.engine.stopping import Judge
 from dfkd.errors import UserError
 from dfkd.exam import check_teacher, check_varies
@@ -124,7 +124,7 @@ def distill(
     sections |= {"runtime": runtime or Machine(), "watch": watch or Watching(), "stop": stop or Stopping()}
     sections = with_fields("distill", sections, values)
     machine, folder = runtime_of(sections["runtime"]), None if out is None else Path(out)
-    with threads_of(sections["runtime"]), complete(machine, folder):
+    with threads_of(sections["runtime"]), gradients_on(), complete(machine, folder):
         return _distill(
             as_classifier(teacher),
             as_classifier(student),

@@ -5,6 +5,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ from dfkd.engine.anatomy import Anatomy, survey
 from dfkd.engine.core import Method, Task
 from dfkd.engine.runtime import Runtime
 from dfkd.engine.sharing import widened_by
-from dfkd.engine.verify import verify
+from dfkd.engine.verify import Verified, verify
 from dfkd.errors import UserError
 from dfkd.inputs import as_classifier, facts_of, with_fields
 from dfkd.nets.zoo import Classifier
@@ -85,6 +86,7 @@ def prepare(
     shape = _shape(facts.image_size)
     mean, std = _per_channel("mean", facts.mean, shape[0]), _per_channel("std", facts.std, shape[0])
     old = survey(teacher.net, shape, facts.classes or None, "teacher", **teacher.layers)
+    _check_apart(teacher.net, student.net)
     student = student if method is None else fit_student(method, teacher, student, shape)
     new = survey(student.net, shape, old.classes, "student", **student.layers)
     surveys, (old, new) = (old, new), _match_stages(old, new)
@@ -97,22 +99,25 @@ def prepare(
         total = pool.skipped + len(pool)
         warnings.warn(f"{pool.skipped:,} of {total:,} web images cannot be read and are left out", stacklevel=3)
     training = _check_labelled(data.real, shape, names, k, "real")
-    probes = [
-        verify(
-            net,
-            runtime,
-            image_shape=shape,
-            mean=mean,
-            std=std,
-            role=role,
-            trains=role == "student",
-            head=anatomy.head,
-            stages=anatomy.stages,
-            norms=anatomy.norm_names,
-            outputs=anatomy.outputs,
-        )
-        for role, net, anatomy in (("teacher", teacher.net, old), ("student", student.net, new))
-    ]
+    probes: list[Verified] = []
+    with ExitStack() as stack:
+        for role, net, anatomy in (("teacher", teacher.net, old), ("student", student.net, new)):
+            network = verify(
+                net,
+                runtime,
+                image_shape=shape,
+                mean=mean,
+                std=std,
+                role=role,
+                trains=role == "student",
+                head=anatomy.head,
+                stages=anatomy.stages,
+                norms=anatomy.norm_names,
+                outputs=anatomy.outputs,
+            )
+            stack.callback(network.probe.release)
+            probes.append(network)
+        stack.pop_all()  # both are sound: their hooks stay
     if not all(network.compiles for network in probes):
         runtime = runtime.without_compiler()
     old, new = (replace(a, notes=(*a.notes, *network.notes)) for a, network in zip((old, new), probes, strict=True))
@@ -128,6 +133,16 @@ def prepare(
         real=None if training is None else (training[0].to(runtime.device), training[1].to(runtime.device)),
     )
     return Prepared(task, (old, new), {} if embedding is None else embedding.source, surveys)
+
+
+def _check_apart(teacher: nn.Module, student: nn.Module) -> None:
+    """Refuse a student that shares layers with its teacher, which would be trained with it."""
+    tensors = {id(t) for t in (*teacher.parameters(), *teacher.buffers())}
+    for name, tensor in (*student.named_parameters(), *student.named_buffers()):
+        if id(tensor) in tensors:
+            raise UserError(
+                f"student needs layers of its own, got {name}, which the teacher uses too; give a copy.deepcopy"
+            )
 
 
 def fit_student(

@@ -21,6 +21,7 @@ from dfkd.engine.runtime import Runtime
 from dfkd.engine.verify import verify
 from dfkd.errors import UserError
 from dfkd.inputs import Facts, facts_of, runtime_of
+from dfkd.report.files import plain
 from dfkd.report.summary import percent
 from dfkd.settings import Network
 
@@ -59,7 +60,7 @@ def run(settings: Evaluate) -> int:
         row: dict[str, Any] = asdict(evaluation)
         if teacher is None:
             row["agreement"], row["class_agreement"] = None, None
-        print(json.dumps(row))
+        print(json.dumps(plain(row)))
         return 0
     agreement = "" if teacher is None else f", agreement with the teacher {percent(evaluation.agreement)}"
     print(

@@ -18,7 +18,8 @@ from dfkd.engine.evaluate import evaluate, predictions
 from dfkd.engine.laps import Laps
 from dfkd.engine.plan import Plan
 from dfkd.engine.records import Estimate, Evaluation, Observer, RoundRecord
-from dfkd.engine.states import pack, pools_of, unpack
+from dfkd.engine.runtime import gradients_on
+from dfkd.engine.states import pack, pools_of, unpack, unsaved_buffers
 from dfkd.engine.stopping import Judge
 from dfkd.errors import UserError
 from dfkd.ops.pixels import as_bytes, as_images
@@ -74,6 +75,7 @@ class Watch:
                 raise UserError(f"watch needs {name} of at least {minimum}, got {value}; raise it")
 
 
+@gradients_on()
 def run(task: Task, method: Method[Any], plan: Plan, watch: Watch | None = None, resume: bool = False) -> State:
     """Distil ``task.teacher`` into ``task.student`` by ``method`` within ``plan``. The last round is the result.
 
@@ -100,9 +102,9 @@ def run(task: Task, method: Method[Any], plan: Plan, watch: Watch | None = None,
     trainable = [p for p in task.student.net.parameters() if p.requires_grad]
     state, parts = _set_up(task, method, plan)
     task.runtime.share(task.student.net)
-    learnt = _learnt(task, state)
-    optimizer = make_optimizer([*learnt, *state.joint.parameters()], plan)
-    first, seconds = _restore(task, state, optimizer, watch) if resume else (0, 0.0)
+    learnable = _learnable_parameters(task, state)
+    optimizer = make_optimizer([*learnable, *state.joint.parameters()], plan)
+    first = _restore(task, state, optimizer, watch) if resume else 0
     objective = task.runtime.compile(lambda batch: method.loss(task, state, batch))
     saved_at = time.monotonic()
     try:
@@ -110,16 +112,15 @@ def run(task: Task, method: Method[Any], plan: Plan, watch: Watch | None = None,
         for round in range(first, _end(task, plan, watch, first)):
             began = time.monotonic()
             _set_rate(optimizer, plan.rate(round))
-            outcome = _turns(task, method, state, plan, round, learnt, objective, optimizer, watch)
-            record = _apply_rules(task, watch, _look(task, state, plan, watch, round, outcome))
-            seconds += time.monotonic() - began
+            outcome = _turns(task, method, state, plan, round, learnable, objective, optimizer, watch)
+            record = _apply_rules(task, watch, _look(task, state, plan, watch, round, outcome, began))
             last = _ask(task, watch, record)
             due = watch.checkpoint and (last or _agree(task, time.monotonic() - saved_at >= watch.save_every))
             if due or "loss/student" in record.metrics:
                 _check_finite(task, watch, outcome.loss, round)
             if watch.checkpoint and due:
                 check_grown(parts, state)
-                _save(task, state, optimizer, watch, watch.checkpoint, round + 1, seconds)
+                _save(task, state, optimizer, watch, watch.checkpoint, round + 1)
                 saved_at = time.monotonic()
             if last:
                 break
@@ -153,19 +154,19 @@ def _set_up(task: Task, method: Method[Any], plan: Plan) -> tuple[State, Parts]:
     return state, parts_of(state)
 
 
-def _learnt(task: Task, state: State) -> list[nn.Parameter]:
+def _learnable_parameters(task: Task, state: State) -> list[nn.Parameter]:
     """What the run may change: parameters the user did not freeze and the method did not fix."""
     parameters = task.student.net.named_parameters()
-    learnt = [p for name, p in parameters if p.requires_grad and name not in state.held]
-    if not learnt and not list(state.joint.parameters()):
+    learnable = [p for name, p in parameters if p.requires_grad and name not in state.held]
+    if not learnable and not list(state.joint.parameters()):
         raise UserError(
             "student needs parameters that may change, got none with requires_grad; call student.requires_grad_(True)"
         )
-    return learnt
+    return learnable
 
 
 @dataclass
-class _Done:
+class _RoundOutcome:
     """What the turns of a round left behind: metrics, the sum of the student's losses over so many steps, the last
     batch, times."""
 
@@ -183,13 +184,13 @@ def _turns(
     state: State,
     plan: Plan,
     round: int,
-    learnt: Sequence[nn.Parameter],
+    learnable: Sequence[nn.Parameter],
     objective: Callable[[Batch], Tensor],
     optimizer: Optimizer,
     watch: Watch,
-) -> _Done:
+) -> _RoundOutcome:
     """One round: a synthesis, then the student's steps, ``plan.turns`` times."""
-    outcome, laps = _Done(), Laps(task.runtime.device)
+    outcome, laps = _RoundOutcome(), Laps(task.runtime.device)
     for turn in range(plan.turns):
         laps.mark("synthesis")
         task.student.freeze()
@@ -197,7 +198,7 @@ def _turns(
         first = turn * plan.steps_in_turn
         outcome.made.update(method.synthesize(task, state, Clock(plan, round, first)))
         laps.mark("student")
-        _wake(task, state, learnt)
+        _enter_student_phase(task, state, learnable)
         count = method.student_steps(task, state, Clock(plan, round, first)) if plan.steps_in(round) else 0
         steps = range(first, first + min(count, plan.steps_in_turn))
         _student_steps(task, method, state, Clock(plan, round), steps, objective, optimizer, watch, outcome)
@@ -218,7 +219,7 @@ def _student_steps(
     objective: Callable[[Batch], Tensor],
     optimizer: Optimizer,
     watch: Watch,
-    outcome: _Done,
+    outcome: _RoundOutcome,
 ) -> None:
     """The student's steps of one turn; their losses are added up in ``outcome``."""
     outcome.steps += len(steps)
@@ -234,9 +235,9 @@ def _student_steps(
                 observer.stepped(clock.round, "student", k + 1, clock.plan.steps)
 
 
-def _wake(task: Task, state: State, learnt: Sequence[Tensor]) -> None:
+def _enter_student_phase(task: Task, state: State, learnable: Sequence[Tensor]) -> None:
     """The student's turn: train mode, and gradients for the parameters it may change."""
-    for parameter in learnt:
+    for parameter in learnable:
         parameter.requires_grad_(True)
     task.student.train()
     state.joint.train()
@@ -315,8 +316,10 @@ def _set_rate(optimizer: Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
-def _look(task: Task, state: State, plan: Plan, watch: Watch, round: int, outcome: _Done) -> RoundRecord:
-    """Read this round's device scalars once, and evaluate when it is time."""
+def _look(
+    task: Task, state: State, plan: Plan, watch: Watch, round: int, outcome: _RoundOutcome, began: float
+) -> RoundRecord:
+    """Read the device scalars of this round, which began then, once, and evaluate when it is time."""
     last = round + 1 == plan.total
     read = last or (round + 1) % watch.metrics_every == 0
     due = watch.samples_every > 0 and ((round + 1) % watch.samples_every == 0 or last)
@@ -340,9 +343,8 @@ def _look(task: Task, state: State, plan: Plan, watch: Watch, round: int, outcom
     if watch.gauge is not None and judged:
         estimate = watch.gauge(task, samples)
     warmup, sheet = round < plan.warmup, samples if due else None
-    return RoundRecord(
-        round, plan.total, warmup, outcome.synthesis + outcome.student, metrics, evaluation, sheet, estimate
-    )
+    seconds = time.monotonic() - began
+    return RoundRecord(round, plan.total, warmup, seconds, metrics, evaluation, sheet, estimate)
 
 
 def _evaluate(task: Task, watch: Watch) -> Evaluation:
@@ -374,13 +376,11 @@ def _pairwise_distance(images: Tensor) -> float:
     return float(torch.cdist(x, x).sum() / max(n * (n - 1), 1) / x.shape[1] ** 0.5)
 
 
-def _save(
-    task: Task, state: State, optimizer: Optimizer, watch: Watch, to: Checkpoint, rounds: int, seconds: float
-) -> None:
+def _save(task: Task, state: State, optimizer: Optimizer, watch: Watch, to: Checkpoint, rounds: int) -> None:
     payload = {
         "rounds": rounds,
-        "seconds": seconds,
         "student": task.student.net.state_dict(),
+        "buffers": unsaved_buffers(task.student.net),
         "state": pack(state),
         "optimizer": optimizer.state_dict(),
         "streams": task.runtime.streams(),
@@ -389,17 +389,17 @@ def _save(
     to.save(rounds, payload, pools_of(state))
 
 
-def _restore(task: Task, state: State, optimizer: Optimizer, watch: Watch) -> tuple[int, float]:
-    """Continue from the last save: its round, and the seconds spent before it."""
+def _restore(task: Task, state: State, optimizer: Optimizer, watch: Watch) -> int:
+    """Continue from the last save: its round."""
     if watch.checkpoint is None or not watch.checkpoint.exists():
-        return 0, 0.0
+        return 0
     with _fitting(watch.checkpoint):
         payload = _reload(task, state, watch.checkpoint)
         optimizer.load_state_dict(payload["optimizer"])
         task.runtime.restore_streams(payload["streams"])
         if watch.judge is not None:
             watch.judge.restore(payload.get("judge"))  # newer than the first checkpoints
-        return int(payload["rounds"]), float(payload["seconds"])
+        return int(payload["rounds"])
 
 
 def revisit(task: Task, method: Method[Any], plan: Plan, checkpoint: Checkpoint) -> State:
@@ -421,6 +421,10 @@ def _reload(task: Task, state: State, checkpoint: Checkpoint) -> dict[str, Any]:
     """The payload of the last save; student, state and pools are filled from it."""
     payload = checkpoint.load(pools_of(state))
     task.student.net.load_state_dict(payload["student"])
+    with torch.no_grad():
+        for name, buffer in unsaved_buffers(task.student.net).items():
+            if name in payload.get("buffers", {}):  # newer than the first checkpoints
+                buffer.copy_(payload["buffers"][name])
     unpack(payload["state"], state, task.runtime.device)
     return payload
 

@@ -53,8 +53,8 @@ def evaluate(
         agreement=float(same.sum() / n),
         loss=float(loss.sum() / n),
         images=int(count.sum()),
-        class_accuracy=tuple((right / count.clamp(min=1)).tolist()),
-        class_agreement=tuple((same / count.clamp(min=1)).tolist()),
+        class_accuracy=tuple((right / count).tolist()),  # 0 / 0 is NaN: a class without images has none
+        class_agreement=tuple((same / count).tolist()),
     )
 
 

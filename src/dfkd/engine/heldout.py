@@ -20,6 +20,7 @@ from dfkd.engine.plan import Plan
 from dfkd.engine.probe import Probe
 from dfkd.engine.records import Agreement, Estimate
 from dfkd.engine.states import pools_of
+from dfkd.engine.verify import preserving
 from dfkd.errors import UserError
 from dfkd.losses.statistics import moment_distance
 from dfkd.ops.augment import crop_flip
@@ -138,8 +139,9 @@ def _within(rows: Tensor, labels: Labels) -> float | None:
 def make_gauge(task: Task, method: Method[Any], plan: Plan, inverted: Bytes | None = None) -> Gauge:
     """Held-out images for a run that has not begun. The student, and every random stream, are left as they were.
 
-    The run's method makes its part in a state of its own, with the student as it is now; methods that store no images
-    (those that choose or are given them) have none.
+    The run's method makes its part in a state of its own, with the student as it is now (a resume with a student of
+    other weights than the run began with gets other images); methods that store no images (those that choose or are
+    given them) have none.
 
     Args:
         task, method, plan: of the run.
@@ -153,7 +155,7 @@ def make_gauge(task: Task, method: Method[Any], plan: Plan, inverted: Bytes | No
     device = task.runtime.device
     stream = torch.Generator(device).manual_seed(task.runtime.seed + SEED)
     sets: dict[str, Bytes] = {}
-    own = _own(task, method, plan)
+    own = _images_of_method(task, method, plan)
     if own is not None:
         sets["own"] = own
     if inverted is None:
@@ -217,17 +219,13 @@ def _inversions(classes: int) -> int:
     return min(max(INVERTED, 2 * classes), 4 * INVERTED)
 
 
-def _own(task: Task, method: Method[Any], plan: Plan) -> Bytes | None:
+def _images_of_method(task: Task, method: Method[Any], plan: Plan) -> Bytes | None:
     """The newest images of one round (or, of methods that make all theirs before, of one warm-up round)."""
     student, runtime = task.student, copy.copy(task.runtime)
     runtime.generator = torch.Generator(task.runtime.device).manual_seed(task.runtime.seed + 2 * SEED)
-    weights = copy.deepcopy(student.net.state_dict())
-    flags = [p.requires_grad for p in student.net.parameters()]
-    modes = [m.training for m in student.net.modules()]
     short = replace(plan, rounds=1, warmup=min(plan.warmup, 1))
     other = replace(task, runtime=runtime)
-    devices = [task.runtime.device.index or 0] if task.runtime.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with preserving(student.net):
         torch.manual_seed(task.runtime.seed + 3 * SEED)
         task.teacher.freeze()
         state = method.setup(other, short)
@@ -243,11 +241,6 @@ def _own(task: Task, method: Method[Any], plan: Plan) -> Bytes | None:
             if len(pool):
                 images = pool.newest(OWN)["images"].to(task.runtime.device)
                 break
-    student.net.load_state_dict(weights)
-    for parameter, flag in zip(student.net.parameters(), flags, strict=True):
-        parameter.requires_grad_(flag)
-    for module, mode in zip(student.net.modules(), modes, strict=True):
-        module.training = mode
     return images
 
 

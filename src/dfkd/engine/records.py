@@ -104,8 +104,9 @@ class Estimate:
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """One round: how long it took, the losses, what a test set (if any) says, and some of the newest images.
+    """One round: the losses, what a test set (if any) says, some of the newest images, and how long it all took.
 
+    ``seconds`` counts synthesis, the student's steps and the evaluation; ``metrics`` has the first two apart.
     ``samples`` is (uint8 images (m, c, h, w), labels (m,)) on the CPU, or None. ``stopped`` says why a rule ended
     the run after this round.
     """

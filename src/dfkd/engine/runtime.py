@@ -2,7 +2,8 @@
 
 import copy
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -16,7 +17,7 @@ from dfkd.engine.joint import join
 from dfkd.errors import UserError
 from dfkd.types import Scalar
 
-__all__ = ["Runtime"]
+__all__ = ["Runtime", "gradients_on"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -24,6 +25,13 @@ R = TypeVar("R")
 MEETING = 300.0  # seconds, at most, until all processes are there
 PEERS = ("gloo", "peer", "NCCL", "ProcessGroup", "Timed out", "timed out")  # of errors that come of another process
 MODES = ("default", "reduce-overhead", "max-autotune")
+
+
+@contextmanager
+def gradients_on() -> Iterator[None]:
+    """Gradients are computed here, whatever the caller has switched off (``no_grad``, ``inference_mode``)."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 class Runtime:

@@ -17,7 +17,7 @@ from dfkd.data.pool import Pool
 from dfkd.engine.core import Cache
 from dfkd.types import Moments
 
-__all__ = ["dataclasses_of", "kinds_of", "pack", "pools_of", "unpack", "walk"]
+__all__ = ["dataclasses_of", "kinds_of", "pack", "pools_of", "unpack", "unsaved_buffers", "walk"]
 
 PLAIN = (bool, int, float, str, type(None))
 FIXED = nn.Module | Optimizer  # what a resume fills, and cannot make
@@ -168,6 +168,12 @@ def pools_of(state: Any) -> dict[str, Pool]:
         if isinstance(value, Pool) and not any(value is earlier for earlier in pools.values()):
             pools[path] = value
     return pools
+
+
+def unsaved_buffers(net: nn.Module) -> dict[str, Tensor]:
+    """The buffers that ``state_dict`` leaves out (``persistent=False``), by name."""
+    saved = net.state_dict().keys()
+    return {name: buffer for name, buffer in net.named_buffers() if name not in saved}
 
 
 def dataclasses_of(state: Any, path: str) -> Iterator[tuple[Any, str]]:
