@@ -441,6 +441,8 @@ def test_the_seconds_of_a_round_count_its_evaluation(monkeypatch: pytest.MonkeyP
 class Counting(nn.Module):
     """Scales its logits by a number that only train mode moves and that its state dict leaves out."""
 
+    seen: Tensor
+
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net

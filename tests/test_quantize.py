@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 import dfkd
 from dfkd.cli.main import main
 from dfkd.deploy.quantize import _warn_of_loss
-from dfkd.deploy.stages import Stage
+from dfkd.deploy.stages import Looks, Stage
 from dfkd.engine.records import Observer
 from dfkd.nets.quantized import Bits, quantized_bytes, with_quantizers
 from dfkd.nets.ranges import Largest, check_ranges, freeze_ranges, ranges_of
@@ -176,17 +177,33 @@ def test_too_few_images_are_refused(digits_teacher: nn.Module) -> None:
         dfkd.quantize(digits_teacher, "W4A4", method(), images=few, plan=plan(), **DIGITS)
 
 
+def counting_images(looks: list[int]) -> Callable[..., Stage]:
+    """``Looks._stage`` that notes on how many synthetic images it measures."""
+    stage = Looks._stage
+
+    def look(self: Looks, *args: Any) -> Stage:
+        looks.append(len(args[-1]))
+        return stage(self, *args)
+
+    return look
+
+
 @needs_brevitas
-def test_a_whole_run_reports_three_stages_and_loads_again(digits_teacher: nn.Module, tmp_path: Path) -> None:
+def test_a_whole_run_reports_three_stages_and_loads_again(
+    digits_teacher: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     teacher = dfkd.build("wrn16-1", 10, 1)
     teacher.net.load_state_dict(digits_teacher.state_dict())
     out = tmp_path / "q"
     images = dfkd.read_images("digits", "train").images[:200]
+    looks: list[int] = []
+    monkeypatch.setattr(Looks, "_stage", counting_images(looks))
     done = dfkd.quantize(
         teacher, "W8A8", method(), images=images, calibration=64, plan=plan(), out=out, test="digits", **DIGITS
     )
     assert [stage.name for stage in done.stages] == ["fp32", "calibrated", "trained"]
     fp32, calibrated, trained = done.stages
+    assert looks == [64, 64, 64]
     test = dfkd.read_images("digits")
     assert fp32.agreement == fp32.synthetic_agreement == 1
     assert calibrated.agreement is not None
@@ -235,14 +252,18 @@ def test_a_recipe_says_the_bits_and_the_rest_is_put_over_it(
 @needs_brevitas
 def test_a_quantized_student_resumes_exactly(digits_teacher: nn.Module, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"calibration": 64, "plan": plan(), "save_every": 0.0, **DIGITS}
+    digits_teacher.train().requires_grad_(True)
     whole = dfkd.quantize(digits_teacher, "W4A4", method(), out=tmp_path / "whole", **settings)
     with pytest.raises(KeyboardInterrupt):
         dfkd.quantize(digits_teacher, "W4A4", method(), out=tmp_path / "cut", observers=[Saved()], **settings)
     rest = dfkd.quantize(digits_teacher, "W4A4", method(), out=tmp_path / "cut", resume=True, **settings)
     for name, value in whole.student.state_dict().items():
         assert torch.equal(value, rest.student.state_dict()[name]), name
-    assert [stage.name for stage in rest.stages] == ["fp32", "calibrated", "trained"]
+    assert rest.stages == whole.stages  # measured on the same images, which the resume found in the folder
+    assert not [path for folder in ("whole", "cut") for path in (tmp_path / folder).glob("quantize-images*")]
     assert any(isinstance(module, Largest) for module in rest.student.modules())
+    assert all(parameter.requires_grad for parameter in digits_teacher.parameters())
+    assert all(module.training for module in digits_teacher.modules())
     with pytest.raises(dfkd.UserError, match=r"quantize.json of a run of `dfkd quantize`"):
         dfkd.quantize(digits_teacher, "W4A4", method(), out=tmp_path / "new", resume=True, **settings)
 

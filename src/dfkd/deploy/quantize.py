@@ -4,9 +4,11 @@ The protocol of NAYER's Table 3 as far as it is published, with ZAQ's quantizers
 network is the teacher of its own quantized copy, and any method that makes images makes them.
 """
 
+import copy
 import json
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from dfkd.api import distill
 from dfkd.data.text import TextEmbedding
 from dfkd.defaults import DEFAULT_METHOD
 from dfkd.deploy.stages import Looks, Stage, check_enough
-from dfkd.engine.checkpoint import pools_of
+from dfkd.engine.checkpoint import pools_of, write_aside
 from dfkd.engine.core import Method
 from dfkd.engine.driver import Watch
 from dfkd.engine.driver import run as drive
@@ -26,6 +28,7 @@ from dfkd.engine.plan import Plan
 from dfkd.engine.records import Observer, RunResult
 from dfkd.errors import UserError
 from dfkd.inputs import as_classifier, runtime_of, with_fields
+from dfkd.lent import flags_of, put_back
 from dfkd.methods import METHODS
 from dfkd.nets.quantized import Bits, with_quantizers
 from dfkd.nets.ranges import check_ranges, freeze_ranges
@@ -35,9 +38,10 @@ from dfkd.report.files import plain, write_whole
 from dfkd.settings import Images, Machine, Text, Watching
 from dfkd.types import Bytes
 
-__all__ = ["QUANTIZE_FILE", "Quantized", "quantize"]
+__all__ = ["IMAGES_FILE", "QUANTIZE_FILE", "Quantized", "quantize"]
 
 QUANTIZE_FILE = "quantize.json"
+IMAGES_FILE = "quantize-images.safetensors"  # while the run is under way
 
 
 @dataclass(frozen=True)
@@ -73,10 +77,10 @@ def quantize(
     Args:
         network: trained, with Conv2d, Linear and ReLU or ReLU6 modules; it is not changed.
         bits: such as "W4A8": of weights and activations, 2 to 8.
-        method: what makes images and trains; default NAYER.
+        method: what makes images and trains; default :data:`~dfkd.defaults.DEFAULT_METHOD`.
         images: uint8 (n, c, h, w) to calibrate on; default: those of the method's warm-up (at least one round of it).
-        calibration: images for the ranges, at least 64; as many others tell the agreement.
-        resume: go on with the run in ``out``.
+        calibration: images for the ranges, at least 64; as many others tell the agreement at every stage.
+        resume: go on with the run in ``out``, whose images it keeps; ``images`` are not looked at then.
         data, text, plan, runtime, watch, out, observers, progress, values: as :func:`dfkd.distill` takes them.
 
     Raises:
@@ -92,21 +96,23 @@ def quantize(
     student = _student(teacher, parsed_bits)
     folder = None if out is None else Path(out)
     look = Looks(teacher, student, sections, parsed_bits)
-    if resume:
-        stages = _read_stages(folder)
-        calibration_images = None
-    else:
-        calibration_images = images if images is not None else _synthesise(teacher, method, plan, sections)
-        check_enough(calibration_images, calibration)
-        stages = look.first_stages(calibration_images[: 2 * calibration])
+    begun = Begun.read(folder) if resume else None
+    if begun is None:
+        if images is None:
+            images = _synthesise(teacher, method, plan, sections)
+        check_enough(images, calibration)
+        images = images[: 2 * calibration]
+        begun = Begun(parsed_bits, look.first_stages(images), images)
     result = distill(
         teacher, student, method, plan=plan, out=out, resume=resume,
-        observers=[*observers, _Keep(folder, parsed_bits, stages)], progress=progress, **sections,
+        observers=[*observers, _Start(folder, begun)], progress=progress, **sections,
     )  # fmt: skip
     freeze_ranges(result.student)
     check_ranges(result.student)
-    stages = (*stages, look.last_stage(calibration_images, stages))
+    stages = (*begun.stages, look.last_stage(begun.images))
     _write(folder, parsed_bits, stages)
+    if folder is not None:
+        (folder / IMAGES_FILE).unlink(missing_ok=True)
     _warn_of_loss(stages)
     return Quantized(result.student, parsed_bits, stages, result.record)
 
@@ -131,14 +137,14 @@ def _student(teacher: Classifier, bits: Bits) -> Classifier:
 
 def _synthesise(teacher: Classifier, method: Method[Any], plan: Plan, sections: dict[str, Any]) -> Bytes:
     """Images of the method's warm-up, with the network as its own student."""
-    import copy
-
-    with torch.random.fork_rng(devices=[]):
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.callback(put_back, teacher.net, flags_of(teacher.net))
         runtime = runtime_of(sections["runtime"]).launch()
         pair = teacher, replace(teacher, net=copy.deepcopy(teacher.net).requires_grad_(True))
         task = build_task(*pair, data=sections["data"], text=sections["text"], runtime=runtime)
+        stack.callback(task.teacher.release)
         state = drive(task, method, replace(plan, rounds=1, warmup=max(1, plan.warmup), steps=1), Watch())
-    task.teacher.release()
     pool = pools_of(state).get("pool")
     if pool is None or "images" not in pool.columns:
         raise UserError(
@@ -148,31 +154,64 @@ def _synthesise(teacher: Classifier, method: Method[Any], plan: Plan, sections: 
     return pool.newest(len(pool))["images"].cpu()
 
 
-class _Keep(Observer):
-    """Writes the stages so far when the run begins, so that a resume knows them."""
+@dataclass(frozen=True)
+class Begun:
+    """What is known before training: the stages so far, and the images (uint8) that they were measured on."""
 
-    def __init__(self, folder: Path | None, bits: Bits, stages: tuple[Stage, ...]) -> None:
-        self.folder, self.bits, self.stages = folder, bits, stages
+    bits: Bits
+    stages: tuple[Stage, ...]
+    images: Bytes
+
+    @classmethod
+    def read(cls, folder: Path | None) -> "Begun":
+        """That of the run in ``folder``, which goes on.
+
+        Raises:
+            UserError: no such run.
+        """
+        if folder is None:
+            raise UserError("resume needs the run's folder, got no out; give the folder the run was started with")
+        try:
+            content = json.loads((folder / QUANTIZE_FILE).read_text("utf-8"))
+            stages = tuple(Stage(**row) for row in content["stages"] if row["name"] != "trained")
+            return cls(Bits.parse(content["bits"]), stages, _stored_images(folder))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"resume needs {QUANTIZE_FILE} of a run of `dfkd quantize`, got {folder} ({type(error).__name__}); "
+                "start in a new folder"
+            ) from error
+
+
+class _Start(Observer):
+    """Writes what is known before training when the run begins, so that a resume knows it."""
+
+    def __init__(self, folder: Path | None, begun: Begun) -> None:
+        self.folder, self.begun = folder, begun
 
     def started(self, info: Any) -> None:
         """The folder is the run's now."""
-        _write(self.folder, self.bits, self.stages)
+        from safetensors.torch import save_file
+
+        _write(self.folder, self.begun.bits, self.begun.stages)
+        if self.folder is not None:
+            images = {"images": self.begun.images.contiguous()}
+            write_aside(self.folder / IMAGES_FILE, lambda path: save_file(images, path))
+
+
+def _stored_images(folder: Path) -> Bytes:
+    """The images of a run that goes on; none, where an earlier version kept none."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not (folder / IMAGES_FILE).is_file():
+        return torch.zeros(0, dtype=torch.uint8)
+    try:
+        return load_file(folder / IMAGES_FILE)["images"]
+    except SafetensorError as error:
+        raise ValueError("images") from error
 
 
 def _write(folder: Path | None, bits: Bits, stages: tuple[Stage, ...]) -> None:
     if folder is not None:
         text = json.dumps(plain({"bits": str(bits), "stages": list(stages)}), indent=1, allow_nan=False)
         write_whole(folder / QUANTIZE_FILE, text.encode() + b"\n")
-
-
-def _read_stages(folder: Path | None) -> tuple[Stage, ...]:
-    if folder is None:
-        raise UserError("resume needs the run's folder, got no out; give the folder the run was started with")
-    try:
-        rows = json.loads((folder / QUANTIZE_FILE).read_text("utf-8"))["stages"]
-        return tuple(Stage(**row) for row in rows if row["name"] != "trained")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"resume needs {QUANTIZE_FILE} of a run of `dfkd quantize`, got {folder} ({type(error).__name__}); "
-            "start in a new folder"
-        ) from error

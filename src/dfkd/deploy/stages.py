@@ -1,6 +1,7 @@
 """A network beside its quantized copy: calibrated, and measured before and after training."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from dfkd.engine.probe import Probe
 from dfkd.errors import UserError
 from dfkd.identity import network_bytes
 from dfkd.inputs import runtime_of
+from dfkd.lent import flags_of, put_back
 from dfkd.nets.quantized import Bits, quantized_bytes
 from dfkd.nets.ranges import check_ranges, ranges_of
 from dfkd.nets.zoo import Classifier
@@ -92,25 +94,19 @@ class Looks:
 
         return self._with_task(look)
 
-    def last_stage(self, images: Bytes | None, before: tuple[Stage, ...]) -> Stage:
-        """The last stage."""
-        rest = torch.zeros(0, dtype=torch.uint8) if images is None else images[1::2]
-        return self._with_task(lambda task, exam: self._stage("trained", task.student, task, exam, rest))
+    def last_stage(self, images: Bytes) -> Stage:
+        """The last stage, on those of the same images that calibrated nothing."""
+        return self._with_task(lambda task, exam: self._stage("trained", task.student, task, exam, images[1::2]))
 
     def _with_task(self, look: Callable[[Task, tuple[Bytes, Labels] | None], Any]) -> Any:
-        modes = [[m.training for m in classifier.net.modules()] for classifier in self.pair]
-        flags = [[p.requires_grad for p in classifier.net.parameters()] for classifier in self.pair]
         data = self.sections["data"]
-        task = build_task(*self.pair, data=data, text=None, runtime=runtime_of(self.sections["runtime"]).launch())
-        try:
+        with ExitStack() as stack:
+            for classifier in self.pair:
+                stack.callback(put_back, classifier.net, flags_of(classifier.net))
+            task = build_task(*self.pair, data=data, text=None, runtime=runtime_of(self.sections["runtime"]).launch())
+            stack.callback(task.teacher.release)
+            stack.callback(task.student.release)
             return look(task, check_labelled(data.test, task, "test"))
-        finally:
-            for probe, of_modules, requires_grad in zip((task.teacher, task.student), modes, flags, strict=True):
-                net = probe.release()
-                for module, mode in zip(net.modules(), of_modules, strict=True):
-                    module.training = mode
-                for parameter, flag in zip(net.parameters(), requires_grad, strict=True):
-                    parameter.requires_grad_(flag)
 
     def _stage(self, name: str, net: Probe, task: Task, exam: tuple[Bytes, Labels] | None, synthetic: Bytes) -> Stage:
         net.eval()
