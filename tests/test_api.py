@@ -121,6 +121,42 @@ def test_a_caller_without_gradients_gets_a_student_and_the_teacher_back(off: Any
     assert states_equal(go(digits_teacher).student, alone.student)
 
 
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"preset": "cifar11"}, r"data needs preset to be one of .*, got 'cifar11'; choose one"),
+        ({"classes": 10.0}, r"distill needs classes as names or a whole number, got 10.0; write 10"),
+        ({"mean": (127.5,)}, r"normalisation needs every mean in \[0, 1\], got mean=\(127.5,\); of pixels"),
+        ({"mean": (float("nan"),)}, r"data needs finite settings, got mean=\(nan,\); change mean"),
+        ({"std": (float("inf"),)}, r"data needs finite settings, got std=\(inf,\); change std"),
+        ({"evaluate_every": "5"}, r"watch needs evaluate_every to be a whole number, got '5'; change"),
+        ({"evaluate_every": None}, r"watch needs evaluate_every to be a whole number, got None; change"),
+        ({"save_every": None}, r"watch needs save_every to be a number, got None; change"),
+        ({"track": "tensorboard"}, r"watch needs track to be one of none, wandb, mlflow, got 'tensorboard'"),
+        ({"onnx": "int4"}, r"watch needs onnx to be one of none, fp32, int8, got 'int4'"),
+        ({"threads": 1.5}, r"runtime needs threads to be a whole number, got 1.5"),
+        ({"seed": 2**64}, r"runtime needs seed from 0 to 2\*\*63 - 1, got"),
+        ({"seed": "a"}, r"runtime needs seed to be a whole number, got 'a'"),
+        ({"devices": "1"}, r"runtime needs devices to be a whole number, got '1'"),
+        ({"plan": {"rounds": 1}}, r"distill needs plan as a dfkd.Plan, got dict; write"),
+        ({"observers": Observer()}, r"distill needs observers as a list of dfkd.Observer, got .*; put them"),
+        ({"student": "resnet8"}, r"teacher and student need to be modules, got str; give"),
+    ],
+)
+def test_settings_of_another_kind_are_refused_in_a_sentence(
+    values: dict[str, Any], sentence: str, digits_teacher: nn.Module
+) -> None:
+    with pytest.raises(dfkd.UserError, match=f"^{sentence}"):
+        go(digits_teacher, **values)
+
+
+@pytest.mark.parametrize("make", [np.array, torch.tensor])
+def test_facts_may_be_arrays(make: Any, digits_teacher: nn.Module) -> None:
+    done = go(digits_teacher, image_size=make([1, 8, 8]), mean=make([0.0]), std=make(STD))
+    assert done.record.info.image_shape == (1, 8, 8)
+    assert done.record.info.teacher["mean"] == [0.0]
+
+
 def test_a_student_with_layers_of_its_teacher_is_refused(digits_teacher: nn.Module) -> None:
     before, student = weights_hash(digits_teacher), a_student()
     student.register_module("norm", digits_teacher.get_submodule("norm"))

@@ -73,6 +73,12 @@ def test_warm_up_rounds_have_no_student_steps() -> None:
         {"clip": 0.0},
         {"clip": -1.0},
         {"gamma": -0.1},
+        {"lr": "0.1"},
+        {"momentum": None},
+        {"clip": "a"},
+        {"steps": 2.0},
+        {"milestones": 3},
+        {"milestones": (1.5,)},
     ],
 )
 def test_what_cannot_be_is_refused_in_one_sentence(bad: dict[str, Any]) -> None:
@@ -91,5 +97,5 @@ def test_turns_divide_the_steps() -> None:
     for steps, turns in ((400, 3), (4, 8)):
         with pytest.raises(UserError, match=f"steps to be a multiple of turns={turns}, got {steps}"):
             Plan(steps=steps, turns=turns)
-    with pytest.raises(UserError, match="turns to be a whole number of at least 1, got 0"):
+    with pytest.raises(UserError, match="turns of at least 1, got 0"):
         Plan(turns=0)

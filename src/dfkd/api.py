@@ -159,6 +159,7 @@ def _distill(
 ) -> Distilled:
     """:func:`distill` with every argument in its final form."""
     plan = method.budget() if plan is None else plan
+    _check_kinds(plan, observers)
     quiet = settings.quiet or not progress
     if resume and folder is None:
         raise UserError("resume needs the run's folder, got no out; give the folder the run was started with")
@@ -220,6 +221,14 @@ def _distill(
     return Distilled(student.net.eval(), result, _export(folder, runtime, settings.onnx), weights)
 
 
+def _check_kinds(plan: object, observers: object) -> None:
+    """Refuse what Python passes as a plan or as observers and is none."""
+    if not isinstance(plan, Plan):
+        raise UserError(f"distill needs plan as a dfkd.Plan, got {type(plan).__name__}; write dfkd.Plan(rounds=...)")
+    if not isinstance(observers, Sequence) or not all(isinstance(observer, Observer) for observer in observers):
+        raise UserError(f"distill needs observers as a list of dfkd.Observer, got {observers!r}; put them into a list")
+
+
 def _plan_to_run(
     task: Task,
     method: Method[Any],
@@ -231,10 +240,10 @@ def _plan_to_run(
     quiet: bool,
 ) -> tuple[Plan, Fitted | None]:
     """The plan that runs: as it was asked for, or made to fit ``hours``, once for a run and all its resumes."""
-    if hours is None:
-        return plan, None
     if resume and folder is not None and (folder / RUN_FILE).exists():
         return begun_plan(folder, plan, hours)
+    if hours is None:
+        return plan, None
     if folder is not None:
         check_free(folder)
     announce(f"measuring the first rounds, to plan for {hours:g} hours", quiet or task.runtime.rank > 0)

@@ -127,15 +127,14 @@ def provenance(runtime: Runtime) -> dict[str, object]:
 
 
 def _commit() -> str | None:
-    package = Path(__file__).resolve().parent
+    """The commit that this file stands in; None where it is installed, be it within a repository of the user's."""
+    file = Path(__file__).resolve()
+    git = ["git", "-C", str(file.parent)]
     try:
-        process = subprocess.run(
-            ["git", "-C", str(package), "rev-parse", "--short=12", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=False,
-        )
+        for command in (["ls-files", "--error-unmatch", file.name], ["rev-parse", "--short=12", "HEAD"]):
+            process = subprocess.run([*git, *command], capture_output=True, text=True, timeout=5, check=False)
+            if process.returncode:
+                return None
     except (OSError, subprocess.TimeoutExpired):
         return None
     return process.stdout.strip() or None

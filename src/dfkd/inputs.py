@@ -37,7 +37,16 @@ class Facts:
 
 
 def as_classifier(network: nn.Module | Classifier) -> Classifier:
-    """A plain module as a classifier of which nothing else is known."""
+    """A plain module as a classifier of which nothing else is known.
+
+    Raises:
+        UserError: something else.
+    """
+    if not isinstance(network, nn.Module | Classifier):
+        raise UserError(
+            f"teacher and student need to be modules, got {type(network).__name__}; give torch modules, or what "
+            "dfkd.build returns"
+        )
     return network if isinstance(network, Classifier) else Classifier(network)
 
 
@@ -82,7 +91,9 @@ def facts_of(
         UserError: something is missing, or sizes that do not fit each other.
     """
     beside, dataset = sidecar or Sidecar(), DATASETS[data.preset] if data.preset else None
-    size = data.image_size or beside.image_size or (dataset.image_size if dataset else None)
+    size = data.image_size if data.image_size is not None else beside.image_size
+    if size is None and dataset is not None:
+        size = dataset.image_size
     mean = data.mean if data.mean is not None else beside.mean or (dataset.mean if dataset else None)
     std = data.std if data.std is not None else beside.std or (dataset.std if dataset else None)
     classes = data.classes if data.classes is not None else beside.names or beside.classes or data.preset
@@ -93,10 +104,13 @@ def facts_of(
                 "or weights with a description beside them"
             )
     names = class_list(classes) if isinstance(classes, str) else ()
+    if isinstance(classes, float):
+        raise UserError(f"{who} needs classes as names or a whole number, got {classes!r}; write {int(classes)}")
     if classes is not None and not isinstance(classes, str | int):
         names = tuple(classes)
     count = classes if isinstance(classes, int) else len(names)
-    return Facts(size or (1, 1, 1), mean or (), std or (), count, names)  # type: ignore[arg-type]
+    mean, std = (() if values is None else values for values in (mean, std))
+    return Facts((1, 1, 1) if size is None else size, mean, std, count, names)  # type: ignore[arg-type]
 
 
 def check_measured(stop: Stopping, watch: Watching) -> None:

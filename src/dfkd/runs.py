@@ -59,15 +59,20 @@ def open_run(folder: Path, info: RunInfo, resume: bool, save_every: float = 30.0
         yield record
 
 
-def begun_plan(folder: Path, plan: Plan, hours: float) -> tuple[Plan, Fitted | None]:
+def begun_plan(folder: Path, plan: Plan, hours: float | None) -> tuple[Plan, Fitted | None]:
     """The plan that was decided on when the run in ``folder`` began with ``plan`` and ``hours``, and how.
 
+    ``hours`` may be left out. One that the run had not, or another plan, comes back as it is: it is refused as any
+    other setting that has changed.
+
     Raises:
-        UserError: it began with another number of hours, or with none.
+        UserError: it began with another number of hours.
     """
     info = read_run(folder, mend=True).info
     before = None if info.fitted is None else info.fitted.hours
-    if info.fitted is None or before != hours:
+    if hours is None and info.fitted is None:
+        return plan, None
+    if info.fitted is None or hours not in (None, before):
         raise UserError(
             f"resume needs the settings the run in {folder} began with, got stop.hours = {hours!r} instead of "
             f"{before!r}; leave it out: the plan is in {RUN_FILE}"

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from dfkd.datasets import DATASETS
 from dfkd.defaults import DEFAULT_METHOD
-from dfkd.engine.limits import Count, Positive, PositiveShare, check
-from dfkd.errors import UserError
+from dfkd.engine.limits import Count, NotNegative, Positive, PositiveShare, Seed, Whole, check
 
 __all__ = ["Images", "Machine", "MethodChoice", "Network", "Stopping", "TeachImages", "Text", "Watching"]
 
@@ -57,6 +56,9 @@ class Images:
     web: Unlabelled | None = None  # unlabelled images for methods that select: folder, .npy, .tar shards
     real: Labelled | None = None  # labelled training images, for the yardstick with data only
 
+    def __post_init__(self) -> None:
+        check(self, "data")
+
 
 @dataclass
 class TeachImages:
@@ -91,18 +93,21 @@ class Machine:
     compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = "default"  # reduce-overhead: CUDA graphs
     sync_bn: bool = False  # with several processes: BatchNorm statistics over the joint batch
     channels_last: bool = True
-    seed: int = 0
+    seed: Seed = 0
     threads: int | None = None  # of the CPU; a resume is bit-identical with the same number
+
+    def __post_init__(self) -> None:
+        check(self, "runtime")
 
 
 @dataclass
 class Watching:
     """How a run is looked at and saved; nothing here changes the student."""
 
-    evaluate_every: int = 1  # rounds between looks at the test images
-    metrics_every: int = 1  # rounds between readings of the losses from the device
-    samples_every: int = 10  # rounds between sheets of synthetic images; 0: none
-    save_every: float = 0.0  # least seconds between checkpoints; 0: after every round
+    evaluate_every: Count = 1  # rounds between looks at the test images
+    metrics_every: Count = 1  # rounds between readings of the losses from the device
+    samples_every: Whole = 10  # rounds between sheets of synthetic images; 0: none
+    save_every: NotNegative = 0.0  # least seconds between checkpoints; 0: after every round
     tensorboard: bool = False  # also write TensorBoard events
     track: Literal["none", "wandb", "mlflow"] = "none"  # also log to Weights & Biases or MLflow, as they are set up
     quiet: bool = False  # no progress display
@@ -111,6 +116,9 @@ class Watching:
     estimate: Estimating | None = None  # agreement on held-out synthetic images; default: long runs without test images
     overlap: bool = True  # look once, before the rounds, for near-duplicates of the test images among the web images
     figures: bool = True  # draw figures at the end: images by class, activation maps, t-SNE; `dfkd plot` draws them too
+
+    def __post_init__(self) -> None:
+        check(self, "watch")
 
 
 @dataclass
@@ -124,12 +132,6 @@ class Stopping:
     picked: bool | None = None  # keep the student of the highest agreement, too; default: where it is measured
 
     def __post_init__(self) -> None:
-        for name in ("patience", "until_agreement", "hours"):
-            value = getattr(self, name)
-            kinds = int if name == "patience" else int | float
-            if value is not None and (isinstance(value, bool) or not isinstance(value, kinds)):
-                what = "to be a whole number" if kinds is int else "to be a number"
-                raise UserError(f"stop needs {name} {what}, got {value!r}; change {name}")
         check(self, "stop")
 
     @property

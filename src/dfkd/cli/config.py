@@ -65,7 +65,7 @@ class Distill(PairRun):
 
     stop: Stopping = field(default_factory=Stopping)
     out: str | None = None  # run folder, new or empty; default runs/<method>-<student>-<time>
-    resume: str | None = None  # continue the run in this folder; needs nothing else
+    resume: str | None = None  # continue the run in this folder; names of your own code are given again
     dry_run: bool = False  # only estimate time, memory and disk, from two rounds of each kind
     json: bool = False  # with --dry-run: machine-readable
 

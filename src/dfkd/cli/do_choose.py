@@ -110,6 +110,8 @@ def _show(choice: Choice, follows: str | None) -> None:
     for row, role in [(choice.teacher, "teacher "), *((row, "") for row in choice.students)]:
         sheet.add_row(Text(f"{role}{row.name}"), *_cells(row, choice.tried))
     console.print(sheet)
+    if not choice.tried:  # sizes and speed alone were asked for, or nothing fits
+        return
     console.print("\nRecommended" if follows else "\nNo recommendation", style="bold")
     if choice.advice.method is not None:
         console.print(f"  {choice.advice.method} and {choice.advice.student}", highlight=False)

@@ -2,20 +2,20 @@
 
 import json
 import statistics
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from dfkd.cli.config import Distill, Repeat
-from dfkd.cli.job import RECIPE_FILE, full_recipe, prepare_job
+from dfkd.cli.job import RECIPE_FILE, Job, full_recipe, prepare_job
 from dfkd.cli.parse import Tree, fill, merge, read_yaml
 from dfkd.cli.runner import run_job
 from dfkd.cli.setup import resolve, with_recipe
-from dfkd.cli.trust import refuse_code
 from dfkd.engine.records import RunResult
 from dfkd.errors import UserError
 from dfkd.inputs import runtime_of
 from dfkd.recipes import yaml_of
-from dfkd.report.files import read_run, write_whole
+from dfkd.report.files import RUN_FILE, plain, read_run, write_whole
 from dfkd.report.repeat_page import REPEAT_FILE, write_repeat_page
 from dfkd.runs import CHECKPOINT_FOLDER
 
@@ -40,29 +40,69 @@ def run(tree: Tree, show: bool = False) -> int:
     if settings.out is None:
         raise UserError("repeat needs a folder for its runs, got none; give --out runs/x")
     out = Path(settings.out)
+    _check_folder(out)
+    tree = with_recipe(shared)
+    for seed in seeds:  # before any of them runs
+        _check_begun(_job(tree, seed), out / f"seed{seed}")
     runs = []
     for seed in seeds:
-        runs.append(_row(seed, _run_seed(shared, out / f"seed{seed}", seed)))
+        runs.append(_row(seed, _run_seed(_job(tree, seed), out / f"seed{seed}")))
         write_whole(out / REPEAT_FILE, (json.dumps(summary(runs), indent=1) + "\n").encode())
     _tell(summary(runs), out)
     return 0
 
 
-def _run_seed(shared: Tree, folder: Path, seed: int) -> RunResult:
-    """The run with this seed: as it ended, or from where it stopped, or from the start."""
+def _check_folder(out: Path) -> None:
+    """Refuse a folder that is another run's, or that holds something else."""
+    if not out.exists():
+        return
+    ours = out.is_dir() and ((out / REPEAT_FILE).is_file() or any(out.glob(f"seed*/{RECIPE_FILE}")))
+    if (out / RUN_FILE).exists() or not (ours or (out.is_dir() and not any(out.iterdir()))):
+        what = (
+            "a file" if out.is_file() else "the folder of a run" if (out / RUN_FILE).exists() else "other files in it"
+        )
+        raise UserError(f"repeat needs a new or empty folder, or that of a repeat, got {out} ({what}); choose another")
+
+
+def _job(tree: Tree, seed: int) -> Job:
+    return prepare_job(*resolve(Distill, merge(tree, {"runtime": {"seed": seed}})))
+
+
+def _check_begun(job: Job, folder: Path) -> None:
+    """Refuse a run that began with other settings: its figures are not those of the others."""
     file = folder / RECIPE_FILE
     if not file.is_file():
-        tree = merge(with_recipe(shared), {"runtime": {"seed": seed}})
-        job = prepare_job(*resolve(Distill, tree))
-        return run_job(job, folder, runtime_of(job.settings.runtime), resume=False).record
+        return
+    difference = next(_differences(read_yaml(file), plain(full_recipe(job)), ""), None)
+    if difference is not None:
+        name, before, now = difference
+        raise UserError(
+            f"repeat needs the settings the run in {folder} began with, got {name} = {now!r} instead of {before!r}; "
+            "set it back, or start in a new folder"
+        )
+
+
+def _differences(before: Any, now: Any, at: str) -> Iterator[tuple[str, Any, Any]]:
+    """(dotted name, value before, value now) of settings that both recipes have and that make another student."""
+    if at in ("watch", "runtime.device", "runtime.threads"):
+        return
+    if not isinstance(before, Mapping) or not isinstance(now, Mapping):
+        if before != now:
+            yield at, before, now
+        return
+    for name in (name for name in before if name in now):  # newer settings have the default that they had
+        yield from _differences(before[name], now[name], f"{at}.{name}" if at else name)
+
+
+def _run_seed(job: Job, folder: Path) -> RunResult:
+    """The run of a job: as it ended, or from where it stopped, or from the start."""
+    machine = runtime_of(job.settings.runtime)
+    if not (folder / RECIPE_FILE).is_file():
+        return run_job(job, folder, machine, resume=False).record
     record = read_run(folder, mend=True)
     if record.status in ("finished", "stopped") and record.result is not None:  # by the rules of --stop
         return record.result
-    recipe = read_yaml(file)
-    refuse_code(recipe, {}, file)
-    job = prepare_job(*resolve(Distill, recipe))
-    again = (folder / CHECKPOINT_FOLDER).exists()
-    return run_job(job, folder, runtime_of(job.settings.runtime), resume=again).record
+    return run_job(job, folder, machine, resume=(folder / CHECKPOINT_FOLDER).exists()).record
 
 
 def _row(seed: int, result: RunResult) -> dict[str, Any]:

@@ -29,23 +29,24 @@ def refuse_code(
         method_flag: what names the method on the command line.
 
     Raises:
-        UserError: the first such name, and what to repeat.
+        UserError: all such names, and what to repeat.
     """
+    unnamed = []
     for section in NETWORKS:
         name, given_name = _name(stored.get(section)), _name(flags.get(section))
         if name is not None and own_code(name) and given_name is None:
-            raise _refusal(section, name, source)
+            unnamed.append((section, name))
     given_methods = dict(_methods(flags.get("method"), "method"))
     for at, name in _methods(stored.get("method"), "method"):
         if _own_method(name) and at not in given_methods:
-            raise _refusal(at.replace("method", method_flag, 1), name, source)
-
-
-def _refusal(at: str, name: str, source: object) -> UserError:
-    return UserError(
-        f"{at} needs its code to be named on the command line, got {name} only from {source}; add --{at} {name} if "
-        "you trust that code"
-    )
+            unnamed.append((at.replace("method", method_flag, 1), name))
+    if unnamed:
+        roles, names = (" and ".join(dict.fromkeys(part)) for part in zip(*unnamed, strict=True))
+        flags_to_add = " ".join(f"--{at} {name}" for at, name in unnamed)
+        raise UserError(
+            f"{roles} {'needs its' if len(unnamed) == 1 else 'need their'} code to be named on the command line, got "
+            f"{names} only from {source}; add {flags_to_add} if you trust that code"
+        )
 
 
 def _name(setting: Any) -> str | None:

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from dfkd.engine.limits import Count, NotNegative, Whole, check
 from dfkd.errors import UserError
 
 __all__ = ["Plan"]
@@ -30,37 +31,24 @@ class Plan:
         clip: largest norm of the gradient, or None.
     """
 
-    rounds: int = 200
-    warmup: int = 0
-    steps: int = 400
-    batch_size: int = 256
+    rounds: Count = 200
+    warmup: Whole = 0
+    steps: Count = 400
+    batch_size: Count = 256
     optimizer: Literal["sgd", "adam"] = "sgd"
-    lr: float = 0.1
+    lr: NotNegative = 0.1
     momentum: float = 0.9
     nesterov: bool = False
-    weight_decay: float = 1e-4
+    weight_decay: NotNegative = 1e-4
     schedule: Literal["cosine", "step", "constant"] = "cosine"
-    lr_min: float = 0.0
+    lr_min: NotNegative = 0.0
     milestones: tuple[int, ...] = ()
-    gamma: float = 0.1
+    gamma: NotNegative = 0.1
     clip: float | None = None
-    turns: int = 1
+    turns: Count = 1
 
     def __post_init__(self) -> None:
-        for name, least in (("rounds", 1), ("warmup", 0), ("steps", 1), ("batch_size", 1), ("turns", 1)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise UserError(
-                    f"plan needs {name} to be a whole number of at least {least}, got {value!r}; change {name}"
-                )
-        for name, choices in (("optimizer", ("sgd", "adam")), ("schedule", ("cosine", "step", "constant"))):
-            if getattr(self, name) not in choices:
-                raise UserError(
-                    f"plan needs {name} to be one of {', '.join(choices)}, got {getattr(self, name)!r}; choose one"
-                )
-        self._check_numbers()
-
-    def _check_numbers(self) -> None:
+        check(self, "plan")
         if self.steps % self.turns:
             raise UserError(
                 f"plan needs steps to be a multiple of turns={self.turns}, got {self.steps!r}; change steps or turns"
@@ -70,10 +58,8 @@ class Plan:
         if not 0 <= self.momentum < 1 or (self.nesterov and self.momentum == 0):
             least = "above 0 with nesterov" if self.nesterov else "at least 0"
             raise UserError(f"plan needs momentum to be {least} and below 1, got {self.momentum!r}; change momentum")
-        for name in ("lr", "lr_min", "weight_decay", "gamma"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise UserError(f"plan needs {name} to be a finite number of at least 0, got {value!r}; change {name}")
+        if not isinstance(self.milestones, tuple | list) or not all(isinstance(m, int) for m in self.milestones):
+            raise UserError(f"plan needs milestones to be whole numbers, got {self.milestones!r}; change milestones")
 
     @property
     def total(self) -> int:

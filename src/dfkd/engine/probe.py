@@ -4,6 +4,7 @@ The probe is the only place that normalises, hooks, or knows precision. Its hook
 asks for what they read: always-on statistics cost a third of a forward pass.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -200,14 +201,19 @@ def check_normalisation(mean: Sequence[float], std: Sequence[float]) -> None:
     """Refuse means and stds that no images can be normalised by.
 
     Raises:
-        UserError: their numbers differ, or a std is not positive.
+        UserError: their numbers differ, a mean is no pixel in [0, 1], or a std is not positive and finite.
     """
     if len(mean) != len(std):
         raise UserError(
             f"normalisation needs as many stds as means, got {len(mean)} means and {len(std)} stds; give one per "
             "channel"
         )
-    if not all(value > 0 for value in std):
+    if not all(0 < value < math.inf for value in std):
         raise UserError(
-            f"normalisation needs every std above 0, got std={tuple(std)}; use the teacher's training values"
+            f"normalisation needs every std above 0 and finite, got std={tuple(std)}; use the teacher's training values"
+        )
+    if not all(0 <= value <= 1 for value in mean):
+        raise UserError(
+            f"normalisation needs every mean in [0, 1], got mean={tuple(mean)}; of pixels from 0 to 255, divide means "
+            "and stds by 255"
         )

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from dfkd.api import distill
 from dfkd.defaults import NOISE_METHOD
 from dfkd.deploy.latency import time_in_turns
+from dfkd.engine.anatomy import survey
 from dfkd.engine.core import Method, unmet
 from dfkd.engine.heldout import inverted_set
 from dfkd.errors import UserError
-from dfkd.inputs import as_classifier, runtime_of, threads_of, with_fields
+from dfkd.inputs import as_classifier, facts_of, runtime_of, threads_of, with_fields
 from dfkd.lent import flags_of, put_back
 from dfkd.methods import METHODS
 from dfkd.nets.count import count_macs, count_parameters
@@ -92,7 +93,11 @@ def choose(
     machine: Machine = sections["runtime"]
     old = as_classifier(teacher)
     with threads_of(machine):
-        room = _Room(old, replace(sections["data"], test=None), text, machine)
+        facts = facts_of(sections["data"], who="choose", spared=("classes",))
+        classes = survey(old.net, facts.image_size, facts.classes or None, "teacher", **old.layers).classes
+        known = {"image_size": facts.image_size, "mean": facts.mean, "std": facts.std}
+        data = replace(sections["data"], **known, classes=facts.names or classes, test=None)
+        room = _Room(old, data, facts.image_size, classes, text, machine)
         candidates_by_name = methods or {name: kind() for name, kind in METHODS.items()}
         ready = {name: small(method, min(room.shape[1:])) for name, method in candidates_by_name.items()}
         with torch.random.fork_rng(devices=[]):
@@ -110,15 +115,10 @@ class _Room:
 
     teacher: Classifier
     data: Images
+    shape: tuple[int, int, int]
+    classes: int
     text: Text | str
     machine: Machine
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        if self.data.image_size is None:
-            raise UserError("choose needs data.image_size, got none; give --data.image_size C,H,W")
-        channels, height, width = self.data.image_size
-        return channels, height, width
 
     def students(
         self, names: Sequence[str] | None, latency: float | None, parameters: int | None
@@ -129,11 +129,11 @@ class _Room:
         flags = flags_of(self.teacher.net)
         net = self.teacher.net.to(runtime.device).eval()
         try:
-            with torch.no_grad():
-                classes = net(image).shape[1]
-            nets = {"": net, **students_for(net, self.shape, classes, names)}
-            if parameters is not None:
-                nets = {name: one for name, one in nets.items() if not name or count_parameters(one) <= parameters}
+            smaller = students_for(net, self.shape, self.classes, names)
+            within = {
+                name: one for name, one in smaller.items() if parameters is None or count_parameters(one) <= parameters
+            }
+            nets = {"": net, **within}
             calls = {name: one_pass(one.to(runtime.device), image) for name, one in nets.items()}
             times = time_in_turns(calls, "")
             rows = [
@@ -150,9 +150,11 @@ class _Room:
             put_back(self.teacher.net, flags)
         students_within = [row for row in rows[1:] if latency is None or row.seconds <= latency]
         if not students_within:
+            limits = {"--latency": latency, "--parameters": parameters}
+            raised = " or ".join(name for name, limit in limits.items() if limit is not None)
             raise UserError(
-                f"choose needs a student within the limits, got none of {len(rows) - 1} that are smaller than the "
-                "teacher; raise --latency or --parameters, or name some with --students"
+                f"choose needs a student within the limits, got none of {len(smaller)} that are smaller than the "
+                f"teacher; {f'raise {raised}, or ' if raised else ''}name some with --students"
             )
         reference = replace(rows[0], name=self.teacher.name or type(self.teacher.net).__name__)
         return reference, sorted(students_within, key=lambda row: -row.macs)
@@ -231,10 +233,4 @@ class _Room:
         """The same fresh weights at every call."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.machine.seed)
-            return build(name, self._classes(), self.shape[0])
-
-    def _classes(self) -> int:
-        setting = self.data.classes
-        if setting is None or isinstance(setting, str):
-            raise UserError("choose needs data.classes as names or their number, got none; give --data.classes")
-        return setting if isinstance(setting, int) else len(setting)
+            return build(name, self.classes, self.shape[0])
