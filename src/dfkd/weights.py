@@ -72,6 +72,9 @@ def find_weights(path: Path, role: str = "network") -> Path:
 
 
 def _advice(folder: Path, role: str) -> str:
+    runs = sorted(weights.parent for weights in folder.glob("*/student.safetensors"))
+    if runs:  # of several seeds, or of a search
+        return f"give one of its runs, such as {runs[0]}"
     if (folder / "config.json").is_file():
         return f"of a folder of transformers give --{role}.name hf:{folder} instead"
     return "give the weights file"

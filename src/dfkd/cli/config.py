@@ -173,9 +173,9 @@ class Export:
     """`dfkd export`."""
 
     run: str | None = None  # run folder, folder of `dfkd teach`, or weights file
-    formats: list[Literal["pt2", "onnx", "int8"]] | None = None  # torch.export, ONNX, INT8; default all that can be
+    formats: list[Literal["pt2", "onnx", "int8"]] | None = None  # pt2 (torch.export), onnx, int8; default: all
     normalisation: Literal["inside", "outside"] = "inside"  # outside: the files take normalised images
-    images: str | None = None  # folder of images to calibrate on and compare with; default the run's synthetic ones
+    images: str | None = None  # folder of images to calibrate on and compare with; default those of a run
     calibration: int = 256  # images for the ranges of INT8; as many others are compared
     batch: int | None = None  # images of every call; default any number
     network: str | None = None  # package.module:callable where the run does not name its student, or student.pt2

@@ -23,6 +23,7 @@ def run(settings: Embed) -> int:
         raise UserError("embed needs classes, got none; give names, their number or a list: `dfkd embed cifar10`")
     if settings.nearest < 0:
         raise UserError(f"embed needs --nearest of at least 0, got {settings.nearest}; raise it")
+    out = None if settings.out is None else _checked_path(Path(settings.out))
     facts = facts_of(Images(classes=settings.classes), spared=("image_size", "mean", "std"))
     embedding = embedding_of(settings.text, facts.names, facts.classes)
     source = embedding.source
@@ -33,8 +34,8 @@ def run(settings: Embed) -> int:
     names = facts.names or tuple(str(k) for k in range(facts.classes))
     for a, b, cosine in nearest(embedding.vectors, settings.nearest):
         print(f"  {cosine:.3f}  {visible(names[a])} - {visible(names[b])}")
-    if settings.out is not None:
-        print(f"written {_write(Path(settings.out), embedding)}")
+    if out is not None:
+        print(f"written {_write(out, embedding)}")
     return 0
 
 
@@ -47,13 +48,18 @@ def nearest(vectors: Tensor, pairs: int) -> list[tuple[int, int, float]]:
     return [(int(first[i]), int(second[i]), float(cosine[i])) for i in top]
 
 
-def _write(path: Path, embedding: TextEmbedding) -> Path:
-    from safetensors.torch import save_file
-
+def _checked_path(path: Path) -> Path:
+    """Refuse, before anything is embedded, a file that cannot be written."""
     if path.suffix != ".safetensors":
         raise UserError(f"embed needs --out to end in .safetensors, got {path}; rename it")
     if path.exists():
         raise UserError(f"embed needs a new file, got {path}, which is there; choose another name")
+    return path
+
+
+def _write(path: Path, embedding: TextEmbedding) -> Path:
+    from safetensors.torch import save_file
+
     vectors = {"vectors": embedding.vectors.contiguous()}
     write_aside(path, lambda aside: save_file(vectors, aside, metadata=embedding.source))
     return path

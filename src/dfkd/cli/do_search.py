@@ -143,7 +143,8 @@ def _end(result: room.Searched, door: _Jobs, again: str) -> None:
     print(f"best  trial {best.number}, agreement {percent(best.agreement)}: {name}")
     if alike:
         numbers = ", ".join(str(trial.number) for trial in alike[:8]) + (", ..." if len(alike) > 8 else "")
-        print(f"      {best.images} images do not tell it from {len(alike)} others ({numbers})")
+        others = "1 other" if len(alike) == 1 else f"{len(alike)} others"
+        print(f"      {best.images} images do not tell it from {others} ({numbers})")
     tested = [trial for trial in result.trials if trial.accuracy is not None]
     first = next((trial for trial in tested if trial.default), None)
     if best.accuracy is not None:

@@ -132,7 +132,8 @@ def _statistics(train: ImageSet) -> tuple[list[float], list[float]]:
 
 def _free(out: Path) -> Path:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"out needs a new or empty folder, got {out} with files in it; choose another with --out")
+        what = f"{out} with files in it" if out.is_dir() else f"the file {out}"
+        raise UserError(f"out needs a new or empty folder, got {what}; choose another with --out")
     return out
 
 

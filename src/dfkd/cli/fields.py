@@ -72,6 +72,8 @@ def _spell(kind: Any) -> str:
         return " | ".join(str(value) for value in inside)
     if origin is tuple and inside[-1] is not Ellipsis:
         return f"{len(inside)} {_PLURAL.get(inside[0], 'values')}"
+    if origin in (tuple, list) and typing.get_origin(inside[0]) is Literal:
+        return f"a list of {_spell(inside[0])}"
     if origin in (tuple, list):
         return f"a list of {_PLURAL.get(inside[0], 'values')}"
     return _WORDS.get(kind, getattr(kind, "__name__", str(kind)))

@@ -95,7 +95,8 @@ def _row(option: Option, command: Command) -> list[str]:
     if option.name == command.word and "." not in option.name:
         head = f"  {option.name.upper()}"
     else:
-        head = f"  --{option.name}" + ("" if option.boolean and option.default is False else f" {_value(option.type)}")
+        name = option.name if "." in option.name else option.name.replace("_", "-")
+        head = f"  --{name}" + ("" if option.boolean and option.default is False else f" {_value(option.type)}")
     text = option.note + _option_help(option, command)
     lines = textwrap.wrap(text, WIDTH - COLUMN) or [""]
     if len(head) > COLUMN - 2:

@@ -24,6 +24,7 @@ from dfkd.nets.quantized import frozen_copy
 from dfkd.nets.zoo import ZOO, Classifier, build, check_image_shape
 from dfkd.recipes import recipe
 from dfkd.settings import Network
+from dfkd.stored import open_weights
 from dfkd.weights import Sidecar, find_weights, load_weights, read_sidecar
 
 __all__ = [
@@ -210,6 +211,7 @@ def name_and_sidecar(network: Network, role: str) -> tuple[str, Sidecar]:
 def _nameless(network: Network, role: str) -> UserError:
     if network.weights is None:
         return UserError(f"{role} needs a network, got no name; give --{role}.name, for example --{role} resnet18")
+    open_weights(find_weights(Path(network.weights), role), role)  # what is no checkpoint is called by its name
     return UserError(
         f"{role} needs the name of the network whose weights these are, got {network.weights} without a description "
         f"beside it; give both: --{role}.name resnet18 --{role}.weights {network.weights}"

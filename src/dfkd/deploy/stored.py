@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dfkd.engine.checkpoint import Checkpoint
 from dfkd.errors import UserError
+from dfkd.report.files import RUN_FILE
 from dfkd.runs import CHECKPOINT_FOLDER
 from dfkd.types import Bytes, Labels
 
@@ -25,6 +26,8 @@ def stored_images(folder: Path, count: int, who: str = "synthesize") -> tuple[By
         UserError: no checkpoint, or a method that stores no images.
     """
     saves = Checkpoint(folder / CHECKPOINT_FOLDER)
+    if not saves.exists() and not (folder / RUN_FILE).is_file() and who != "synthesize":
+        raise UserError(f"{who} needs images, got {folder}, which is no run and has none; give a folder with --images")
     if not saves.exists():
         raise UserError(f"{who} needs a run with a checkpoint, got {folder} without; let it finish a round first")
     parts = [_rows(path, who) for path in saves.pool_files("pool", who)]

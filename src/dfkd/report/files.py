@@ -150,13 +150,14 @@ def read_run(folder: Path, mend: bool = False) -> StoredRun:
         return StoredRun(info, rounds, _result(info, rounds, row["result"]), status, _text(row.get("reason")))
     except OSError as error:
         raise UserError(
-            f"the report needs the file {path}, got '{error.strerror}'; give the folder of a distillation run"
+            f"a run's folder needs the file {path}, got '{error.strerror}'; give the folder of a distillation run"
         ) from error
     except DAMAGE as error:
         if isinstance(error, UserError):
             raise
         raise UserError(
-            f"the report needs a run description in {path}, got something else; give the folder of a distillation run"
+            f"a run's folder needs a run description in {path}, got something else; give the folder of a distillation "
+            "run"
         ) from error
 
 
@@ -172,7 +173,7 @@ def read_rounds(path: Path, mend: bool = False) -> list[RoundRecord]:
             records[record.round] = record
         elif number < len(lines) and not mend:
             raise UserError(
-                f"the report needs one round a line in {path}, got something else in line {number}; "
+                f"a run's folder needs one round a line in {path}, got something else in line {number}; "
                 "remove that line or resume the run"
             )
     return [records[round] for round in sorted(records)]

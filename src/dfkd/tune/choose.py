@@ -95,8 +95,8 @@ def choose(
     with threads_of(machine):
         facts = facts_of(sections["data"], who="choose", spared=("classes",))
         classes = survey(old.net, facts.image_size, facts.classes or None, "teacher", **old.layers).classes
-        known = {"image_size": facts.image_size, "mean": facts.mean, "std": facts.std}
-        data = replace(sections["data"], **known, classes=facts.names or classes, test=None)
+        settings = {"image_size": facts.image_size, "mean": facts.mean, "std": facts.std}
+        data = replace(sections["data"], **settings, classes=facts.names or classes, test=None)
         room = _Room(old, data, facts.image_size, classes, text, machine)
         candidates_by_name = methods or {name: kind() for name, kind in METHODS.items()}
         ready = {name: small(method, min(room.shape[1:])) for name, method in candidates_by_name.items()}
