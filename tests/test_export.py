@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import dfkd
 from dfkd.cli.main import main
 from dfkd.deploy import export as exporting
+from dfkd.deploy import int8
 from dfkd.deploy.latency import time_in_turns
 from dfkd.deploy.programs import check_onnx, write_onnx, write_program
 from dfkd.deploy.stored import stored_images
@@ -259,6 +260,72 @@ def test_too_few_images_are_refused(copied: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(dfkd.UserError, match="at least 64 images to calibrate on, got 20"):
         dfkd.export(copied, images=torch.randint(256, (40, 1, 8, 8), dtype=torch.uint8))
     assert not (copied / "export").exists()
+
+
+def some_images(count: int) -> Tensor:
+    return torch.randint(256, (count, 1, 8, 8), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("count", "batch", "sentence"),
+    [
+        (0, None, "export needs at least 2 images, one of them to compare on, got 0; give more with --images"),
+        (1, None, "export needs at least 2 images, one of them to compare on, got 1; give more with --images"),
+        (100, 128, "export with a batch of 128 needs at least 256 images, half of them to compare on, got 100; give"),
+        (63, 32, "export with a batch of 32 needs at least 64 images, half of them to compare on, got 63; give"),
+    ],
+)
+def test_fewer_images_than_a_call_needs_are_refused(copied: Path, count: int, batch: int | None, sentence: str) -> None:
+    with pytest.raises(dfkd.UserError, match=sentence):
+        dfkd.export(copied, formats=["pt2"], images=some_images(count), batch=batch)
+    assert not (copied / "export").exists()
+
+
+@pytest.mark.parametrize(
+    ("count", "batch", "timed", "compared"),
+    [(2, None, [1, 32], 1), (10, None, [1, 32], 5), (70, 32, [32], 32), (600, 300, [300], 300)],
+)
+def test_calls_are_timed_with_as_many_images_as_they_say(
+    finished_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    count: int,
+    batch: int | None,
+    timed: list[int],
+    compared: int,
+) -> None:
+    sizes: list[set[int]] = []
+
+    def note_sizes(calls: Any, reference: str) -> Any:
+        sizes.append({len(call()) for call in calls.values()})
+        return time_in_turns(calls, reference, budget=0.0)
+
+    monkeypatch.setattr(exporting, "time_in_turns", note_sizes)
+    images = some_images(count)
+    done = dfkd.export(finished_run, formats=["pt2"], images=images, batch=batch, out=tmp_path / "files")
+    assert sizes == [{n} for n in timed]
+    assert list(done.artefacts[1].milliseconds) == timed
+    assert done.images == compared
+    assert done.artefacts[1].difference < 1e-3
+
+
+@needs_onnx
+def test_calibration_reads_all_images_or_full_batches() -> None:
+    def sizes(batch: int | None) -> list[int]:
+        reader = int8._reader(torch.zeros(100, 1, 8, 8), batch)
+        return [len(part["images"]) for part in iter(reader.get_next, None)]
+
+    assert sizes(None) == [32, 32, 32, 4]
+    assert sizes(32) == [32, 32, 32]
+    assert sizes(31) == [31, 31, 31]
+
+
+@needs_onnx
+def test_int8_for_a_fixed_batch_of_32(finished_run: Path, tmp_path: Path) -> None:
+    done = dfkd.export(finished_run, formats=["int8"], images=some_images(200), batch=32, out=tmp_path / "files")
+    assert [row.format for row in done.artefacts] == ["pytorch", "int8"]
+    assert (done.images, done.calibration) == (96, 96)
+    assert run_onnx(done.folder / "student-int8.onnx", torch.rand(32, 1, 8, 8)).shape == (32, 10)
 
 
 def test_every_call_is_timed_as_often_as_the_others() -> None:
