@@ -1,8 +1,13 @@
 """Students as files: what is written agrees with PyTorch, says what it is, and what cannot be converted is named."""
 
 import importlib.util
+import itertools
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -17,6 +22,7 @@ import dfkd
 from dfkd.cli.main import main
 from dfkd.deploy import export as exporting
 from dfkd.deploy import int8
+from dfkd.deploy.folders import replacing
 from dfkd.deploy.latency import time_in_turns
 from dfkd.deploy.programs import check_onnx, write_onnx, write_program
 from dfkd.deploy.stored import stored_images
@@ -260,6 +266,69 @@ def test_too_few_images_are_refused(copied: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(dfkd.UserError, match="at least 64 images to calibrate on, got 20"):
         dfkd.export(copied, images=torch.randint(256, (40, 1, 8, 8), dtype=torch.uint8))
     assert not (copied / "export").exists()
+
+
+def write_export(folder: Path, text: str) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "export.json").write_text(text)
+    return folder
+
+
+@pytest.fixture
+def gone() -> int:
+    """The number of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-S", "-c", ""])
+    process.wait()
+    return process.pid
+
+
+@pytest.mark.filterwarnings("ignore:.*fork")
+@pytest.mark.parametrize("kill_at", [1, 2])
+def test_an_export_outlives_a_kill_at_either_rename(tmp_path: Path, kill_at: int) -> None:
+    folder = write_export(tmp_path / "export", "old")
+    child = os.fork()
+    if child == 0:  # its memory is its own: nothing is patched here
+        renames, rename = itertools.count(1), Path.rename
+
+        def rename_or_die(path: Path, target: Path) -> Path:
+            if next(renames) == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return rename(path, target)
+
+        Path.rename = rename_or_die  # type: ignore[method-assign, assignment]
+        with replacing(folder) as aside:
+            (aside / "export.json").write_text("new")
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert folder.exists() == (kill_at == 1)
+    with pytest.raises(dfkd.UserError), replacing(folder):
+        raise OSError("no space")
+    assert snapshot(tmp_path) == {"export/export.json": b"old"}
+    assert [path.name for path in tmp_path.iterdir()] == ["export"]
+
+
+def test_what_dead_processes_left_is_swept_and_the_newest_comes_back(tmp_path: Path, gone: int) -> None:
+    for at, number in enumerate((gone, os.getpid(), 10**12)):  # a new process may have the old one's number
+        old = write_export(tmp_path / f".export.{number}.old", f"old {at}")
+        os.utime(old, (at, at))
+        write_export(tmp_path / f".export.{number}.tmp", "half")
+    other = write_export(tmp_path / f".exports.{gone}.tmp", "of another folder")
+    with pytest.raises(dfkd.UserError), replacing(tmp_path / "export"):
+        raise OSError("no space")
+    assert snapshot(tmp_path) == {"export/export.json": b"old 2", f"{other.name}/export.json": b"of another folder"}
+    write_export(tmp_path / f".export.{gone}.old", "older")
+    with replacing(tmp_path / "export") as aside:
+        (aside / "export.json").write_text("new")
+    assert snapshot(tmp_path) == {"export/export.json": b"new", f"{other.name}/export.json": b"of another folder"}
+
+
+def test_what_another_process_is_writing_stays(tmp_path: Path) -> None:
+    parent = os.getppid()
+    for suffix in ("old", "tmp"):
+        write_export(tmp_path / f".export.{parent}.{suffix}", "theirs")
+    with replacing(tmp_path / "export") as aside:
+        (aside / "export.json").write_text("ours")
+    assert {path.name for path in tmp_path.iterdir()} == {"export", f".export.{parent}.old", f".export.{parent}.tmp"}
 
 
 def some_images(count: int) -> Tensor:

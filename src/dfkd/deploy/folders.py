@@ -1,6 +1,7 @@
 """Where exports read and write: the images of a run, and a folder that is replaced as a whole or not at all."""
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,10 +57,14 @@ def check_replaceable(folder: Path) -> None:
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """A folder to write in, which takes the place of ``folder`` at the end; on an error nothing has changed."""
+    """A folder to write in, which takes the place of ``folder`` at the end; on an error nothing has changed.
+
+    What processes left that were killed here is put right first.
+    """
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     try:
+        _mend(folder)
         aside.mkdir(parents=True)
         yield aside
         if folder.exists():
@@ -75,3 +80,38 @@ def replacing(folder: Path) -> Iterator[Path]:
             old.rename(folder)
         shutil.rmtree(aside, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _mend(folder: Path) -> None:
+    """Bring ``folder`` back where a killed process had moved it away, and remove what such processes left beside it."""
+    leftovers = _leftovers(folder)
+    earlier = [path for path in leftovers if path.suffix == ".old"]
+    if earlier and not folder.exists():
+        max(earlier, key=lambda path: path.stat().st_mtime).rename(folder)
+    for path in leftovers:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _leftovers(folder: Path) -> list[Path]:
+    """Folders that :func:`replacing` made beside ``folder`` in processes that are gone."""
+    name = re.compile(rf"\.{re.escape(folder.name)}\.(\d+)\.(?:tmp|old)")
+    beside = folder.parent.iterdir() if folder.parent.is_dir() else ()
+    matches = [(path, name.fullmatch(path.name)) for path in beside]
+    return [
+        path
+        for path, match in matches
+        if match is not None and path.is_dir() and not path.is_symlink() and not _is_another_process(int(match[1]))
+    ]
+
+
+def _is_another_process(number: int) -> bool:
+    """Whether a process of this number runs that is not this one: in a container a new one has the old one's number."""
+    if number == os.getpid():
+        return False
+    try:
+        os.kill(number, 0)  # asks only
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # it is somebody else's
+        return True
+    return True
