@@ -3,7 +3,7 @@
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -47,19 +47,39 @@ def images_for(network: Opened, count: int, source: Bytes | str | Path | None = 
     return images
 
 
-def check_replaceable(folder: Path) -> None:
-    """Refuse, before any work, a folder that holds something else than an export."""
+def is_export(folder: Path) -> bool:
+    """Whether ``folder`` holds an export."""
+    return (folder / EXPORT_FILE).is_file()
+
+
+def check_replaceable(folder: Path, who: str = "export", is_earlier: Callable[[Path], bool] = is_export) -> None:
+    """Refuse, before any work, a folder that holds something else than what is to be replaced.
+
+    Args:
+        folder: to be replaced; it may be missing or empty.
+        who: writes it, for messages.
+        is_earlier: whether a folder holds what ``who`` wrote there before.
+
+    Raises:
+        UserError: it is a file, or holds something else.
+    """
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"export needs a folder to write to, got the file {folder}; choose another with --out")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / EXPORT_FILE).is_file():
-        raise UserError(f"export needs a new folder, got {folder} with other files in it; choose another with --out")
+        raise UserError(f"{who} needs a folder to write to, got the file {folder}; choose another with --out")
+    if folder.is_dir() and any(folder.iterdir()) and not is_earlier(folder):
+        raise UserError(
+            f"{who} needs a new folder or its own earlier one, got {folder} with other files in it; choose another "
+            "with --out"
+        )
 
 
 @contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
+def replacing(folder: Path, who: str = "export") -> Iterator[Path]:
     """A folder to write in, which takes the place of ``folder`` at the end; on an error nothing has changed.
 
-    What processes left that were killed here is put right first.
+    What processes left that were killed here is put right first. ``who`` writes, for messages.
+
+    Raises:
+        UserError: no space, or no permission.
     """
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
@@ -72,7 +92,7 @@ def replacing(folder: Path) -> Iterator[Path]:
         aside.rename(folder)
     except OSError as error:
         raise UserError(
-            f"export needs to write {folder}, got {error.strerror or str(error)!r}; free space, or choose another "
+            f"{who} needs to write {folder}, got {error.strerror or str(error)!r}; free space, or choose another "
             "place with --out"
         ) from error
     finally:
