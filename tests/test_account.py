@@ -2,7 +2,9 @@
 
 import json
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, final
 
 import pytest
 import torch
@@ -10,11 +12,16 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from dfkd.cli.main import main
+from dfkd.engine import account as accounting
+from dfkd.engine import laps
 from dfkd.engine.account import Timed, Timer, account
+from dfkd.engine.around import Around
 from dfkd.engine.checkpoint import Checkpoint
+from dfkd.engine.core import Clock, Method, Metrics, State, Task
 from dfkd.engine.driver import Watch, run
 from dfkd.engine.work import ceilings, count_work, peak_memory
 from dfkd.prepare import build_task
+from dfkd.types import Batch, Scalar
 from settings import SETTINGS, tiny_task
 
 CPU = torch.device("cpu")
@@ -77,6 +84,59 @@ def test_phases_fill_the_clock(name: str, tmp_path: object) -> None:
     assert found.step is not None
     assert min(found.synthesis.flops, found.step.flops, found.step.bytes) > 0
     assert min(one.step for one in found.rounds[1:]) <= found.typical.step <= max(one.step for one in found.rounds)
+
+
+class HandClock:
+    """Stands in for the module ``time``: goes on only when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    monotonic = perf_counter
+
+
+@final
+@dataclass(frozen=True)
+class Slow(Around[State]):
+    """Another method with one product per synthesis: 50 ms of synthesis, 20 ms of batch, 10 ms of loss."""
+
+    of: Method[Any]
+    clock: HandClock
+
+    @property
+    def inner(self) -> Method[Any]:
+        return self.of
+
+    def synthesize(self, task: Task, state: State, clock: Clock) -> Metrics:
+        torch.ones(2, 3) @ torch.ones(3, 5)
+        self.clock.now += 0.05
+        return self.of.synthesize(task, state, clock)
+
+    def batch(self, task: Task, state: State, clock: Clock) -> Batch:
+        self.clock.now += 0.02
+        return self.of.batch(task, state, clock)
+
+    def loss(self, task: Task, state: State, batch: Batch) -> Scalar:
+        self.clock.now += 0.01
+        return self.of.loss(task, state, batch)
+
+
+@pytest.mark.parametrize("turns", [1, 4])
+def test_all_turns_of_a_round_are_added_up(turns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, setting = HandClock(), SETTINGS["NoiseInput"]
+    for module in (accounting, laps):
+        monkeypatch.setattr(module, "time", clock)
+    task, plan = tiny_task(setting), replace(setting.plan, rounds=2, steps=8, turns=turns)
+    found = account(task, Slow(setting.method, clock), plan)
+    assert len(found.rounds) == 2
+    for phases in found.rounds:
+        seconds = [phases.synthesis, phases.batch, phases.step, phases.evaluation, phases.saving]
+        assert seconds == pytest.approx([turns * 0.05, 8 * 0.02, 8 * 0.01, 0.0, 0.0], abs=1e-9)
+    assert found.synthesis is not None
+    assert found.synthesis.flops == turns * 2 * (2 * 3 * 5)
 
 
 class Uncountable(torch.nn.Module):

@@ -1,5 +1,6 @@
 """BatchNorm from a few real images: the statistics against NumPy, what is kept, what is refused."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import nn
 
 import dfkd
 from dfkd.cli.main import main
+from dfkd.deploy import adapt as adapting
 from dfkd.deploy.adapt import with_statistics_of
 from dfkd.deploy.card import card_of
 from dfkd.deploy.predictor import Predictor
@@ -68,6 +70,92 @@ def test_what_helps_is_kept_beside_the_run_and_said(copied: Path, digits_teacher
     assert "**not data-free**: its BatchNorm statistics were estimated on 64 real images" in card_of(
         done.folder, "me/x"
     )
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def with_seed(folder: Path, seed: int) -> Path:
+    """The run as another one, begun with another seed."""
+    record = json.loads((folder / "run.json").read_text())
+    record["info"]["provenance"]["seed"] = seed
+    (folder / "run.json").write_text(json.dumps(record))
+    return folder
+
+
+def test_another_run_and_other_files_are_not_replaced(copied: Path, digits_teacher: nn.Module, tmp_path: Path) -> None:
+    spoil(copied)
+    teacher, images = teacher_of(digits_teacher), dfkd.read_images("digits", "train").images[:64]
+    other = with_seed(Path(shutil.copytree(copied, tmp_path / "other")), 7)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").write_text("")
+    assert dfkd.adapt(other, images, teacher, out=tmp_path / "result").kept
+    shutil.copytree(tmp_path / "result", tmp_path / "exported")
+    (tmp_path / "exported/student.onnx").write_text("")
+    before = contents(tmp_path)
+    places = [(copied, name) for name in ("other", "run", "mine", "result")] + [(other, "exported")]
+    for run, name in places:
+        with pytest.raises(
+            dfkd.UserError, match=f"adapt needs a new folder or its own .*{name} with other files in it"
+        ):
+            dfkd.adapt(run, images, teacher, out=tmp_path / name)
+    with pytest.raises(dfkd.UserError, match="adapt needs a folder to write to, got the file"):
+        dfkd.adapt(copied, images, teacher, out=tmp_path / "mine/notes.txt")
+    assert contents(tmp_path) == before
+
+
+def test_an_earlier_result_is_replaced_as_a_whole_or_not_at_all(
+    copied: Path, digits_teacher: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(copied)
+    teacher, images = teacher_of(digits_teacher), dfkd.read_images("digits", "train").images
+    assert dfkd.adapt(copied, images[:64], teacher).kept
+    before = contents(copied)
+
+    def fail(*_: object) -> None:
+        raise OSError("no space")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(adapting, "write_aside", fail)
+        with pytest.raises(dfkd.UserError, match=r"adapt needs to write .*adapted, got 'no space'"):
+            dfkd.adapt(copied, images[64:128], teacher)
+    assert contents(copied) == before
+    assert dfkd.adapt(copied, images[64:128], teacher).kept
+    after = contents(copied)
+    assert after.keys() == before.keys()
+    assert {name for name in after if after[name] != before[name]} == {
+        "adapted/student.json",
+        "adapted/student.safetensors",
+    }
+
+
+def test_a_folder_of_weights_without_a_run_is_adapted(
+    finished_run: Path, digits_teacher: nn.Module, tmp_path: Path
+) -> None:
+    source = tmp_path / "taught"
+    source.mkdir()
+    for suffix in ("safetensors", "json"):
+        shutil.copyfile(finished_run / f"student.{suffix}", source / f"student.{suffix}")
+    spoil(source)
+    for path in list(source.iterdir()):
+        path.rename(source / f"weights{path.suffix}")
+    images = dfkd.read_images("digits", "train").images[:64]
+    for _ in range(2):
+        assert dfkd.adapt(source, images, teacher_of(digits_teacher)).kept
+    assert sorted(contents(source / "adapted")) == ["student.json", "student.safetensors"]
+
+
+def test_the_teacher_keeps_its_modes(copied: Path, digits_teacher: nn.Module) -> None:
+    teacher = teacher_of(digits_teacher).train()
+    next(iter(teacher.net.children())).eval()
+    modes = [module.training for module in teacher.modules()]
+    assert len(set(modes)) == 2
+    images = dfkd.read_images("digits", "train").images[:8]
+    quiet_teacher = copy.deepcopy(teacher).eval()
+    found, wanted = (dfkd.adapt(copied, images, net) for net in (teacher, quiet_teacher))
+    assert (found.before, found.after) == (wanted.before, wanted.after)
+    assert [module.training for module in teacher.modules()] == modes
 
 
 def test_what_does_not_help_is_not_kept(copied: Path, digits_teacher: nn.Module) -> None:

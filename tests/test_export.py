@@ -1,8 +1,13 @@
 """Students as files: what is written agrees with PyTorch, says what it is, and what cannot be converted is named."""
 
 import importlib.util
+import itertools
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -16,6 +21,8 @@ from torch import Tensor, nn
 import dfkd
 from dfkd.cli.main import main
 from dfkd.deploy import export as exporting
+from dfkd.deploy import int8
+from dfkd.deploy.folders import replacing
 from dfkd.deploy.latency import time_in_turns
 from dfkd.deploy.programs import check_onnx, write_onnx, write_program
 from dfkd.deploy.stored import stored_images
@@ -259,6 +266,135 @@ def test_too_few_images_are_refused(copied: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(dfkd.UserError, match="at least 64 images to calibrate on, got 20"):
         dfkd.export(copied, images=torch.randint(256, (40, 1, 8, 8), dtype=torch.uint8))
     assert not (copied / "export").exists()
+
+
+def write_export(folder: Path, text: str) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "export.json").write_text(text)
+    return folder
+
+
+@pytest.fixture
+def gone() -> int:
+    """The number of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-S", "-c", ""])
+    process.wait()
+    return process.pid
+
+
+@pytest.mark.filterwarnings("ignore:.*fork")
+@pytest.mark.parametrize("kill_at", [1, 2])
+def test_an_export_outlives_a_kill_at_either_rename(tmp_path: Path, kill_at: int) -> None:
+    folder = write_export(tmp_path / "export", "old")
+    child = os.fork()
+    if child == 0:  # its memory is its own: nothing is patched here
+        renames, rename = itertools.count(1), Path.rename
+
+        def rename_or_die(path: Path, target: Path) -> Path:
+            if next(renames) == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return rename(path, target)
+
+        Path.rename = rename_or_die  # type: ignore[method-assign, assignment]
+        with replacing(folder) as aside:
+            (aside / "export.json").write_text("new")
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert folder.exists() == (kill_at == 1)
+    with pytest.raises(dfkd.UserError), replacing(folder):
+        raise OSError("no space")
+    assert snapshot(tmp_path) == {"export/export.json": b"old"}
+    assert [path.name for path in tmp_path.iterdir()] == ["export"]
+
+
+def test_what_dead_processes_left_is_swept_and_the_newest_comes_back(tmp_path: Path, gone: int) -> None:
+    for at, number in enumerate((gone, os.getpid(), 10**12)):  # a new process may have the old one's number
+        old = write_export(tmp_path / f".export.{number}.old", f"old {at}")
+        os.utime(old, (at, at))
+        write_export(tmp_path / f".export.{number}.tmp", "half")
+    other = write_export(tmp_path / f".exports.{gone}.tmp", "of another folder")
+    with pytest.raises(dfkd.UserError), replacing(tmp_path / "export"):
+        raise OSError("no space")
+    assert snapshot(tmp_path) == {"export/export.json": b"old 2", f"{other.name}/export.json": b"of another folder"}
+    write_export(tmp_path / f".export.{gone}.old", "older")
+    with replacing(tmp_path / "export") as aside:
+        (aside / "export.json").write_text("new")
+    assert snapshot(tmp_path) == {"export/export.json": b"new", f"{other.name}/export.json": b"of another folder"}
+
+
+def test_what_another_process_is_writing_stays(tmp_path: Path) -> None:
+    parent = os.getppid()
+    for suffix in ("old", "tmp"):
+        write_export(tmp_path / f".export.{parent}.{suffix}", "theirs")
+    with replacing(tmp_path / "export") as aside:
+        (aside / "export.json").write_text("ours")
+    assert {path.name for path in tmp_path.iterdir()} == {"export", f".export.{parent}.old", f".export.{parent}.tmp"}
+
+
+def some_images(count: int) -> Tensor:
+    return torch.randint(256, (count, 1, 8, 8), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("count", "batch", "sentence"),
+    [
+        (0, None, "export needs at least 2 images, one of them to compare on, got 0; give more with --images"),
+        (1, None, "export needs at least 2 images, one of them to compare on, got 1; give more with --images"),
+        (100, 128, "export with a batch of 128 needs at least 256 images, half of them to compare on, got 100; give"),
+        (63, 32, "export with a batch of 32 needs at least 64 images, half of them to compare on, got 63; give"),
+    ],
+)
+def test_fewer_images_than_a_call_needs_are_refused(copied: Path, count: int, batch: int | None, sentence: str) -> None:
+    with pytest.raises(dfkd.UserError, match=sentence):
+        dfkd.export(copied, formats=["pt2"], images=some_images(count), batch=batch)
+    assert not (copied / "export").exists()
+
+
+@pytest.mark.parametrize(
+    ("count", "batch", "timed", "compared"),
+    [(2, None, [1, 32], 1), (10, None, [1, 32], 5), (70, 32, [32], 32), (600, 300, [300], 300)],
+)
+def test_calls_are_timed_with_as_many_images_as_they_say(
+    finished_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    count: int,
+    batch: int | None,
+    timed: list[int],
+    compared: int,
+) -> None:
+    sizes: list[set[int]] = []
+
+    def note_sizes(calls: Any, reference: str) -> Any:
+        sizes.append({len(call()) for call in calls.values()})
+        return time_in_turns(calls, reference, budget=0.0)
+
+    monkeypatch.setattr(exporting, "time_in_turns", note_sizes)
+    images = some_images(count)
+    done = dfkd.export(finished_run, formats=["pt2"], images=images, batch=batch, out=tmp_path / "files")
+    assert sizes == [{n} for n in timed]
+    assert list(done.artefacts[1].milliseconds) == timed
+    assert done.images == compared
+    assert done.artefacts[1].difference < 1e-3
+
+
+@needs_onnx
+def test_calibration_reads_all_images_or_full_batches() -> None:
+    def sizes(batch: int | None) -> list[int]:
+        reader = int8._reader(torch.zeros(100, 1, 8, 8), batch)
+        return [len(part["images"]) for part in iter(reader.get_next, None)]
+
+    assert sizes(None) == [32, 32, 32, 4]
+    assert sizes(32) == [32, 32, 32]
+    assert sizes(31) == [31, 31, 31]
+
+
+@needs_onnx
+def test_int8_for_a_fixed_batch_of_32(finished_run: Path, tmp_path: Path) -> None:
+    done = dfkd.export(finished_run, formats=["int8"], images=some_images(200), batch=32, out=tmp_path / "files")
+    assert [row.format for row in done.artefacts] == ["pytorch", "int8"]
+    assert (done.images, done.calibration) == (96, 96)
+    assert run_onnx(done.folder / "student-int8.onnx", torch.rand(32, 1, 8, 8)).shape == (32, 10)
 
 
 def test_every_call_is_timed_as_often_as_the_others() -> None:

@@ -238,7 +238,7 @@ def test_locals_are_nouns() -> None:
     assert sorted(wrong) == []
 
 
-EVENTS = {"started", "stepped", "rounded", "finished"}  # of an observer, which is told of them
+EVENTS = {"started", "stepped", "rounded", "finished", "ended"}  # of an observer, which is told of them
 VERBS = {"embed", "seed"}
 PARTICIPLES = NO_NOUNS | {
     "between",

@@ -2,13 +2,23 @@
 
 import importlib.util
 import json
-from collections.abc import Iterator
+import math
+import sys
+import threading
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from torch import nn
 
 import dfkd
+from dfkd.report import trackers
 from dfkd.report.files import read_run
 from dfkd.report.trackers import MLflow, WandB, check_trackers
 
@@ -74,6 +84,210 @@ def test_mlflow_in_a_database_and_a_resume_goes_on(
         assert logged[step] == pytest.approx(value)
     final = json.loads((finished_run / "run.json").read_text())["result"]["final"]
     assert run.data.metrics["test/accuracy"] == pytest.approx(final["accuracy"])
+
+
+@dataclass
+class Server:
+    """Where the stand-ins of both packages write; ``works`` metrics arrive, then the server is gone."""
+
+    works: float = math.inf
+    attempts: int = 0
+    logged: list[str] = field(default_factory=list)
+    state: str | int = "none"
+
+    def log(self, name: str) -> None:
+        self.attempts += 1
+        if self.attempts > self.works:
+            raise ConnectionError("connection refused\nand more")
+        self.logged.append(name)
+
+    def log_all(self, numbers: Iterable[str], step: int) -> None:
+        for name in numbers:
+            self.log(name)
+
+    def end(self, state: str | int) -> None:
+        assert self.state == "RUNNING"
+        self.state = state
+
+    def client(self, tracking_uri: str) -> SimpleNamespace:
+        def create_run(*_: Any, **__: Any) -> SimpleNamespace:
+            self.state = "RUNNING"
+            return SimpleNamespace(info=SimpleNamespace(run_id="r"))
+
+        return SimpleNamespace(
+            get_experiment_by_name=lambda name: None,
+            create_experiment=lambda name: "1",
+            search_runs=lambda *_: [],
+            create_run=create_run,
+            log_param=lambda *_: None,
+            log_metric=lambda run, name, value, step: self.log(name),
+            set_terminated=lambda run, state: self.end(state),
+        )
+
+    def wandb_run(self, **_: Any) -> SimpleNamespace:
+        self.state = "RUNNING"
+        return SimpleNamespace(
+            log=self.log_all,
+            summary={},
+            finish=lambda exit_code: self.end(exit_code),
+        )
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Server:
+    server = Server()
+    for name, entries in (("mlflow", {"MlflowClient": server.client}), ("wandb", {"init": server.wandb_run})):
+        module = ModuleType(name)
+        module.__spec__ = ModuleSpec(name, None)
+        vars(module).update(entries)
+        monkeypatch.setitem(sys.modules, name, module)
+    return server
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(64, 4)
+
+    def forward(self, x: Any) -> Any:
+        return self.fc(x.flatten(1))
+
+
+class End(dfkd.Observer):
+    """Ends a run after its second round, and notes how it was told of the end."""
+
+    def __init__(self, how: BaseException | str | None) -> None:
+        self.how = how
+        self.told: list[str] = []
+
+    def rounded(self, record: dfkd.RoundRecord) -> str | None:
+        if isinstance(self.how, BaseException) and record.round == 1:
+            raise self.how
+        return self.how if isinstance(self.how, str) else None
+
+    def ended(self, status: str) -> None:
+        self.told.append(status)
+
+
+def distil(out: Path, *observers: Any, **settings: Any) -> dfkd.Distilled:
+    return dfkd.distill(
+        Net(), Net(), dfkd.NoiseInput(), plan=dfkd.Plan(rounds=3, steps=1, batch_size=4), image_size=(1, 8, 8),
+        mean=(0.3,), std=(0.4,), out=out, observers=observers, progress=False, figures=False, export=False,
+        estimate=False, device="cpu", **settings,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["mlflow", "wandb"])
+def test_a_run_outlives_its_tracker(name: str, server: Server, tmp_path: Path) -> None:
+    server.works = 3
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        distil(tmp_path / "run", track=name)
+    sentences = [str(w.message) for w in told if "tracking" in str(w.message)]
+    assert sentences == [
+        f"tracking with {name} failed (connection refused) and the run goes on; rounds that are missing there are in "
+        "metrics.jsonl"
+    ]
+    assert len(server.logged) == 3
+    stored = read_run(tmp_path / "run")
+    assert (stored.status, len(stored.rounds)) == ("finished", 3)
+    assert server.state == {"mlflow": "FINISHED", "wandb": 0}[name]
+
+
+def test_a_tracker_that_makes_the_run_wait_is_left_alone_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, calls = [100.0], []
+    monkeypatch.setattr(trackers, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    link = trackers._Link("mlflow")
+
+    def wait_and_fail() -> None:
+        calls.append(now[0])
+        now[0] += 60.0
+        raise ConnectionError
+
+    for _ in range(30):
+        link.send(wait_and_fail)
+        now[0] += 30.0
+    assert calls == [100.0, 760.0]  # from 160 on, ten times 60 seconds
+
+
+@pytest.mark.parametrize(
+    ("how", "status", "state", "code"),
+    [
+        (None, "finished", "FINISHED", 0),
+        ("enough", "stopped", "FINISHED", 0),
+        (KeyboardInterrupt(), "interrupted", "KILLED", 255),
+        (RuntimeError("broken"), "failed", "FAILED", 1),
+    ],
+)
+@pytest.mark.parametrize("name", ["mlflow", "wandb"])
+def test_trackers_are_told_how_the_run_ended(
+    how: Any, status: str, state: str, code: int, name: str, server: Server, tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorboard")
+    end, before = End(how), set(threading.enumerate())
+    with suppress(KeyboardInterrupt, RuntimeError):
+        distil(tmp_path / "run", end, track=name, tensorboard=True)
+    assert read_run(tmp_path / "run").status == status
+    assert end.told == [status]
+    assert server.state == (state if name == "mlflow" else code)
+    assert set(threading.enumerate()) <= before
+
+
+class Fails(dfkd.Observer):
+    def ended(self, status: str) -> None:
+        raise OSError("no space")
+
+
+class Plain:
+    """Has the four older hooks, as an object that is no Observer may."""
+
+    started = finished = stepped = rounded = lambda *_: None
+
+
+def test_every_observer_is_told_of_the_end_whatever_another_one_raises(tmp_path: Path) -> None:
+    end = End(None)
+    with pytest.raises(OSError, match="no space"):
+        distil(tmp_path / "a", Fails(), Plain(), end)
+    assert end.told == ["finished"]
+    end = End(RuntimeError("broken"))
+    with pytest.raises(RuntimeError, match="broken"):
+        distil(tmp_path / "b", Fails(), Plain(), end)
+    assert end.told == ["failed"]
+
+
+class Refuses(dfkd.Observer):
+    def started(self, info: dfkd.RunInfo) -> None:
+        raise KeyboardInterrupt
+
+
+def test_a_run_that_ends_before_its_first_round_leaves_no_events(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    before = set(threading.enumerate())
+    with pytest.raises(KeyboardInterrupt):
+        distil(tmp_path / "run", Refuses(), tensorboard=True)
+    assert list((tmp_path / "run").iterdir()) == []
+    assert set(threading.enumerate()) <= before
+
+
+def test_scores_that_are_not_finite_are_left_out(server: Server, finished_run: Path, folder: Path) -> None:
+    stored = read_run(finished_run)
+    record = stored.rounds[-1]
+    assert record.evaluation is not None
+    observer = MLflow(folder)
+    observer.started(stored.info)
+    observer.rounded(replace(record, evaluation=replace(record.evaluation, loss=math.nan)))
+    assert "test/accuracy" in server.logged
+    assert "test/loss" not in server.logged
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "neptune"])
+def test_what_is_no_tracker_is_refused(name: str, tmp_path: Path) -> None:
+    sentence = f"^track needs wandb or mlflow, got '{name}'; choose one of them, or none$"
+    with pytest.raises(dfkd.UserError, match=sentence):
+        check_trackers([name])
+    with pytest.raises(dfkd.UserError, match=sentence):
+        distil(tmp_path / "run", watch=dfkd.Watching(track=name, export=False))  # type: ignore[arg-type]
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_missing_package_is_told_before_any_work(

@@ -10,7 +10,7 @@ from torch import Tensor
 from dfkd.data.overlap import find_duplicates
 from dfkd.engine.core import Task
 from dfkd.engine.lock import lock_folder
-from dfkd.engine.records import Keep, Observer, RunInfo
+from dfkd.engine.records import Ending, Keep, Observer, RunInfo
 from dfkd.engine.runtime import Runtime
 from dfkd.errors import UserError
 from dfkd.report.console import Progress
@@ -103,24 +103,39 @@ def recording_end(
     """What ends a run early is written into its folder; one that had no round yet leaves a folder to start again in.
 
     An error makes it "failed", with its sentence in ``run.json`` and in the report; a signal makes it "interrupted".
+    However it ends, the observers are told (:meth:`~dfkd.engine.records.Observer.ended`).
     """
     try:
         yield
     except BaseException as error:
         error = runtime.explain(error, folder) if runtime.comes_of_lost_process(error) else error
-        for run_file in [watcher for watcher in watchers if isinstance(watcher, RunFile)]:
+        begun = resumed or bool(keep.records)
+        run_files = [watcher for watcher in watchers if isinstance(watcher, RunFile)]
+        for run_file in run_files if begun else ():  # first of all: a tracker may take its time to close
             with suppress(UserError, OSError):  # a full disk must not hide the error
-                _end(run_file, error, begun=resumed or bool(keep.records))
+                _record_end(run_file, error)
+        with suppress(Exception):  # nor may an observer
+            _tell_end(watchers, "failed" if isinstance(error, Exception) else "interrupted")
+        for run_file in () if begun else run_files:  # last: observers hold files open
+            with suppress(UserError, OSError):
+                forget_run(run_file.folder)
         raise
+    _tell_end(watchers, "finished" if keep.result is None or keep.result.stopped is None else "stopped")
 
 
-def _end(run_file: RunFile, error: BaseException, begun: bool) -> None:
-    if not begun:
-        forget_run(run_file.folder)
-    elif not isinstance(error, Exception):
+def _record_end(run_file: RunFile, error: BaseException) -> None:
+    if not isinstance(error, Exception):
         run_file.write_end("interrupted")
     elif run_file.write_end("failed", _sentence(error)):
         write_page(run_file.folder)
+
+
+def _tell_end(watchers: Sequence[Observer], status: Ending) -> None:
+    """Every observer is told, in order, whatever the hooks of others raise; that is raised in the end."""
+    with ExitStack() as stack:
+        for watcher in reversed(watchers):
+            if hasattr(watcher, "ended"):  # an object that is no Observer may have the four older hooks alone
+                stack.callback(watcher.ended, status)
 
 
 def _sentence(error: Exception) -> str:

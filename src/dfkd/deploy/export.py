@@ -85,22 +85,22 @@ def export(
 ) -> Exported:
     """Write the student of a run for deployment, and compare every file with PyTorch.
 
-    Half of the images calibrate the INT8 file, the other half are compared. A folder that was exported before is
-    replaced when everything has been written.
+    Half of the images calibrate the INT8 file, the other half are compared; with a fixed ``batch``, the full batches of
+    each half. A folder that was exported before is replaced when everything has been written.
 
     Args:
         source: run folder, or what else :func:`~dfkd.deploy.loading.load` takes.
         formats: ``pt2`` (torch.export), ``onnx``, ``int8`` (ONNX, static quantization); default: all that can be.
         normalisation: whether the files take images in [0, 1] (inside) or normalised ones.
         images: uint8 (n, c, h, w), or a folder of image files; default: synthetic images of the run.
-        calibration: images for the ranges of INT8, at least 64; as many are compared.
+        calibration: images for the ranges of INT8, at least 64, or a larger ``batch``; as many are compared.
         batch: images of every call; default any number.
         network: see :func:`~dfkd.deploy.loading.load`.
         out: folder; default ``export`` in the run folder.
 
     Raises:
-        UserError: nothing to export, a package or images that are missing, a layer that cannot be converted. Nothing
-            has been written then.
+        UserError: nothing to export, a package that is missing, too few images, a layer that cannot be converted.
+            Nothing has been written then.
     """
     chosen = _formats_to_write(formats, normalisation, calibration, batch)
     student = open_network(source, network, "export")
@@ -114,12 +114,9 @@ def export(
     skipped: dict[str, str] = {}
     if formats is None:
         chosen = _without_missing(chosen, skipped)
-    samples = images_for(student, 2 * calibration, images)
-    calibrating, compared = as_images(samples[0::2]), as_images(samples[1::2])
-    if "int8" in chosen and len(calibrating) < FEWEST:
-        raise UserError(
-            f"INT8 needs at least {FEWEST} images to calibrate on, got {len(calibrating)}; give more with --images"
-        )
+    samples = images_for(student, 2 * max(calibration, batch or 1), images)
+    _check_enough(len(samples), chosen, batch)
+    calibrating, compared = (as_images(_full_batches(half, batch)) for half in (samples[0::2], samples[1::2]))
     with replacing(folder) as aside:
         module = _bare(student.predictor) if normalisation == "outside" else student.predictor
         normalise = _normalise(student.predictor) if normalisation == "outside" else _same
@@ -160,6 +157,34 @@ def _without_missing(formats: tuple[Format, ...], skipped: dict[str, str]) -> tu
     return formats
 
 
+def _check_enough(count: int, formats: Sequence[Format], batch: int | None) -> None:
+    """Each half of ``count`` images needs an image, a batch where its size is fixed, and what INT8 calibrates on."""
+    if count < 2:
+        raise UserError(
+            f"export needs at least 2 images, one of them to compare on, got {count}; give more with --images"
+        )
+    if batch is not None and count < 2 * batch:
+        raise UserError(
+            f"export with a batch of {batch} needs at least {2 * batch} images, half of them to compare on, "
+            f"got {count}; give more with --images, or a smaller --batch"
+        )
+    calibrating = (count + 1) // 2
+    if "int8" in formats and calibrating < FEWEST:
+        raise UserError(
+            f"INT8 needs at least {FEWEST} images to calibrate on, got {calibrating}; give more with --images"
+        )
+
+
+def _full_batches(images: Bytes, batch: int | None) -> Bytes:
+    """``images`` without the last ones that fill no batch; all of them where a call takes any number."""
+    return images[: len(images) - len(images) % (batch or 1)]
+
+
+def _repeat_to(images: Tensor, count: int) -> Tensor:
+    """``count`` of ``images`` (n, c, h, w), from the first again where there are fewer."""
+    return images[torch.arange(count) % len(images)]
+
+
 def _same(images: Images) -> Tensor:
     return images
 
@@ -182,7 +207,7 @@ def _write(
     folder: Path,
 ) -> tuple[str, ...]:
     """Write the files; returns what INT8 leaves in float."""
-    example = calibrating[: batch or 2].clone()
+    example = _repeat_to(calibrating, batch or 2)
     dynamic = batch is None
     if "pt2" in formats:
         write_program(module, example, folder / FILES["pt2"], dynamic)
@@ -215,7 +240,7 @@ def _compare(
     runners = _runners(module, formats, folder)
     logits = {name: _logits(run, images, batch) for name, run in runners.items()}
     times = {
-        n: time_in_turns({name: partial(run, images[:n].clone()) for name, run in runners.items()}, "pytorch")
+        n: time_in_turns({name: partial(run, _repeat_to(images, n)) for name, run in runners.items()}, "pytorch")
         for n in ((batch,) if batch is not None else BATCHES)
     }
     rows = []
@@ -263,8 +288,7 @@ def _without_gradient(run: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Ten
 
 
 def _logits(run: Callable[[Tensor], Tensor], images: Tensor, batch: int | None) -> Tensor:
-    parts = [part for part in images.split(batch or 64) if batch is None or len(part) == batch]
-    return torch.cat([run(part.contiguous()).clone() for part in parts])
+    return torch.cat([run(part.contiguous()).clone() for part in images.split(batch or 64)])
 
 
 def _check_finite(rows: Sequence[Artefact]) -> None:

@@ -19,7 +19,7 @@ def write_int8(source: Path, path: Path, images: Images, batch: int | None = Non
         source: the fp32 ONNX file.
         path: of the file to write.
         images: what the network sees, (n, c, h, w).
-        batch: images of every call, where the model has a fixed number.
+        batch: images of every call, where the model has a fixed number; fewer at the end of ``images`` are left out.
 
     Returns:
         Names of layers with weights that stay in float.
@@ -37,7 +37,7 @@ def write_int8(source: Path, path: Path, images: Images, batch: int | None = Non
         quantize_static(
             str(prepared),
             str(path),
-            _reader(images, batch or 32),
+            _reader(images, batch),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             activation_type=QuantType.QUInt8,
@@ -52,12 +52,13 @@ def write_int8(source: Path, path: Path, images: Images, batch: int | None = Non
     return _in_float(model)
 
 
-def _reader(images: Images, batch: int) -> Any:
+def _reader(images: Images, batch: int | None) -> Any:
+    """What the calibration reads ``images`` through: full batches where their size is fixed, all of them otherwise."""
     from onnxruntime.quantization import CalibrationDataReader
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:
-            self.parts = iter([part for part in images.split(batch) if len(part) == batch or batch == 32])
+            self.parts = iter([part for part in images.split(batch or 32) if batch is None or len(part) == batch])
 
         def get_next(self) -> Any:
             part = next(self.parts, None)

@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 import torch
@@ -100,40 +100,41 @@ def account(
 
 @dataclass
 class Timer(Observer):
-    """An observer that, with :class:`Timed`, takes the time of every phase."""
+    """An observer that, with :class:`Timed`, takes the time of every phase, all turns of a round together."""
 
     rounds: list[Phases] = field(default_factory=list)
-    _began: float = 0.0
-    _made: float = 0.0
-    _batches: float = 0.0
-    _looked: tuple[Phases, float] | None = None
+    _round_start: float | None = None  # when the first synthesis of the round that is on began
+    _batch_seconds: float = 0.0  # of the round that is on
+    _unsaved: tuple[Phases, float] | None = None  # a round whose saving goes on, and since when
 
-    def end_synthesis(self, began: float) -> None:
-        """A synthesis that began then has ended; what lies between the round before and it was saving."""
-        self._close(began)
-        self._began, self._made, self._batches = began, time.perf_counter(), 0.0
+    def begin_synthesis(self, now: float) -> None:
+        """A synthesis begins; before the first one of a round lies the saving of the round before."""
+        if self._round_start is None:
+            self._add_saving(now)
+            self._round_start = now
 
-    def drew(self, seconds: float) -> None:
-        """One batch took so long."""
-        self._batches += seconds
+    def add_batch(self, seconds: float) -> None:
+        """One more batch, which took so long."""
+        self._batch_seconds += seconds
 
     def end_run(self) -> None:
         """The run is over."""
-        self._close(time.perf_counter())
+        self._add_saving(time.perf_counter())
 
     def rounded(self, record: RoundRecord) -> None:
-        """The record knows when the student's steps ended; the rest was looking."""
-        now, student = time.perf_counter(), record.metrics["seconds/student"]
-        synthesis = self._made - self._began
-        looking = max(0.0, now - self._made - student)
-        self._looked = Phases(synthesis, self._batches, student - self._batches, looking, 0.0), now
+        """The record knows what syntheses and student's steps took, all turns together; the rest was looking."""
+        now, start = time.perf_counter(), self._round_start
+        synthesis, student = record.metrics["seconds/synthesis"], record.metrics["seconds/student"]
+        looking = 0.0 if start is None else max(0.0, now - start - synthesis - student)
+        self._unsaved = Phases(synthesis, self._batch_seconds, student - self._batch_seconds, looking, 0.0), now
+        self._round_start, self._batch_seconds = None, 0.0
 
-    def _close(self, now: float) -> None:
-        if self._looked is not None:
-            phases, since = self._looked
-            saving = now - since
-            self.rounds.append(Phases(phases.synthesis, phases.batch, phases.step, phases.evaluation, saving))
-            self._looked = None
+    def _add_saving(self, now: float) -> None:
+        """The round before is complete: since it was reported, it was saved."""
+        if self._unsaved is not None:
+            phases, since = self._unsaved
+            self.rounds.append(replace(phases, saving=now - since))
+            self._unsaved = None
 
 
 @final
@@ -150,12 +151,11 @@ class Timed(Around[State]):
         return self.of
 
     def synthesize(self, task: Task, state: State, clock: Clock) -> Metrics:
-        """Of the other method, timed."""
+        """Of the other method; the driver takes its time, which ends when the device is done."""
         wait(task.runtime.device)
-        began = time.perf_counter()
+        self.timer.begin_synthesis(time.perf_counter())
         metrics = self.inner.synthesize(task, state, clock)
         wait(task.runtime.device)
-        self.timer.end_synthesis(began)
         return metrics
 
     def batch(self, task: Task, state: State, clock: Clock) -> Batch:
@@ -164,7 +164,7 @@ class Timed(Around[State]):
         began = time.perf_counter()
         batch = self.inner.batch(task, state, clock)
         wait(task.runtime.device)
-        self.timer.drew(time.perf_counter() - began)
+        self.timer.add_batch(time.perf_counter() - began)
         return batch
 
 

@@ -1,6 +1,7 @@
 """What a run tells about itself: plain values, no tensors but the sample images; and its observers."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from torch import Tensor
 
@@ -9,6 +10,7 @@ from dfkd.engine.measures import Measure
 
 __all__ = [
     "Agreement",
+    "Ending",
     "Estimate",
     "Evaluation",
     "Fitted",
@@ -19,6 +21,8 @@ __all__ = [
     "RunInfo",
     "RunResult",
 ]
+
+Ending = Literal["finished", "stopped", "interrupted", "failed"]  # how a run ended, see ``Observer.ended``
 
 
 @dataclass(frozen=True)
@@ -177,13 +181,29 @@ class Observer:
         """After the last round, or the one after which the run was stopped."""
         return
 
+    def ended(self, status: Ending) -> None:
+        """When the run is over, however it ended: the last hook, called once, to close what :meth:`started` opened.
+
+        A run that ends before its first round may not have called :meth:`started`. Where ``status`` is "interrupted" or
+        "failed", what this raises is not told: the error that ended the run is.
+
+        Args:
+            status: "finished" or "stopped", both after :meth:`finished`; "interrupted" by a signal; or "failed".
+        """
+        return
+
 
 class Keep(Observer):
-    """An observer that keeps the rounds in memory."""
+    """An observer that keeps the rounds in memory, and what came of them."""
 
     def __init__(self) -> None:
         self.records: list[RoundRecord] = []
+        self.result: RunResult | None = None
 
     def rounded(self, record: RoundRecord) -> None:
         """Keep it."""
         self.records.append(record)
+
+    def finished(self, result: RunResult) -> None:
+        """Keep it."""
+        self.result = result

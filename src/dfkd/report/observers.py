@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from dfkd.engine.records import Evaluation, Observer, RoundRecord, RunInfo, RunResult
+from dfkd.engine.records import Ending, Evaluation, Observer, RoundRecord, RunInfo, RunResult
 from dfkd.errors import UserError
 from dfkd.extras import install_extra
 from dfkd.report.files import Status, keep_rounds, record_line, status_of, write_run, write_whole, writing
@@ -135,7 +135,7 @@ class TensorBoard(Observer):
         if self._writer is None:
             return
         step = finished_rounds(record)
-        for name, value in {**record.metrics, **_scores(record.evaluation)}.items():
+        for name, value in {**record.metrics, **scores_of(record.evaluation)}.items():
             if math.isfinite(value):
                 self._writer.add_scalar(name, value, step)
         sheet = sheet_of(record, self._layout)
@@ -145,6 +145,13 @@ class TensorBoard(Observer):
 
     def finished(self, result: RunResult) -> None:
         """Close the event file."""
+        self._close()
+
+    def ended(self, status: Ending) -> None:
+        """Close the event file of a run that did not finish, and end the thread that writes it."""
+        self._close()
+
+    def _close(self) -> None:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -156,7 +163,8 @@ def _array(sheet: Image.Image) -> object:
     return np.asarray(sheet.convert("RGB"))
 
 
-def _scores(evaluation: Evaluation | None) -> dict[str, float]:
+def scores_of(evaluation: Evaluation | None) -> dict[str, float]:
+    """The scores on test images by the names they have beside the metrics of a round; none without an evaluation."""
     if evaluation is None:
         return {}
     return {

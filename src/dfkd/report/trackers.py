@@ -1,37 +1,89 @@
 """Experiment trackers: Weights & Biases and MLflow, one observer each. TensorBoard is in ``dfkd.report.observers``.
 
 Both read where and how from their own environment (``WANDB_MODE=offline``, ``MLFLOW_TRACKING_URI``). Numbers that are
-not finite are left out. A resumed run goes on under the same identity, which is that of its folder.
+not finite are left out. A resumed run goes on under the same identity, which is that of its folder. A tracker that
+cannot be reached refuses the start of a run; a run that has started goes on without it.
 """
 
 import hashlib
 import importlib.util
 import math
 import os
-from collections.abc import Iterator, Mapping
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
-from dfkd.engine.records import Observer, RoundRecord, RunInfo, RunResult
+from dfkd.engine.records import Ending, Observer, RoundRecord, RunInfo, RunResult
 from dfkd.errors import UserError
 from dfkd.extras import install_extra
 from dfkd.report.files import plain
+from dfkd.report.observers import scores_of
 from dfkd.report.summary import finished_rounds
 
 __all__ = ["MLflow", "WandB", "check_trackers"]
 
 PROJECT = "dfkd"
+TRACKERS = ("wandb", "mlflow")
+PAUSE = 10.0  # nothing is sent after a failure for so many times as long as it took
+
+# How a run ended, in the words of the trackers; a run that was stopped by a rule has a result.
+EXIT_CODES: Mapping[Ending, int] = {"finished": 0, "stopped": 0, "interrupted": 255, "failed": 1}
+STATES: Mapping[Ending, str] = {
+    "finished": "FINISHED",
+    "stopped": "FINISHED",
+    "interrupted": "KILLED",
+    "failed": "FAILED",
+}
 
 
 def check_trackers(names: list[str]) -> None:
-    """Refuse, before any work, trackers whose package is missing.
+    """Refuse, before any work, what is no tracker, and trackers whose package is missing.
 
     Raises:
-        UserError: with the command that installs it.
+        UserError: with the names of those there are, or with the command that installs the package.
     """
     for name in names:
+        if name not in TRACKERS:
+            raise UserError(f"track needs {' or '.join(TRACKERS)}, got {name!r}; choose one of them, or none")
         if importlib.util.find_spec(name) is None:
             raise UserError(f"tracking with {name} needs its package, got none installed; run `{install_extra(name)}`")
+
+
+@final
+class _Link:
+    """The way to a tracker. Where it fails, the run goes on; the first time, a warning says so.
+
+    A library may take minutes to give up on a server. After a failure nothing is sent for :data:`PAUSE` times as long,
+    so that an outage takes little of a run's time.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._has_warned = False
+        self._silent_until = -math.inf  # seconds, monotonic
+
+    def send(self, work: Callable[[], object]) -> None:
+        """Attempt ``work``, but for a while after a failure."""
+        if time.monotonic() >= self._silent_until:
+            self.attempt(work)
+
+    def attempt(self, work: Callable[[], object]) -> None:
+        """Call ``work``; what it raises is warned of, once."""
+        began = time.monotonic()
+        try:
+            work()
+        except Exception as error:  # no network, no server: whatever its library makes of it
+            now = time.monotonic()
+            self._silent_until = now + PAUSE * (now - began)
+            if not self._has_warned:
+                self._has_warned = True
+                warnings.warn(
+                    f"tracking with {self.name} failed ({_reason(error)}) and the run goes on; rounds that are missing "
+                    "there are in metrics.jsonl",
+                    stacklevel=2,
+                )
 
 
 class WandB(Observer):
@@ -44,7 +96,8 @@ class WandB(Observer):
 
     def __init__(self, folder: Path, project: str = PROJECT) -> None:
         self.folder, self.project = folder, project
-        self._run: Any = None
+        self._link = _Link("wandb")
+        self._run: Any = None  # while it is open
 
     def started(self, info: RunInfo) -> None:
         """Begin, or go on with, the tracker's run; settings and provenance are its config."""
@@ -67,13 +120,25 @@ class WandB(Observer):
 
     def rounded(self, record: RoundRecord) -> None:
         """Log the numbers of the round."""
-        self._run.log(dict(_numbers(record)), step=finished_rounds(record))
+        run = self._run
+        if run is not None:
+            self._link.send(lambda: run.log(dict(_numbers(record)), step=finished_rounds(record)))
 
     def finished(self, result: RunResult) -> None:
         """Close the tracker's run."""
-        if result.final is not None:
-            self._run.summary["accuracy"] = result.final.accuracy
-        self._run.finish()
+        run, final = self._run, result.final
+        if run is not None and final is not None:
+            self._link.attempt(lambda: run.summary.update({"accuracy": final.accuracy}))
+        self._close(EXIT_CODES["finished"])
+
+    def ended(self, status: Ending) -> None:
+        """Close the tracker's run where it is open still."""
+        self._close(EXIT_CODES[status])
+
+    def _close(self, exit_code: int) -> None:
+        run, self._run = self._run, None
+        if run is not None:
+            self._link.attempt(lambda: run.finish(exit_code=exit_code))
 
 
 class MLflow(Observer):
@@ -86,8 +151,9 @@ class MLflow(Observer):
 
     def __init__(self, folder: Path, experiment: str = PROJECT) -> None:
         self.folder, self.experiment = folder, experiment
+        self._link = _Link("mlflow")
         self._client: Any = None
-        self._run = ""
+        self._run = ""  # its identity, while it is open
 
     def started(self, info: RunInfo) -> None:
         """Begin, or go on with, the tracker's run; settings and provenance are its parameters."""
@@ -98,22 +164,35 @@ class MLflow(Observer):
         try:
             self._client = MlflowClient(tracking_uri=where)
             self._run, new = self._begin()
+            for name, value in _flat(_about(info)) if new else ():
+                self._client.log_param(self._run, name, str(value)[:500])
         except Exception as error:  # no server, a wrong address: whatever its library makes of it
             raise UserError(
                 f"tracking with mlflow needs a server or a database, got {_reason(error)!r} from {where}; set "
                 "MLFLOW_TRACKING_URI"
             ) from error
-        for name, value in _flat(_about(info)) if new else ():
-            self._client.log_param(self._run, name, str(value)[:500])
 
     def rounded(self, record: RoundRecord) -> None:
         """Log the numbers of the round."""
-        for name, value in _numbers(record):
-            self._client.log_metric(self._run, name, value, step=finished_rounds(record))
+        if self._run:
+            self._link.send(lambda: self._log(record))
 
     def finished(self, result: RunResult) -> None:
         """Close the tracker's run."""
-        self._client.set_terminated(self._run, "FINISHED")
+        self._close(STATES["finished"])
+
+    def ended(self, status: Ending) -> None:
+        """Close the tracker's run where it is open still."""
+        self._close(STATES[status])
+
+    def _log(self, record: RoundRecord) -> None:
+        for name, value in _numbers(record):
+            self._client.log_metric(self._run, name, value, step=finished_rounds(record))
+
+    def _close(self, state: str) -> None:
+        run, self._run = self._run, ""
+        if run:
+            self._link.attempt(lambda: self._client.set_terminated(run, state))
 
     def _begin(self) -> tuple[str, bool]:
         """The tracker's run of this folder, and whether it is new."""
@@ -155,15 +234,9 @@ def _flat(values: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, object
 
 
 def _numbers(record: RoundRecord) -> Iterator[tuple[str, float]]:
-    """The finite metrics of a round, and the scores on test images."""
-    yield from ((name, value) for name, value in record.metrics.items() if math.isfinite(value))
-    evaluation = record.evaluation
-    if evaluation is not None:
-        yield from (
-            ("test/accuracy", evaluation.accuracy),
-            ("test/agreement", evaluation.agreement),
-            ("test/loss", evaluation.loss),
-        )
+    """The finite ones among the metrics of a round and the scores on test images."""
+    values = {**record.metrics, **scores_of(record.evaluation)}
+    yield from ((name, value) for name, value in values.items() if math.isfinite(value))
 
 
 def _reason(error: Exception) -> str:
