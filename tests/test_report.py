@@ -125,7 +125,7 @@ def test_an_interrupted_run_keeps_its_status(tmp_path: Path) -> None:
 def test_a_folder_without_a_run_is_named(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "run.json").write_text(content)
-    with pytest.raises(UserError, match="^a run's folder needs") as caught:
+    with pytest.raises(UserError, match=r"^a run's folder needs") as caught:
         read_run(tmp_path)
     assert "run.json" in str(caught.value)
 

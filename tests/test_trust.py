@@ -102,6 +102,14 @@ def test_code_named_in_a_file_does_not_run(name: str, capsys: pytest.CaptureFixt
     assert f"add {repeat.split()[0]} strange_helper" in told
 
 
+def test_all_names_of_code_are_asked_for_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    recipe(teacher="strange_helper:build", student="strange_helper:build")
+    assert main(["distill", "r.yaml"]) == 2
+    told = capsys.readouterr().err
+    assert "each of teacher and student needs its code to be named on the command line" in told
+    assert "add --teacher strange_helper:build --student strange_helper:build if you trust" in told
+
+
 def test_repeated_it_runs(capsys: pytest.CaptureFixture[str]) -> None:
     weights()
     assert main(shlex.split("evaluate w.pt --data.test digits --network strange_helper:build")) == 0

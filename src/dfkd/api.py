@@ -123,6 +123,7 @@ def distill(
     sections: dict[str, Any] = {"data": data or Images(), "text": Text(text) if isinstance(text, str) else text}  # type: ignore[arg-type]
     sections |= {"runtime": runtime or Machine(), "watch": watch or Watching(), "stop": stop or Stopping()}
     sections = with_fields("distill", sections, values)
+    _check_kinds(plan, observers)
     machine, folder = runtime_of(sections["runtime"]), None if out is None else Path(out)
     with threads_of(sections["runtime"]), gradients_on(), complete(machine, folder):
         return _distill(
@@ -159,7 +160,6 @@ def _distill(
 ) -> Distilled:
     """:func:`distill` with every argument in its final form."""
     plan = method.budget() if plan is None else plan
-    _check_kinds(plan, observers)
     quiet = settings.quiet or not progress
     if resume and folder is None:
         raise UserError("resume needs the run's folder, got no out; give the folder the run was started with")
@@ -223,7 +223,7 @@ def _distill(
 
 def _check_kinds(plan: object, observers: object) -> None:
     """Refuse what Python passes as a plan or as observers and is none."""
-    if not isinstance(plan, Plan):
+    if not isinstance(plan, Plan | None):
         raise UserError(f"distill needs plan as a dfkd.Plan, got {type(plan).__name__}; write dfkd.Plan(rounds=...)")
     if not isinstance(observers, Sequence) or not all(isinstance(observer, Observer) for observer in observers):
         raise UserError(f"distill needs observers as a list of dfkd.Observer, got {observers!r}; put them into a list")

@@ -42,10 +42,11 @@ def refuse_code(
             unnamed.append((at.replace("method", method_flag, 1), name))
     if unnamed:
         roles, names = (" and ".join(dict.fromkeys(part)) for part in zip(*unnamed, strict=True))
+        who = roles if len(unnamed) == 1 else f"each of {roles}"
         flags_to_add = " ".join(f"--{at} {name}" for at, name in unnamed)
         raise UserError(
-            f"{roles} {'needs its' if len(unnamed) == 1 else 'need their'} code to be named on the command line, got "
-            f"{names} only from {source}; add {flags_to_add} if you trust that code"
+            f"{who} needs its code to be named on the command line, got {names} only from {source}; add {flags_to_add} "
+            "if you trust that code"
         )
 
 
