@@ -2,11 +2,10 @@
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from dfkd.engine.checkpoint import Checkpoint
 from dfkd.engine.lock import LOCK_FILE, lock_folder
@@ -14,6 +13,7 @@ from dfkd.engine.plan import Plan
 from dfkd.engine.records import Fitted, RunInfo
 from dfkd.errors import UserError
 from dfkd.identity import settings_of
+from dfkd.report.dotted import dotted_settings
 from dfkd.report.files import METRICS_FILE, RUN_FILE, SAMPLES_FOLDER, StoredRun, plain, read_run
 
 __all__ = ["CHECKPOINT_FOLDER", "begun_plan", "check_free", "forget_run", "note_resume", "open_run"]
@@ -198,7 +198,7 @@ def _settings(old: RunInfo, new: RunInfo) -> Sequence[tuple[str, object, object]
     pairs: list[tuple[str, object, object]] = [("method", old.method, new.method)]
     for group in ("settings", "plan"):
         at = "method" if group == "settings" else group
-        was, now = (dict(_flat(plain(getattr(run, group)), at)) for run in (old, new))
+        was, now = (dotted_settings(plain(getattr(run, group)), f"{at}.") for run in (old, new))
         was = {**({"plan.turns": 1} if group == "plan" else {}), **was}  # newer than the first run folders
         pairs += [(key, was.get(key), now.get(key)) for key in {**was, **now}]
     for who in ("teacher", "student"):
@@ -223,12 +223,3 @@ def _names(old: Sequence[str], new: Sequence[str]) -> Iterator[tuple[str, object
         yield "names of classes", len(old), len(new)
     for label, (before, now) in enumerate(zip(old, new, strict=False)):
         yield f"the name of class {label}", before, now
-
-
-def _flat(values: Mapping[str, Any], at: str) -> Iterator[tuple[str, object]]:
-    """Nested settings under dotted names."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{at}.{key}")
-        else:
-            yield f"{at}.{key}", value

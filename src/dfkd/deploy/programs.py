@@ -185,7 +185,7 @@ def _trouble(attempt: Attempt, module: nn.Module, example: tuple[Tensor, ...], d
     try:
         with torch.no_grad(), quiet():
             attempt(module, example, dynamic)
-    except Exception as error:  # see _converted
+    except Exception as error:  # see _convert
         return error
     return None
 

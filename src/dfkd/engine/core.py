@@ -153,8 +153,8 @@ class Method(ABC, Generic[S]):
     def fit(self, teacher: nn.Module, student: nn.Module, image_size: tuple[int, int, int]) -> nn.Module:
         """Change ``student``, in place, into one that this method can train: before anything else, once.
 
-        A method that asks for more than a network of the right inputs and outputs does it here (KD3: a projector to
-        the teacher's features). A student that fits already is left as it is.
+        A method that asks for more than a network of the right inputs and outputs does it here (a projector to
+        the teacher's features, for one). A student that fits already is left as it is.
 
         Args:
             teacher: left as it is.

@@ -207,11 +207,11 @@ def affordable(plan: Plan, classes: int) -> bool:
     return SHARE * plan.rounds * plan.steps * plan.batch_size >= _inversions(classes) * STEPS
 
 
-def is_measured(wish: bool | Tensor | None, ruled: bool, untested: bool, plan: Plan, classes: int) -> bool:
+def is_measured(requested: bool | Tensor | None, ruled: bool, untested: bool, plan: Plan, classes: int) -> bool:
     """Is the agreement measured: where that is asked for, else for a rule, or in a long run without test images."""
-    if isinstance(wish, Tensor):  # images that were made before
+    if isinstance(requested, Tensor):  # images that were made before
         return True
-    return wish if wish is not None else ruled or (untested and affordable(plan, classes))
+    return requested if requested is not None else ruled or (untested and affordable(plan, classes))
 
 
 def _inversions(classes: int) -> int:

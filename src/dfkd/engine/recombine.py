@@ -30,8 +30,8 @@ class Recombine(Around[RecombinedState]):
     """``synthesize`` and ``batch`` of one method, ``loss`` of another.
 
     ``Recombine(NAYER(), SpaceshipNet())`` trains on NAYER's images with Spaceship-Net's activation regions. The loss
-    has to be content with the batches it gets: KD3's contrast, for one, wants a second view that only KD3 makes. And
-    the images have to leave the student's weights to the loss: KD3, for one, with ``share_head=False``.
+    has to be content with the batches it gets: one that contrasts two views wants a method that makes both. And the
+    method of the images has to leave the student's weights to the loss: one that fixes its classifier does not.
     """
 
     images_from: Method[Any]  # the method that makes the images, with its own settings

@@ -143,18 +143,18 @@ def _to_float32(net: nn.Module, role: str) -> list[str]:
     return [f"the {role}'s weights are converted from {' and '.join(sorted(kinds))} to float32 for the run"]
 
 
-def _working(wish: Choice, trial: "_Trial", notes: list[str]) -> Choice:
-    """``asked``, or the part of it that works; what does not is added to ``notes``."""
-    if wish.channels_last and _shares_memory(trial.net):
-        wish = replace(wish, channels_last=False)
+def _working(requested: Choice, trial: "_Trial", notes: list[str]) -> Choice:
+    """``requested``, or the part of it that works; what does not is added to ``notes``."""
+    if requested.channels_last and _shares_memory(trial.net):
+        requested = replace(requested, channels_last=False)
         notes.append(f"{trial.role}: contiguous memory format; some of its tensors share memory")
-    if trial.fault(wish) is None:
-        return wish
+    if trial.fault(requested) is None:
+        return requested
     choice = Choice(False, False, False)
     if (why := trial.fault(choice)) is not None:
         choice = _readable(choice, trial, notes, why)
     for change, description in _CHANGES.items():
-        if getattr(wish, change):
+        if getattr(requested, change):
             why = trial.fault(replace(choice, **{change: True}))
             choice = replace(choice, **{change: why is None})
             if why is not None:

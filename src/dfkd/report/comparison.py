@@ -12,6 +12,7 @@ from dfkd.errors import UserError
 from dfkd.ops.intervals import wilson
 from dfkd.report.charts import NARROW, TONES, WIDE, Line, Tone, line_chart, loss_names
 from dfkd.report.console import cells
+from dfkd.report.dotted import dotted_settings
 from dfkd.report.files import StoredRun, plain, read_run, write_whole
 from dfkd.report.html import render_template
 from dfkd.report.sheets import SHEET_BYTES, Sheet, name_rows, sheets_in
@@ -140,18 +141,13 @@ def _settings(info: RunInfo) -> dict[str, str]:
     parts = {"method": {"name": info.method, **tree["settings"]}}
     parts |= {name: tree[name] for name in ("plan", "teacher", "student", "text", "provenance") if tree[name]}
     parts["data"] = {"image_shape": list(info.image_shape), "classes": info.classes}
-    return {name: value for name, value in _flat(parts) if name.rpartition(".")[2] not in _SIDE}
+    flat = dotted_settings(parts)
+    return {name: _text_of(value) for name, value in flat.items() if name.rpartition(".")[2] not in _SIDE}
 
 
-def _flat(values: Mapping[str, object], prefix: str = "") -> list[tuple[str, str]]:
-    rows: list[tuple[str, str]] = []
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            rows += _flat(value, f"{prefix}{name}.")
-        else:
-            numeric = number(value)
-            rows.append((prefix + name, f"{numeric:.12g}" if numeric is not None else str(plain(value))))
-    return rows
+def _text_of(value: object) -> str:
+    numeric = number(value)
+    return f"{numeric:.12g}" if numeric is not None else str(plain(value))
 
 
 def _last_sheet(info: RunInfo, folder: Path) -> Sheet | None:

@@ -5,8 +5,8 @@ whole (written aside, synced, renamed), so a reader never sees half of it. ``met
 handed to the system at once and synced at least once a second: a kill may tear the last line, a power cut lose those of
 the last second. A resume drops torn lines and rounds after the save it goes on from.
 
-``run.json`` is ``{"info": ..., "result": ... | null, "status": "running" | "finished" | "stopped" |
-"interrupted"}``, where ``result`` is the ``RunResult`` without ``info`` and ``rounds``; ``metrics.jsonl`` holds one
+``run.json`` is ``{"info": ..., "result": ... | null, "status": "running" | "finished" | "stopped" | "interrupted" |
+"failed"}``, where ``result`` is the ``RunResult`` without ``info`` and ``rounds``; ``metrics.jsonl`` holds one
 ``RoundRecord`` a line, without the sample images.
 """
 

@@ -13,6 +13,7 @@ from dfkd.errors import UserError
 from dfkd.report.charts import NARROW, TONES, WIDE, Line, line_chart, loss_names, metric_chart, quality_chart
 from dfkd.report.collapse import Concern, warnings_of
 from dfkd.report.console import cells
+from dfkd.report.dotted import dotted_settings
 from dfkd.report.files import StoredRun, plain, read_run, status_of, write_whole
 from dfkd.report.gallery import CURVES, FIGURES_FOLDER, Gallery, read_gallery
 from dfkd.report.html import render_template
@@ -120,7 +121,7 @@ def _context(
         "ending": _ending(run),
         "verdict": verdict_of(info, rounds, result),
         "warnings": warnings_of(rounds, info.classes, known_measures(info)),
-        "tiles": _tiles(info, rows, rounds),
+        "tiles": _tiles(rows, rounds),
         "table": [(row.name, cells(row)) for row in rows],
         "quality": _quality(rounds, result.teacher_evaluation if result else None),
         "teacher_accuracy": percent(rows[0].accuracy),
@@ -190,7 +191,7 @@ def _progress(rounds: Sequence[RoundRecord]) -> str:
     return f"{finished_rounds(rounds[-1])} of {rounds[-1].rounds} rounds" if rounds else "no round done yet"
 
 
-def _tiles(info: RunInfo, rows: Sequence[Row], rounds: Sequence[RoundRecord]) -> list[tuple[str, str, str]]:
+def _tiles(rows: Sequence[Row], rounds: Sequence[RoundRecord]) -> list[tuple[str, str, str]]:
     """The few numbers that matter: (what, value, compared with what); those that are unknown are left out."""
     teacher, student = rows[:2]
     tiles = [
@@ -263,18 +264,11 @@ def _sections(info: RunInfo) -> list[tuple[str, list[tuple[str, str]]]]:
         ("Label text", info.text or {}),
         ("Provenance", info.provenance),
     ]
-    return [(title, list(_flat(values))) for title, values in parts if values]
-
-
-def _flat(values: Mapping[str, object], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested settings as dotted names, the way the command line takes them."""
-    rows: list[tuple[str, str]] = []
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            rows += _flat(value, f"{prefix}{name}.")
-        else:
-            rows.append((prefix + name, _as_text(value)))
-    return rows
+    return [
+        (title, [(name, _as_text(value)) for name, value in dotted_settings(values).items()])
+        for title, values in parts
+        if values
+    ]
 
 
 def _as_text(value: object) -> str:
@@ -286,11 +280,8 @@ def _as_text(value: object) -> str:
 
 
 def _loading(info: RunInfo, result: RunResult | None) -> str:
-    """The lines that load the student: as the run recorded them, else for the network the user built."""
-    loading = info.student.get("load")
-    if isinstance(loading, str) and loading:
-        return loading
-    weights = "student.safetensors" if result is None else result.files.get("student", "student.safetensors")
+    """The lines that load the student into the network that the user built."""
+    weights = "student.safetensors" if result is None else result.files.get("weights", "student.safetensors")
     return "\n".join(
         [
             "from safetensors.torch import load_file",

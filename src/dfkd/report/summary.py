@@ -192,7 +192,7 @@ def rows_of(info: RunInfo, rounds: Sequence[RoundRecord], result: RunResult | No
     student = last_evaluation(rounds) if result is None else result.final
     seconds = math.fsum(record.seconds for record in rounds) if result is None else result.seconds
     return [
-        _row("teacher", info.teacher, teacher, number(info.teacher.get("seconds"))),
+        _row("teacher", info.teacher, teacher, None),
         _row("student", info.student, student, seconds),
     ]
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dfkd.engine.records import RunInfo
 from dfkd.errors import UserError
 from dfkd.report.canvas import TONES, Format, draw_file, plain_axes
+from dfkd.report.dotted import dotted_settings
 from dfkd.report.files import StoredRun, plain
 from dfkd.report.summary import number
 
@@ -50,7 +51,7 @@ def settings_in(info: RunInfo) -> dict[str, object]:
     """Hyper-parameters of the method and of the plan by dotted name."""
     flat: dict[str, object] = {}
     for part, values in (("method", info.settings), ("plan", info.plan)):
-        flat |= _flat(values, f"{part}.")
+        flat |= dotted_settings(values, f"{part}.")
     return flat
 
 
@@ -146,13 +147,6 @@ def _others(runs: Mapping[str, StoredRun], name: str) -> list[str]:
 def _net(info: RunInfo, role: str) -> dict[str, object]:
     about = info.teacher if role == "teacher" else info.student
     return {key: about.get(key) for key in ("kind", "parameters", "sha256")}
-
-
-def _flat(values: Mapping[str, object], prefix: str) -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat
 
 
 def _text(value: object) -> str:

@@ -18,6 +18,7 @@ from typing import Any, final
 from dfkd.engine.records import Ending, Observer, RoundRecord, RunInfo, RunResult
 from dfkd.errors import UserError
 from dfkd.extras import install_extra
+from dfkd.report.dotted import dotted_settings
 from dfkd.report.files import plain
 from dfkd.report.observers import scores_of
 from dfkd.report.summary import finished_rounds
@@ -111,7 +112,7 @@ class WandB(Observer):
                 name=self.folder.name,
                 resume="allow",
                 dir=str(self.folder),
-                config=dict(_flat(_about(info))),
+                config=dotted_settings(_about(info)),
             )
         except Exception as error:  # no key, no network: whatever its library makes of it
             raise UserError(
@@ -164,7 +165,7 @@ class MLflow(Observer):
         try:
             self._client = MlflowClient(tracking_uri=where)
             self._run, new = self._begin()
-            for name, value in _flat(_about(info)) if new else ():
+            for name, value in dotted_settings(_about(info)).items() if new else ():
                 self._client.log_param(self._run, name, str(value)[:500])
         except Exception as error:  # no server, a wrong address: whatever its library makes of it
             raise UserError(
@@ -223,14 +224,6 @@ def _about(info: RunInfo) -> dict[str, Any]:
         }
     )
     return facts
-
-
-def _flat(values: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, object]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{at}{key}.")
-        else:
-            yield f"{at}{key}", value
 
 
 def _numbers(record: RoundRecord) -> Iterator[tuple[str, float]]:

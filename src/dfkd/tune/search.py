@@ -30,6 +30,7 @@ from dfkd.lent import flags_of, put_back
 from dfkd.methods import METHODS
 from dfkd.nets.zoo import Classifier
 from dfkd.prepare import check_labelled, instance, prepare
+from dfkd.report.dotted import dotted_settings
 from dfkd.report.files import RUN_FILE, StoredRun, read_run
 from dfkd.report.trial_page import write_search_page
 from dfkd.report.trials import Trial, best_first, read_trials, trial_folder, write_trials
@@ -229,10 +230,10 @@ def conduct(
         proposal, hold = claim
         with hold:
             _carry_out(what, door, ledger, proposal, images)
-        ended = next(trial for trial in _record_trials(ledger, what) if trial.number == proposal.number)
+        ended = next(trial for trial in _record_trials(ledger) if trial.number == proposal.number)
         if tell is not None:
             tell(ended)
-    trials = _record_trials(ledger, what)
+    trials = _record_trials(ledger)
     if what.data.test is not None and not any(trial.state == "running" for trial in trials):
         trials = _examine(ledger, what, door, trials)
     first = best_first(trials)[:1]
@@ -275,7 +276,7 @@ def _settings(what: Search, task: Task) -> dict[str, Any]:
     """Everything that must be the same for all trials but what is searched."""
     runtime = what.runtime
     fixed: dict[str, Any] = {"method": type(what.method).__name__, "prune": what.prune}
-    fixed |= _flat(settings_of(what.method), "method.") | _flat(settings_of(what.plan), "plan.")
+    fixed |= dotted_settings({"method": settings_of(what.method), "plan": settings_of(what.plan)})
     fixed |= {"teacher.weights": weights_hash(task.teacher.net), "image_shape": list(task.image_shape)}
     fixed |= {"classes": task.classes, "names": list(task.names)}
     fixed |= {"mean": task.teacher.mean.flatten().tolist(), "std": (1 / task.teacher.scale).flatten().tolist()}
@@ -285,13 +286,6 @@ def _settings(what: Search, task: Task) -> dict[str, Any]:
         "compile": runtime.compile_mode if runtime.compiled else "",
     }
     return fixed | inputs_of(task, what.method)
-
-
-def _flat(values: Mapping[str, object], at: str) -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{at}{key}.") if isinstance(value, Mapping) else {at + key: value}
-    return flat
 
 
 def _carry_out(what: Search, door: Door, ledger: Ledger, trial: "Asked", images: Tensor) -> None:
@@ -333,7 +327,7 @@ def _close(ledger: Ledger, number: int, record: StoredRun) -> None:
         ledger.tell(number, estimate.sets[OBJECTIVE].agreement, "complete")
 
 
-def _record_trials(ledger: Ledger, what: Search) -> list[Trial]:
+def _record_trials(ledger: Ledger) -> list[Trial]:
     """Every trial as it stands, also written into the folder."""
     with alone(ledger.folder):
         by_number = {trial.number: trial for trial in read_trials(ledger.folder)}
