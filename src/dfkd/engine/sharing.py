@@ -87,8 +87,8 @@ def check_outputs(teacher_head: nn.Linear, student_head: nn.Linear) -> None:
     """
     if student_head.out_features != teacher_head.out_features:
         raise UserError(
-            f"share_head needs a student with {teacher_head.out_features} outputs like the teacher, got "
-            f"{student_head.out_features}; build the student with as many"
+            f"share_head needs a student with as many outputs as the teacher, which has {teacher_head.out_features}, "
+            f"got {student_head.out_features}; build the student with as many"
         )
 
 
