@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from dfkd.engine.core import Clock, Need, Task
-from dfkd.engine.driver import run
+from dfkd.engine.driver import check, run
 from dfkd.errors import UserError
 from dfkd.methods.cmi import CMI, CMIState, Views, contrast, objective
+from dfkd.prepare import build_task
 from settings import SETTINGS, tiny_task
 
 ROW = SETTINGS["CMI"]
@@ -80,7 +81,28 @@ def test_features_are_spatial_means_of_what_the_norms_see() -> None:
     stages = objective(tiny(layers="stages"), task.teacher, task.student, views, y, False)
     maps = task.teacher(views.local, maps=True).maps
     torch.testing.assert_close(stages.local, torch.cat([m.flatten(2).mean(2) for m in maps], dim=1))
-    assert tiny(layers="stages", alpha_bn=0.0).needs() == {Need.GRADIENT, Need.sides_of(4), Need.STAGES}
+
+
+@pytest.mark.parametrize(
+    ("layers", "alpha_bn", "reads"),
+    [
+        ("norms", 1.0, {Need.BN}),
+        ("norms", 0.0, {Need.BN}),
+        ("stages", 1.0, {Need.BN, Need.STAGES}),
+        ("stages", 0.0, {Need.STAGES}),
+    ],
+)
+def test_what_is_read_is_asked_for(layers: Any, alpha_bn: float, reads: set[Need]) -> None:
+    assert tiny(layers=layers, alpha_bn=alpha_bn).needs() == {Need.GRADIENT, Need.sides_of(4), *reads}
+
+
+def test_stages_that_are_not_there_are_refused() -> None:
+    nets = [
+        nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4)) for _ in range(2)
+    ]
+    task = build_task(nets[0].eval(), nets[1], image_size=(1, 8, 8), mean=[0.5], std=[0.25])
+    with pytest.raises(UserError, match="CMI needs stage maps"):
+        check(task, tiny(layers="stages"))
 
 
 @pytest.mark.parametrize("stored", [0, 4])

@@ -58,6 +58,15 @@ def test_how_many_are_kept() -> None:
     assert selected(tiny(select="random", selected=30))[1].chosen.tolist() != list(range(30))
 
 
+def test_of_random_images_too_the_least_certainty_is_a_probability() -> None:
+    task, state, made = selected(tiny(select="random", selected=30))
+    assert task.web is not None
+    with torch.no_grad():
+        logits = task.teacher(as_images(task.web.take(state.chosen))).logits
+    assert made["certainty/least"] == pytest.approx(float(logits.softmax(dim=1).amax(dim=1).min()), rel=1e-5)
+    assert state.predicted.tolist() == logits.argmax(dim=1).tolist()
+
+
 def test_equally_sure_images_are_taken_in_order() -> None:
     assert most_certain(torch.tensor([0.0, -1.0, 0.0, -2.0, 0.0]), 2).tolist() == [0, 2]
     assert most_certain(torch.tensor([0.0, -1.0]), 5).tolist() == [0, 1]

@@ -336,6 +336,8 @@ def test_other_widths_are_refused_with_the_way_out(digits_teacher: nn.Module) ->
     task = make(digits_teacher, student="wrn10-2")
     with pytest.raises(UserError, match=r"dfkd\.share_head"):
         KD3().setup(task, PLAN)
+    with pytest.raises(UserError, match=r"reads 64 features like the teacher's, got 128; pass it through KD3\.fit"):
+        KD3(share_head=False).setup(task, PLAN)
 
 
 @pytest.mark.parametrize(
@@ -406,12 +408,63 @@ def test_from_python_too_a_narrower_student_gets_its_projector(digits_teacher: n
     assert json.loads((tmp_path / "b/student.json").read_text())["network"]["projector"] == told
 
 
-def test_a_method_that_shares_no_head_leaves_the_student_alone(digits_teacher: nn.Module) -> None:
-    student = build("wrn10-2", 10, 1).net
-    before = weights_hash(student)
-    for method in (KD3(share_head=False), NAYER()):
+def test_a_student_that_fits_is_left_alone_and_nothing_is_drawn(digits_teacher: nn.Module) -> None:
+    same, bare, wide = build("resnet8", 10, 1).net, build("resnet8", 10, 1).net, build("wrn10-2", 10, 1).net
+    setattr(bare, "head", nn.Linear(64, 10, bias=False))  # noqa: B010
+    cases: list[tuple[KD3 | NAYER, nn.Module]] = [
+        (KD3(), same),
+        (KD3(share_head=False), same),
+        (KD3(share_head=False), bare),
+        (NAYER(), wide),
+    ]
+    for method, student in cases:
+        before, random = weights_hash(student), torch.get_rng_state()
         assert method.fit(digits_teacher, student, (1, 8, 8)) is student
-    assert weights_hash(student) == before
+        assert weights_hash(student) == before
+        assert torch.equal(torch.get_rng_state(), random)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_student_of_another_width_keeps_a_classifier_of_its_own(digits_teacher: nn.Module, bias: bool) -> None:
+    student = build("wrn10-2", 10, 1).net
+    setattr(student, "head", nn.Linear(128, 10, bias=bias))  # noqa: B010
+    mean, std = STATISTICS["digits"]
+    settings: dict[str, Any] = {"image_size": (1, 8, 8), "mean": mean, "std": std, "web": web_patches(60)}
+    settings |= {"plan": replace(PLAN, rounds=1), "progress": False, "figures": False, "export": False}
+    dfkd.distill(digits_teacher, student, KD3(pad=1, share_head=False), **settings)
+    found = survey(student, (1, 8, 8))
+    own = head_of(student, found.head or "")
+    assert (own.in_features, own.bias is not None) == (64, bias)
+    assert not torch.equal(own.weight, head_of(digits_teacher).weight)
+
+
+def of_outputs(count: int) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, count)
+    ).eval()
+
+
+@pytest.mark.parametrize(("teacher", "student"), [(1, 2), (2, 1)])
+def test_classifiers_of_one_and_of_two_outputs_are_not_one(teacher: int, student: int) -> None:
+    T, S, shape = of_outputs(teacher), of_outputs(student), (1, 8, 8)
+    said = f"share_head needs a student with as many outputs .* has {teacher}, got {student}; build"
+    with pytest.raises(UserError, match=said):
+        share_head(T, S, shape)
+    with pytest.raises(UserError, match=said):
+        KD3().fit(T, S, shape)
+    task = build_task(T, S, image_size=shape, mean=[0.5], std=[0.25], web=web_patches(30))
+    with pytest.raises(UserError, match=said):
+        KD3().setup(task, PLAN)
+    state = run(task, KD3(share_head=False, pad=1, v_th=0.0), replace(PLAN, rounds=1))
+    assert state.held == ()
+
+
+def test_a_contrast_needs_two_images(digits_teacher: nn.Module) -> None:
+    task, plan = make(digits_teacher), replace(PLAN, batch_size=1)
+    with pytest.raises(UserError, match=r"KD3 needs plan\.batch_size of at least 2 images .*, got 1; raise it"):
+        KD3().setup(task, plan)
+    KD3(mdcl="none").setup(task, plan)
 
 
 def test_hidden_test_images_are_found() -> None:

@@ -8,7 +8,7 @@ import torch
 
 import dfkd.methods.nayer as module
 from dfkd.engine.core import Clock, Need, Task
-from dfkd.engine.driver import run
+from dfkd.engine.driver import check, run
 from dfkd.engine.views import Cloud
 from dfkd.errors import UserError
 from dfkd.methods.nayer import NAYER, NayerState, objective
@@ -57,6 +57,36 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no statistics": {"alpha_bn": 0.0},
     "no classes, nothing adversarial": {"alpha_cls": 0.0, "alpha_adv": 0.0},
 }
+
+
+@pytest.mark.parametrize(
+    ("generator", "sides", "kind"),
+    [
+        ("auto", (124, 124), ConvGenerator),
+        ("auto", (128, 128), DeepGenerator),
+        ("auto", (224, 224), DeepGenerator),
+        ("auto", (132, 132), ConvGenerator),
+        ("auto", (128, 132), ConvGenerator),
+        ("auto", (128, 64), ConvGenerator),
+        ("deep", (16, 32), DeepGenerator),
+    ],
+)
+def test_the_generator_is_one_that_makes_images_of_this_size(generator: Any, sides: tuple[int, int], kind: Any) -> None:
+    method = a_method(generator=generator)
+    task = replace(tiny_task(ROW), image_shape=(1, *sides))
+    assert all(need.met(task) for need in method.needs())
+    G = method.setup(task, ROW.plan).G
+    assert isinstance(G, kind)
+    with torch.no_grad():
+        assert G.eval()(torch.randn(1, method.width)).shape == (1, 1, *sides)
+
+
+@pytest.mark.parametrize("side", [8, 20])
+def test_sides_that_the_deep_generator_cannot_make_are_refused(side: int) -> None:
+    task = tiny_task(replace(ROW, image_shape=(1, side, side)))
+    check(task, a_method())
+    with pytest.raises(UserError, match=f"NAYER needs an image side that is a multiple of 16, got images of {side}x"):
+        check(task, a_method(generator="deep"))
 
 
 @pytest.mark.parametrize("name", sorted(VARIANTS))

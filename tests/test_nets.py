@@ -5,7 +5,10 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,9 +17,11 @@ from torch import Tensor, nn
 from dfkd.errors import UserError
 from dfkd.nets.alexnet import AlexNet
 from dfkd.nets.count import count_macs, count_parameters
+from dfkd.nets.initialise import initialise
 from dfkd.nets.layers import ChannelShuffle
 from dfkd.nets.mobilenetv2 import InvertedResidual
 from dfkd.nets.shufflenet import UnitV1, UnitV2
+from dfkd.nets.supernet import check_ranges
 from dfkd.nets.vgg import VGG
 from dfkd.nets.vision import import_torchvision
 from dfkd.nets.wrn import WideResNet, WideUnit
@@ -582,6 +587,53 @@ def test_a_missing_package_is_named(name: str, package: str, line: str, monkeypa
         UserError, match=f"needs the package {package}, got none installed; run `{line}.*' 'torch==[0-9.]+'`"
     ):
         build(name, 10)
+
+
+def raiser(error: Exception) -> Callable[..., nn.Module]:
+    def build_or_load(*arguments: object, **settings: object) -> nn.Module:
+        raise error
+
+    return build_or_load
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "said"),
+    [
+        ("timm:resnet18.odd", RuntimeError("Invalid pretrained tag (odd) for resnet18."), "tag (odd) for resnet18; "),
+        ("timm:hf-hub:foo/bar", FileNotFoundError("no answer\nfrom the hub"), "FileNotFoundError: no answer; "),
+        ("hf:text", ValueError("Unrecognized class: Bert.\nShould be one of ..."), "got 'text' (ValueError: Unrec"),
+    ],
+)
+def test_what_another_package_cannot_build_is_one_sentence(
+    name: str, error: Exception, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """timm and transformers raise what they like of a name, a folder or a hub that is not as they expect it."""
+    fails, known = raiser(error), lambda model: True
+    loader = SimpleNamespace(from_pretrained=fails)
+    package = SimpleNamespace(create_model=fails, is_model=known, AutoModelForImageClassification=loader)
+    monkeypatch.setattr("dfkd.nets.adapters._import", lambda *names: package)
+    with pytest.raises(UserError) as caught:
+        build(name, 4)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.__cause__ is error
+
+
+def test_frozen_parameters_are_not_initialised_anew() -> None:
+    frozen = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)).requires_grad_(False)
+    linear, norm = nn.Linear(2, 2), nn.BatchNorm2d(2)
+    before = [parameter.clone() for parameter in frozen.parameters()]
+    initialise(nn.Sequential(frozen, linear, norm), lambda weight: nn.init.constant_(weight, 7))
+    assert all(torch.equal(old, new) for old, new in zip(before, frozen.parameters(), strict=True))
+    assert torch.equal(linear.weight, torch.full((2, 2), 7.0))
+    assert torch.equal(linear.bias, torch.zeros(2))
+    assert not torch.equal(norm.weight, torch.ones(2))
+
+
+@pytest.mark.parametrize("widths", [(16,), (16, 32, 64)])
+def test_ranges_of_widths_have_two_ends(widths: Any) -> None:
+    with pytest.raises(UserError, match="needs widths as two numbers, the least and the most, got"):
+        check_ranges(widths, (3, 5))
 
 
 def installed(package: str) -> pytest.MarkDecorator:

@@ -99,9 +99,21 @@ def test_many_hashes_are_compared_in_parts(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_pictures_of_one_colour_resemble_nothing() -> None:
-    blank = torch.full((3, 1, 8, 8), 9, dtype=torch.uint8)
-    assert find_duplicates(Rows(blank), pictures(4, 0)) == NearDuplicates(3, 4, 0, 0, 4)
-    assert find_duplicates(Rows(pictures(4, 0)), blank) == NearDuplicates(4, 3, 0, 0, 4)
+    for side in (8, 28):  # of 28 pixels rounding makes bits
+        blank, other = torch.full((3, 1, side, side), 9, dtype=torch.uint8), pictures(4, 0, (side, side))
+        assert find_duplicates(Rows(blank), other) == NearDuplicates(3, 4, 0, 0, 4)
+        assert find_duplicates(Rows(other), blank) == NearDuplicates(4, 3, 0, 0, 4)
+        assert find_duplicates(Rows(blank), blank) == NearDuplicates(3, 3, 0, 0, 4)
+
+
+@pytest.mark.parametrize("side", [(8, 9), (28, 28), (32, 32)])
+def test_a_picture_that_darkens_to_the_right_has_edges(side: tuple[int, int]) -> None:
+    """All bits of its hash are 0; its copy is found all the same, and it resembles no picture of one colour."""
+    ramp = torch.linspace(200, 20, side[1]).round().to(torch.uint8).expand(1, 1, *side).clone()
+    blank = torch.full((1, 1, *side), 77, dtype=torch.uint8)
+    told = find_duplicates(Rows(torch.cat([blank, ramp])), torch.cat([pictures(3, 0, side), blank, ramp]))
+    assert (told.found, told.alike, told.pairs[0]) == (1, 1, (1, 4, 0, 1.0))
+    assert [part.tolist() for part in web_overlap(Rows(ramp), torch.cat([blank, ramp]))] == [[0], [1], [0]]
 
 
 def test_the_sentence() -> None:

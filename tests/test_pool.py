@@ -112,6 +112,12 @@ def test_a_full_disk_is_named_before_the_first_row(monkeypatch: pytest.MonkeyPat
         Pool(100, COLUMNS, limit_bytes=0, spill=tmp_path)
 
 
+def test_a_system_that_cannot_reserve_disk_spills_all_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delattr("os.posix_fallocate")
+    pool = Pool(100, COLUMNS, limit_bytes=0, spill=tmp_path)
+    assert sum(file.stat().st_size for file in tmp_path.rglob("*.rows")) == pool.nbytes
+
+
 def test_what_does_not_fit_is_refused() -> None:
     pool = Pool(4, COLUMNS)
     good = rows(0, 2)

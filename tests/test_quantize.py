@@ -120,6 +120,33 @@ def test_the_network_itself_is_left_alone_and_a_copy_is_smaller() -> None:
     assert quantized_bytes(copy, Bits(4, 8)) == (conv + linear) // 2 + 5 * 14 + rest + 4  # + the range
 
 
+@needs_brevitas
+def test_a_module_under_several_paths_is_quantized_at_all_of_them_and_counted_once() -> None:
+    shared, rectifier = nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()
+    head: list[nn.Module] = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)]
+    once = nn.Sequential(nn.Conv2d(1, 4, 3), rectifier, shared, rectifier, *head)
+    twice = nn.Sequential(nn.Conv2d(1, 4, 3), rectifier, shared, rectifier, shared, rectifier, *head)
+    copy: Any = with_quantizers(twice, Bits(4, 4))
+    assert copy[2] is copy[4]
+    assert copy[1] is copy[3] is copy[5]
+    assert type(copy[1]) is not nn.ReLU
+    assert type(copy[4]) is not nn.Conv2d
+    assert quantized_bytes(copy, Bits(4, 4)) == quantized_bytes(with_quantizers(once, Bits(4, 4)), Bits(4, 4))
+    shift = copy.train()(torch.rand(2, 1, 8, 8)).sum()
+    shift.backward()
+    assert copy[4].weight.grad.abs().sum() > 0
+
+
+@needs_brevitas
+def test_a_weight_that_two_layers_share_is_counted_once() -> None:
+    tied = nn.Sequential(nn.Linear(6, 6, bias=False), nn.ReLU(), nn.Linear(6, 6, bias=False))
+    tied[2].weight = tied[0].weight
+    one = nn.Sequential(nn.Linear(6, 6, bias=False), nn.ReLU())
+    assert quantized_bytes(with_quantizers(tied, Bits(4, 4)), Bits(4, 4)) == quantized_bytes(
+        with_quantizers(one, Bits(4, 4)), Bits(4, 4)
+    )
+
+
 class Odd(nn.Module):
     """A layer with a weight that nobody knows."""
 

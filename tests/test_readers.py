@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from dfkd.data import _formats, _pixels
+from dfkd.data._kinds import kind_of
 from dfkd.data.classes import in_order
 from dfkd.data.readers import STATISTICS, ImageSet, read_images
 from dfkd.errors import UserError
@@ -469,6 +470,20 @@ def test_gray_is_close_to_pillow_and_back() -> None:
     back = _pixels.recolour(gray, 3, "test")
     assert np.array_equal(back, np.stack([gray[:, 0]] * 3, axis=1))
     assert np.array_equal(_pixels.recolour(back, 1, "test"), gray)
+
+
+@pytest.mark.parametrize(("wanted", "said"), [(1, "1 or 3"), (3, "1 or 3"), (5, "1 or 5")])
+def test_channels_that_cannot_be_made_are_told(wanted: int, said: str) -> None:
+    with pytest.raises(UserError, match=f"test needs images with {said} channels, got 2; convert"):
+        _pixels.recolour(pixels(1, 2, 2, 4, 4), wanted, "test")
+
+
+def test_the_shortest_files_are_told_apart(tmp_path: Path) -> None:
+    for content in (b"\x08", b"\x08\x07", b"\x80", b"P"):
+        (tmp_path / "file").write_bytes(content)
+        assert kind_of(tmp_path / "file") in ("something else", "a text file")
+    (tmp_path / "file").write_bytes(b"\x08\x07\x12")
+    assert kind_of(tmp_path / "file") == "an ONNX model"
 
 
 def test_result_is_plain(tmp_path: Path) -> None:

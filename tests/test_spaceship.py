@@ -294,6 +294,17 @@ def test_the_students_own_start_is_kept_unless_asked() -> None:
     assert float(widest.std()) == pytest.approx(math.sqrt(2) * math.sqrt(2 / fans), rel=0.05)
 
 
+def test_a_new_start_leaves_frozen_layers_alone() -> None:
+    task = tiny_task(ROW)
+    weights = [parameter for parameter in task.student.net.parameters() if parameter.dim() == 4]
+    weights[0].requires_grad_(False)
+    before = [weight.detach().clone() for weight in weights]
+    run(task, tiny(init_student=True), tiny_plan(rounds=1))
+    assert torch.equal(weights[0], before[0])
+    assert not weights[0].requires_grad
+    assert not any(torch.equal(weight, old) for weight, old in zip(weights[1:], before[1:], strict=True))
+
+
 # ---- what cannot be -------------------------------------------------------------------------------------------------
 
 

@@ -179,7 +179,7 @@ def test_bounded_pixels_stay_in_range(
     import dfkd.methods.stts as module
 
     seen: list[tuple[float, float]] = []
-    original = module._bound
+    original = module._clip_grids
 
     def watch(method: STTS, T: Any, grids: list[Tensor]) -> None:
         before = [grid.detach().clone() for grid in grids]
@@ -188,7 +188,7 @@ def test_bounded_pixels_stay_in_range(
         pixels = T.denormalise(sum_of_grids(grids).detach())
         seen.append((float(pixels.min()), float(pixels.max())))
 
-    monkeypatch.setattr(module, "_bound", watch)
+    monkeypatch.setattr(module, "_clip_grids", watch)
     synthesized(replace(SMALL, bound=bound, coarse=coarse), make(digits_teacher))
     assert len(seen) == 4
     assert all(low >= -1e-5 and high <= 1 + 1e-5 for low, high in seen)
@@ -269,7 +269,7 @@ def test_nothing_stays_hooked_to_the_teacher(
         assert hooks() > before
         SMALL.synthesize(task, state, Clock(PLAN, 1))
     if when == "interrupted":
-        monkeypatch.setattr("dfkd.methods.stts._bound", lambda *_: (_ for _ in ()).throw(Interrupted))
+        monkeypatch.setattr("dfkd.methods.stts._clip_grids", lambda *_: (_ for _ in ()).throw(Interrupted))
         with pytest.raises(Interrupted):
             SMALL.synthesize(task, state, Clock(PLAN, 0))
     assert hooks() == before
@@ -283,6 +283,7 @@ def test_nothing_stays_hooked_to_the_teacher(
         ({"sigma": -1.0}, "sigma of at least 0"),
         ({"temperature": 0.0}, "temperature above 0"),
         ({"scale": 1.0}, "scale below 1"),
+        ({"scale": -2.0}, "scale of at least 0"),
         ({"alpha_bn": -1.0}, "alpha_bn of at least 0"),
         ({"betas": ()}, "betas above 0"),
         ({"betas": (1.0, 0.0)}, "betas above 0"),
@@ -387,6 +388,21 @@ def test_figures_of_targets_are_those_of_the_run(change: dict[str, Any], words: 
     expected = float((np.exp(y / 2) / np.exp(y / 2).sum(axis=1, keepdims=True)).max(axis=1).mean())
     assert numbers["largest probability, normal"] == pytest.approx(expected, abs=0.03)
     assert made["target-maximum"].numbers["σ = 3"] == pytest.approx(expected, abs=0.03)
+
+
+def test_a_class_without_weights_is_refused_before_images_are_made() -> None:
+    head = nn.Linear(72, 4)
+    teacher, student = (nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, 4)) for _ in range(2))
+    teacher[3] = head
+    with torch.no_grad():
+        head.weight[2] = 0
+    runtime = Runtime(device="cpu").launch()
+    task = build_task(teacher.eval(), student, image_size=(1, 8, 8), mean=[0.3], std=[0.4], runtime=runtime)
+    with pytest.raises(UserError, match=r"Dirichlet targets need .* all 0 in row 2; "):
+        STTS(targets="dirichlet", synthesis_batch=4).setup(task, PLAN)
+    STTS(synthesis_batch=4).setup(task, PLAN)
+    with pytest.raises(UserError, match=r"Dirichlet targets need .* all 0 in row 2; "):
+        soft_labels(task.teacher.net, (1, 8, 8), 1.0, stream())
 
 
 def test_dirichlet_draws_that_show_another_class_are_counted(digits_teacher: nn.Module) -> None:

@@ -8,8 +8,15 @@ import torch
 from scipy import ndimage, stats
 from torch import Tensor
 
+from dfkd.errors import UserError
 from dfkd.ops.affine import affine, draw_affine
-from dfkd.ops.targets import class_correlation, dirichlet_concentration, draw_dirichlet, draw_normal
+from dfkd.ops.targets import (
+    check_class_rows,
+    class_correlation,
+    dirichlet_concentration,
+    draw_dirichlet,
+    draw_normal,
+)
 
 
 def stream(seed: int = 0) -> torch.Generator:
@@ -95,18 +102,37 @@ def test_a_whole_pixel_is_moved_without_blur() -> None:
     assert float(moved[..., -1].abs().max()) < 1e-5
 
 
-def test_affine_agrees_with_ndimage() -> None:
-    x = torch.rand(4, 1, 9, 9, generator=stream(), dtype=torch.float64)
+@pytest.mark.parametrize(("h", "w"), [(9, 9), (5, 12), (12, 7)])
+def test_affine_turns_and_scales_pixels_as_ndimage_does(h: int, w: int) -> None:
+    x = torch.rand(4, 1, h, w, generator=stream(), dtype=torch.float64)
     matrices = draw_affine(4, stream(1), 20, 0.2, 0.15).double()
     got = affine(x, matrices)
     for image, matrix, result in zip(x[:, 0].numpy(), matrices.numpy(), got[:, 0].numpy(), strict=True):
-        # From (x, y) in [-1, 1] to (row, column): pixel centres lie at (2 i + 1) / 9 - 1.
+        # From (x, y) to (row, column), both in pixels from the middle; the shift is in halves of the sides.
         linear = matrix[::-1, 1::-1]
-        centre = np.array([4.0, 4.0])
-        offset = centre + matrix[::-1, 2] * 4.5 - linear @ centre
+        centre = np.array([h - 1, w - 1]) / 2
+        offset = centre + matrix[::-1, 2] * np.array([h, w]) / 2 - linear @ centre
         wide = np.pad(image, 4)  # ndimage fades out half a pixel earlier than torch does
         expected = ndimage.affine_transform(wide, linear, offset + 4 - linear @ np.array([4.0, 4.0]), order=1)
         np.testing.assert_allclose(result, expected[4:-4, 4:-4], atol=1e-6)
+
+
+def test_a_batch_of_square_images_is_that_of_affine_grid_bit_for_bit() -> None:
+    x, matrices = torch.rand(4, 3, 8, 8, generator=stream()), draw_affine(4, stream(1))
+    grid = torch.nn.functional.affine_grid(matrices, [4, 3, 8, 8], align_corners=False)
+    assert torch.equal(affine(x, matrices), torch.nn.functional.grid_sample(x, grid, align_corners=False))
+
+
+def test_a_class_without_a_direction_has_no_dirichlet_targets() -> None:
+    w = weight(4, 6)
+    check_class_rows(w)
+    check_class_rows(torch.cat([-w[:1], w[:1]]))  # of one logit
+    with pytest.raises(UserError, match=r"got weights that are in the direction of those of every class in row 0; "):
+        check_class_rows(w[:1].expand(4, 6))
+    w[2] = 0
+    assert bool(dirichlet_concentration(w, 1.0)[2].isnan().all())
+    with pytest.raises(UserError, match=r"Dirichlet targets need .*, got weights that are all 0 in row 2; train this"):
+        check_class_rows(w)
 
 
 def test_affine_draws_stay_within_their_limits() -> None:

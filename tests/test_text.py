@@ -223,6 +223,7 @@ def test_file_round_trip(tmp_path: Path) -> None:
             assert torch.equal(held.vectors, vectors)
             assert held.source["origin"] == str(tmp_path / name)
     assert embed(None, 4, "file", file=tmp_path / "a.safetensors").source["encoder"] == "mine"
+    assert torch.equal(embed(None, 4, file=str(tmp_path / "a.npy")).vectors, vectors)
 
 
 def test_unfit_files(tmp_path: Path) -> None:

@@ -101,7 +101,9 @@ def _of_text(head: bytes) -> str | None:
 
 def _of_protobuf(head: bytes, path: Path) -> str | None:
     """ONNX and TensorFlow models are messages without a magic number: their first fields tell."""
-    if path.suffix == ".onnx" or (head[:1] == b"\x08" and head[1] < 20 and head[2:3] in (b"\x12", b"\x1a", b"\x3a")):
+    if path.suffix == ".onnx" or (
+        head[:1] == b"\x08" and head[1:2] < b"\x14" and head[2:3] in (b"\x12", b"\x1a", b"\x3a")
+    ):
         return "an ONNX model"
     if path.suffix == ".pb" or b"saver_def" in head:
         return "a TensorFlow model"

@@ -57,7 +57,8 @@ def recolour(images: ByteArray, channels: int, who: str) -> ByteArray:
             luma = np.tensordot(np.asarray(GRAY, dtype=np.float64), images[start : start + step], axes=(0, 1))
             out[start : start + step, 0] = np.rint(luma).astype(np.uint8)
         return out
-    raise UserError(f"{who} needs images with 1, 3 or {channels} channels, got {channels_now}; convert them first")
+    fitting = "1 or 3" if channels == 1 else f"1 or {channels}"
+    raise UserError(f"{who} needs images with {fitting} channels, got {channels_now}; convert them first")
 
 
 def resize(images: ByteArray, height: int, width: int) -> ByteArray:

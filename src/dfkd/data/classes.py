@@ -38,12 +38,12 @@ def in_order(images: ImageSet, names: Sequence[str], classes: int, role: str) ->
     wanted_names = tuple(names) or tuple(str(label) for label in range(classes))
     places = _places(images.names, wanted_names)
     labels = set(images.labels.unique().tolist())
-    strange = [name for label, name in enumerate(images.names) if places[label] is None and label in labels]
-    if images.names and not strange:
+    unknown_folders = [name for label, name in enumerate(images.names) if places[label] is None and label in labels]
+    if images.names and not unknown_folders:
         table = torch.tensor([-1 if place is None else place for place in places])
         images = replace(images, labels=table[images.labels])
     elif images.folders:
-        _check_folders(images, strange, tuple(names), classes, role)
+        _check_folders(images, unknown_folders, tuple(names), classes, role)
     check_labels(images.labels, classes, role)
     return replace(images, names=tuple(names), folders=False)
 
@@ -65,10 +65,12 @@ def check_labels(labels: Labels, classes: int, role: str) -> None:
 def _places(names: Sequence[str], expected: Sequence[str]) -> list[int | None]:
     """For each given name the place of the known one that it means, or None; an exact match goes first."""
     exact = {name: place for place, name in enumerate(expected)}
-    loose, count = {_plain(name): place for place, name in enumerate(expected)}, Counter(map(_plain, expected))
-    counts = Counter(map(_plain, names))
-    single = {key: place for key, place in loose.items() if count[key] == 1 and counts[key] == 1}
-    return [exact.get(name, single.get(_plain(name))) for name in names]
+    place_by_plain_name = {_plain(name): place for place, name in enumerate(expected)}
+    expected_counts, counts = Counter(map(_plain, expected)), Counter(map(_plain, names))
+    place_by_unique_name = {
+        key: place for key, place in place_by_plain_name.items() if expected_counts[key] == 1 and counts[key] == 1
+    }
+    return [exact.get(name, place_by_unique_name.get(_plain(name))) for name in names]
 
 
 def _plain(name: str) -> str:
@@ -77,13 +79,15 @@ def _plain(name: str) -> str:
     return str(int(text)) if text.isdecimal() else text
 
 
-def _check_folders(images: ImageSet, strange: list[str], names: tuple[str, ...], classes: int, role: str) -> None:
+def _check_folders(
+    images: ImageSet, unknown_folders: list[str], names: tuple[str, ...], classes: int, role: str
+) -> None:
     """Folders whose names do not tell: refused where their order cannot be meant either."""
     remedy = "--data.classes (classes=) with the folders' names in label order"
-    if len(strange) < len(set(images.labels.tolist())):
+    if len(unknown_folders) < len(set(images.labels.tolist())):
         raise UserError(
-            f"{role} folders need the names of the teacher's classes, got {_few(strange)} beside names that it has; "
-            f"rename them, or give {remedy}"
+            f"{role} folders need the names of the teacher's classes, got {_few(unknown_folders)} beside names that it "
+            f"has; rename them, or give {remedy}"
         )
     if len(images.names) != classes:
         raise UserError(

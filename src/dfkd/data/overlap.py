@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dfkd.data.rows import Rows
-from dfkd.ops.hashing import difference_hash, to_gray
+from dfkd.ops.hashing import row_steps, to_gray
 from dfkd.ops.pixels import as_images
 from dfkd.types import Bytes, Labels
 
@@ -20,9 +20,17 @@ __all__ = ["ALIKE", "BITS", "NearDuplicates", "Overlap", "Pair", "find_duplicate
 BITS = 64  # of a hash
 AT_MOST = 4  # bits in which near-duplicates differ
 ALIKE = 0.9  # least correlation of the pixels of pictures that people would call the same
+FLAT = 1e-5  # of a brightness in [0, 1]: smaller steps between neighbours are the rounding of one colour
 _CELLS = 2**19  # pairs of hashes compared at a time: few enough for a processor's cache
 
 Codes = npt.NDArray[np.uint64]
+
+
+class _Hashes(NamedTuple):
+    """Of n images: the hash (n,), and whether there is any edge to speak of (n,); without one a hash says nothing."""
+
+    codes: Codes
+    edged: npt.NDArray[np.bool_]
 
 
 class Overlap(NamedTuple):
@@ -66,8 +74,8 @@ class NearDuplicates:
 def web_overlap(web: Rows, images: Bytes, at_most: int = AT_MOST, block: int = 4096) -> Overlap:
     """Web images whose difference hash (64 bits) differs from that of some of ``images`` in at most ``at_most`` bits.
 
-    Nothing is removed: what to do about them is for people to decide. Pictures without edges (one colour) have no
-    hash to speak of and are left out on both sides.
+    Nothing is removed: what to do about them is for people to decide. Pictures without edges from left to
+    right (one colour) have no hash to speak of and are left out on both sides.
 
     Args:
         web: unlabelled rows.
@@ -101,7 +109,7 @@ def find_duplicates(
 
     Args:
         web, images, at_most, block: see there; both have the same shape.
-        shown: pairs that are kept.
+        pairs_kept: at most so many pairs come back.
         expect: told, after the first block, about how many seconds the rest will take.
     """
     bank = _bank(images, block)
@@ -117,12 +125,12 @@ def find_duplicates(
     return NearDuplicates(len(web), len(images), count, alike, at_most, tuple(best.values())[:pairs_kept])
 
 
-def _look(web: Rows, images: Bytes, bank: Codes, rows: Labels, at_most: int, most: int = 16) -> list[Pair]:
+def _look(web: Rows, images: Bytes, bank: _Hashes, rows: Labels, at_most: int, most: int = 16) -> list[Pair]:
     """Of the images with the nearest hashes, for each of these web rows, the one that correlates most with it."""
     pictures = web.take(rows).cpu()
     pairs = []
-    for row, picture, code in zip(rows.tolist(), pictures, _codes(pictures), strict=True):
-        bits = np.where(bank == 0, BITS + 1, np.bitwise_count(bank ^ code))
+    for row, picture, code in zip(rows.tolist(), pictures, _hashes(pictures).codes, strict=True):
+        bits = np.where(bank.edged, np.bitwise_count(bank.codes ^ code), BITS + 1)
         near = np.flatnonzero(bits <= max(at_most, bits.min()))
         near = near[bits[near].argsort(kind="stable")[:most]]
         alike = _standard(images[torch.from_numpy(near)].cpu()) @ _standard(picture[None])[0]
@@ -137,22 +145,23 @@ def _standard(pixels: Bytes) -> Tensor:
     return torch.nn.functional.normalize(gray - gray.mean(dim=1, keepdim=True), dim=1)
 
 
-def _bank(images: Bytes, block: int) -> Codes:
-    return np.concatenate([_codes(part) for part in images.split(block)])
+def _bank(images: Bytes, block: int) -> _Hashes:
+    parts = [_hashes(part) for part in images.split(block)]
+    return _Hashes(np.concatenate([part.codes for part in parts]), np.concatenate([part.edged for part in parts]))
 
 
-def _nearest(web: Rows, bank: Codes, block: int, expect: Callable[[float], None] | None = None) -> Overlap:
+def _nearest(web: Rows, bank: _Hashes, block: int, expect: Callable[[float], None] | None = None) -> Overlap:
     """The nearest of the hashes for every web row; more than ``BITS`` bits where there is none."""
-    indices = np.flatnonzero(bank)
-    bank = bank[indices]
+    indices = np.flatnonzero(bank.edged)
+    codes = bank.codes[indices]
     place, distance = np.zeros(len(web), np.int64), np.full(len(web), BITS + 1, np.uint8)
     began = time.monotonic()
     for start, part in web.blocks(block):
-        codes = _codes(part)
-        rows = np.flatnonzero(codes)
-        if len(bank):
-            for group in np.array_split(rows, max(1, len(rows) * len(bank) // _CELLS)):
-                bits, column = _closest(codes[group], bank)
+        hashes = _hashes(part)
+        rows = np.flatnonzero(hashes.edged)
+        if len(codes):
+            for group in np.array_split(rows, max(1, len(rows) * len(codes) // _CELLS)):
+                bits, column = _closest(hashes.codes[group], codes)
                 distance[start + group], place[start + group] = bits, indices[column]
         if start == 0 and expect is not None:
             expect((time.monotonic() - began) * (len(web) / len(part) - 1))
@@ -166,11 +175,11 @@ def _closest(codes: Codes, bank: Codes) -> tuple[npt.NDArray[np.uint8], npt.NDAr
     return bits[np.arange(len(codes)), column], column
 
 
-def _codes(pixels: Bytes) -> Codes:
-    """One whole number of 64 bits for each image; 0 for a picture without edges."""
-    parts = [difference_hash(as_images(part)).cpu() for part in _chunks(pixels)]
-    packed = np.packbits(torch.cat(parts).numpy(), axis=1)
-    return packed.view(np.uint64)[:, 0]
+def _hashes(pixels: Bytes) -> _Hashes:
+    """Difference hashes of images, each one whole number of 64 bits."""
+    steps = torch.cat([row_steps(as_images(part)).cpu() for part in _chunks(pixels)]).numpy()
+    packed = np.packbits(steps > 0, axis=1)
+    return _Hashes(packed.view(np.uint64)[:, 0], (np.abs(steps) > FLAT).any(axis=1))
 
 
 def _chunks(pixels: Bytes) -> Iterator[Bytes]:

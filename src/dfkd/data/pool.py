@@ -134,7 +134,7 @@ class Pool:
         as_numpy = torch.empty((), dtype=dtype).numpy().dtype
         try:
             with path.open("wb") as handle:  # a full disk must show now, not as a bus error in the middle of a round
-                os.posix_fallocate(handle.fileno(), 0, self.capacity * math.prod(shape) * dtype.itemsize)
+                _reserve_disk(handle.fileno(), self.capacity * math.prod(shape) * dtype.itemsize)
             memory = np.memmap(path, dtype=as_numpy, mode="r+", shape=(self.capacity, *shape))
         except OSError as error:
             raise UserError(
@@ -142,3 +142,11 @@ class Pool:
                 "free space or lower the memory size"
             ) from error
         return torch.from_numpy(memory)
+
+
+def _reserve_disk(file: int, size: int) -> None:
+    """Make the file ``size`` bytes long; where the system cannot reserve them (macOS), they are taken when written."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, size)
+    else:
+        os.ftruncate(file, size)

@@ -74,7 +74,7 @@ def embed(
     classes: int,
     encoder: str = "auto",
     prompt: str = "P2",
-    file: Path | None = None,
+    file: str | Path | None = None,
 ) -> TextEmbedding:
     """K x d vectors for K classes.
 
@@ -97,7 +97,7 @@ def embed(
     if prompt not in PROMPTS:
         raise UserError(f"embed needs prompt to be one of {', '.join(PROMPTS)}, got {prompt!r}; choose one of them")
     if encoder == "file" or (encoder == "auto" and file is not None):
-        return _from_file(file, classes)
+        return _from_file(None if file is None else Path(file), classes)
     if file is not None:
         raise UserError(f"embed needs encoder 'file' to read {file}, got {encoder!r}; drop one of the two")
     texts = _texts(None if encoder == "index" else names, classes, prompt)

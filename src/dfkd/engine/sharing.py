@@ -11,7 +11,7 @@ from dfkd.nets.heads import map_projector, vector_projector
 from dfkd.nets.tail import last_map
 from dfkd.nets.zoo import forget_layers
 
-__all__ = ["projection", "share_head", "widen", "widened_by"]
+__all__ = ["check_outputs", "feature_projection", "projection", "share_head", "widen", "widened_by"]
 
 _WIDENED = "_widened_by"  # an attribute of a widened network: the arguments of `widen`
 
@@ -32,7 +32,8 @@ def share_head(teacher: nn.Module, student: nn.Module, image_size: tuple[int, in
         ``student``.
 
     Raises:
-        UserError: a network without a linear classifier, or another number of classes.
+        UserError: a network without a linear classifier, or another number of classes or of outputs (of two classes a
+            network may have one).
     """
     wider = projection(teacher, student, image_size)
     if wider is not None:
@@ -55,10 +56,40 @@ def projection(teacher: nn.Module, student: nn.Module, image_size: tuple[int, in
     old = survey(teacher, image_size, None, "teacher")
     new = survey(student, image_size, old.classes, "student")
     teacher_head, student_head = _linear(teacher, old, "teacher"), _linear(student, new, "student")
+    check_outputs(teacher_head, student_head)
     if new.features == old.features and (teacher_head.bias is None) == (student_head.bias is None):
         return None
     look = _look(teacher, teacher_head, image_size)
     return {"features": old.features, "side": look.side, "bias": teacher_head.bias is not None, "relu": look.positive}
+
+
+def feature_projection(
+    teacher: nn.Module, student: nn.Module, image_size: tuple[int, int, int]
+) -> dict[str, Any] | None:
+    """The arguments of :func:`widen` that make ``student``'s features as wide as the teacher's; its head is its own.
+
+    None where they are so already, or where a network has no linear classifier that can be found.
+    """
+    old = survey(teacher, image_size, None, "teacher")
+    new = survey(student, image_size, old.classes, "student")
+    if old.head is None or new.head is None or new.features == old.features:
+        return None
+    look = _look(teacher, _linear(teacher, old, "teacher"), image_size)
+    bias = _linear(student, new, "student").bias is not None
+    return {"features": old.features, "side": look.side, "bias": bias, "relu": look.positive}
+
+
+def check_outputs(teacher_head: nn.Linear, student_head: nn.Linear) -> None:
+    """Refuse classifiers that cannot be one: two classes may have two outputs in one network and one in the other.
+
+    Raises:
+        UserError: their numbers of outputs differ.
+    """
+    if student_head.out_features != teacher_head.out_features:
+        raise UserError(
+            f"share_head needs a student with as many outputs as the teacher, which has {teacher_head.out_features}, "
+            f"got {student_head.out_features}; build the student with as many"
+        )
 
 
 def widen(

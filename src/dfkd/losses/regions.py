@@ -16,7 +16,6 @@ from torch.nn import functional as F
 
 from dfkd.types import Features, Labels, Logits, Maps, Scalar
 
-ClassMaps = Float[Tensor, "n k h w"]
 StageMap = Float[Tensor, "n h w"]
 
 
@@ -85,10 +84,8 @@ def regions(
     ``classes`` is the teacher's argmax, for teacher and student alike. ``stages`` must belong to the graph of
     ``logits``; where there are none, no graph is needed.
     """
-    return Regions(
-        classes=class_activation_maps(last, head_weight),
-        stages=grad_cams(logits, stages, classes) if stages else (),
-    )
+    cams = grad_cams(logits, stages, classes) if stages else ()
+    return Regions(class_activation_maps(last, head_weight), cams)
 
 
 def region_consistency(student_cams: Float[Tensor, "*maps"], teacher_cams: Float[Tensor, "*maps"]) -> Scalar:

@@ -107,9 +107,9 @@ class CMI(Method[CMIState]):
             )
 
     def needs(self) -> frozenset[Need]:
-        """Two doublings; BN layers for the statistics and for the features, unless neither is asked for."""
-        norms = self.alpha_bn != 0 or self.layers == "norms"
-        return frozenset({Need.GRADIENT, Need.sides_of(4)} | ({Need.BN} if norms else {Need.STAGES}))
+        """Two doublings; BN layers unless their weight is 0, and the layers whose features are contrasted."""
+        features = {"norms": Need.BN, "stages": Need.STAGES}[self.layers]
+        return frozenset({Need.GRADIENT, Need.sides_of(4), features} | ({Need.BN} if self.alpha_bn != 0 else set()))
 
     def setup(self, task: Task, plan: Plan) -> CMIState:
         """Line 1, and G, which line 3 fills."""

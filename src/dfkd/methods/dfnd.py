@@ -128,11 +128,12 @@ class DFND(Method[DFNDState]):
                 certainty[part], predicted[part] = task.teacher(x).logits.log_softmax(dim=1).max(dim=1)
         total = len(web_of(task))
         n = self.selected if self.selected_share is None else round(self.selected_share * total)
+        rank = certainty
         if self.select == "random":
-            certainty = torch.rand(len(certainty), generator=task.runtime.generator, device=certainty.device)
-        certain = most_certain(certainty, max(1, n // task.runtime.world))
-        state.chosen, state.predicted = state.rows[certain], predicted[certain]
-        return {**selection_metrics(task, state.predicted), "certainty/least": certainty[certain].amin().exp()}
+            rank = torch.rand(len(certainty), generator=task.runtime.generator, device=certainty.device)
+        best = most_certain(rank, max(1, n // task.runtime.world))
+        state.chosen, state.predicted = state.rows[best], predicted[best]
+        return {**selection_metrics(task, state.predicted), "certainty/least": certainty[best].amin().exp()}
 
     def batch(self, task: Task, state: DFNDState, clock: Clock) -> Batch:
         """Line 4: images that were kept, drawn uniformly with replacement."""

@@ -29,7 +29,7 @@ from dfkd.engine.core import Cache, Clock, Method, Metrics, Need, State, Task
 from dfkd.engine.limits import Count, NotNegative, Positive, PositiveShare, Share, Whole
 from dfkd.engine.measures import Measure
 from dfkd.engine.plan import Plan
-from dfkd.engine.sharing import projection, widen
+from dfkd.engine.sharing import check_outputs, feature_projection, projection, widen
 from dfkd.engine.views import View
 from dfkd.engine.web import SELECTION_MEASURES, own_rows, read_blocks, selection_metrics, selection_views, web_of
 from dfkd.errors import UserError
@@ -118,9 +118,8 @@ class KD3(Method[KD3State]):
 
     def fit(self, teacher: nn.Module, student: nn.Module, image_size: tuple[int, int, int]) -> nn.Module:
         """Line 1: where the features differ in width, a projector that stays in S; new weights are PyTorch's."""
-        if not self.share_head:
-            return student
-        projector = projection(teacher, student, image_size)
+        find_projector = projection if self.share_head else feature_projection
+        projector = find_projector(teacher, student, image_size)
         return student if projector is None else widen(student, image_size, **projector)
 
     def views(self, task: Task, state: KD3State | None, real: Bytes | None) -> Mapping[str, Callable[[], View]]:
@@ -129,7 +128,12 @@ class KD3(Method[KD3State]):
 
     def setup(self, task: Task, plan: Plan) -> KD3State:
         """Line 1."""
-        student_head, teacher_head = _heads(task)
+        if self.mdcl != "none" and plan.batch_size < 2:
+            raise UserError(
+                f"KD3 needs plan.batch_size of at least 2 images to tell apart, got {plan.batch_size}; "
+                'raise it, or set mdcl="none"'
+            )
+        student_head, teacher_head = _heads(self, task)
         none = torch.zeros(0, dtype=torch.int64, device=task.runtime.device)
         state = KD3State(own_rows(task, self.pool_share), none, none)
         if self.share_head:
@@ -271,11 +275,24 @@ def _label_loss(method: KD3, s: Readout, t: Readout) -> Scalar:
     return knowledge_distillation(t.logits, s.logits, method.label_temperature)
 
 
-def _heads(task: Task) -> tuple[nn.Linear, nn.Linear]:
-    """Both classifiers, of equal width."""
+def _heads(method: KD3, task: Task) -> tuple[nn.Linear, nn.Linear]:
+    """Both classifiers, of equal width, and of equal shape where they are to be one."""
     student_head, teacher_head = task.student.head, task.teacher.head
     if student_head is None or teacher_head is None:
         raise RuntimeError("KD3 needs two linear classifiers; the driver checks that before setup")
+    if method.share_head:
+        _check_shareable(student_head, teacher_head)
+    elif student_head.in_features != teacher_head.in_features:
+        raise UserError(
+            f"KD3 needs a student whose classifier reads {teacher_head.in_features} features like the teacher's, got "
+            f"{student_head.in_features}; pass it through KD3.fit first"
+        )
+    return student_head, teacher_head
+
+
+def _check_shareable(student_head: nn.Linear, teacher_head: nn.Linear) -> None:
+    """The weights of one classifier fit into the other."""
+    check_outputs(teacher_head, student_head)
     biased = [head.bias is not None for head in (student_head, teacher_head)]
     if student_head.in_features != teacher_head.in_features or biased[0] != biased[1]:
         raise UserError(
@@ -283,7 +300,6 @@ def _heads(task: Task) -> tuple[nn.Linear, nn.Linear]:
             f"{_bias_words(teacher_head)} like the teacher's, "
             f"got {student_head.in_features}{_bias_words(student_head)}; pass it through dfkd.share_head first"
         )
-    return student_head, teacher_head
 
 
 def _bias_words(head: nn.Linear) -> str:

@@ -83,7 +83,7 @@ class NAYER(Method[NayerState]):
     alpha_bn: float = 10.0  # α_bn
     width: Count = 1000  # r, length of a code; noise of code="z" and "concat" has this length too
     channels: Count = 64  # ngf, channels of G's last block
-    generator: Literal["auto", "conv", "deep"] = "auto"  # auto: the deep one from 128 pixels on
+    generator: Literal["auto", "conv", "deep"] = "auto"  # auto: the deep one from 128 pixels on, where it fits
     temperature: Positive = 20.0  # τ of the student's KL
     memory: Count | None = None  # |M|, the newest images kept; None: all
     augmentation: Literal["crop", "imagenet"] = "crop"  # how images are augmented (code: "imagenet" on ImageNet)
@@ -122,8 +122,8 @@ class NAYER(Method[NayerState]):
         return {**codes, **weights}
 
     def needs(self) -> frozenset[Need]:
-        """BN statistics unless their weight is 0, text unless the code does without, sides that are multiples of 4."""
-        needs = {Need.GRADIENT, Need.sides_of(4)}
+        """BN statistics unless their weight is 0, text unless the code does without, sides that G can double up to."""
+        needs = {Need.GRADIENT, Need.sides_of(16 if self.generator == "deep" else 4)}
         if self.alpha_bn != 0:
             needs.add(Need.BN)
         if self.code not in ("onehot", "z"):
@@ -133,8 +133,7 @@ class NAYER(Method[NayerState]):
     def setup(self, task: Task, plan: Plan) -> NayerState:
         """Line 2, and the networks."""
         Z, length = _code(self, task)
-        deep = self.generator == "deep" or (self.generator == "auto" and min(task.image_shape[1:]) >= 128)
-        G = (DeepGenerator if deep else ConvGenerator)(length, task.image_shape, self.channels)
+        G = _generator_class(self, task.image_shape)(length, task.image_shape, self.channels)
         capacity = self.synthesis_batch * plan.turns * (plan.warmup * self.warmup_batches + plan.rounds * self.batches)
         columns = {"images": (task.image_shape, torch.uint8), "labels": ((), torch.int64)}
         M = Pool(capacity if self.memory is None else min(capacity, self.memory), columns, task.runtime.device)
@@ -230,6 +229,12 @@ def objective(
     adv = agreeing_divergence(t, S(x).logits, method.mask) if adversarial else zero
     loss = method.alpha_cls * cls - method.alpha_adv * adv + method.alpha_bn * bn
     return Parts(loss, cls, bn, adv, t, stats)
+
+
+def _generator_class(method: NAYER, image_shape: tuple[int, int, int]) -> type[ConvGenerator] | type[DeepGenerator]:
+    """The one that is named; ``auto`` takes the deep one for large images whose sides it can make."""
+    large = all(side >= 128 and side % 16 == 0 for side in image_shape[1:])
+    return DeepGenerator if method.generator == "deep" or (method.generator == "auto" and large) else ConvGenerator
 
 
 def _code(method: NAYER, task: Task) -> tuple[nn.Module, int]:

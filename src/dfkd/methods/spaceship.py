@@ -39,7 +39,7 @@ from dfkd.engine.stages import equal_stages
 from dfkd.engine.views import Grid, View
 from dfkd.errors import UserError
 from dfkd.losses.divergence import cross_entropy, knowledge_distillation
-from dfkd.losses.regions import Regions, attention_transfer, class_activation_maps, fitnets, grad_cams, msarc
+from dfkd.losses.regions import Regions, attention_transfer, fitnets, msarc, regions
 from dfkd.losses.statistics import moment_distance
 from dfkd.nets.generators import ConvGenerator
 from dfkd.nets.initialise import initialise
@@ -91,7 +91,7 @@ class SpaceshipNet(Method[SpaceshipState]):
     keep: Literal["best", "last"] = "best"  # which step's features are stored (code: best)
     first_bn: float = 1.0  # factor of the first BatchNorm layer within L_BN (code)
     init: Literal["kaiming", "torch"] = "kaiming"  # of G (code: Kaiming; BatchNorm N(1, 0.02))
-    init_student: bool = False  # start from Xavier-normal weights with gain √2 (code) instead of the student's own
+    init_student: bool = False  # Xavier-normal weights with gain √2 (code) in place of those that are not frozen
     pairs: Literal["complementary", "independent"] = "complementary"  # independent: each row its own channels (code)
     kl_reduction: Literal["element_mean", "batchmean"] = "element_mean"  # code: a mean over images and classes
     gradcam_last: bool = True  # Grad-CAM at the last stage too (code: ResNet yes, its R2 variant no)
@@ -196,8 +196,8 @@ class SpaceshipNet(Method[SpaceshipState]):
         loss = self.lambda_kl * kl
         if self.constraint == "msarc":
             y = t.logits.detach().argmax(dim=1)
-            ours, theirs = _regions(self, s, S, y), _regions(self, t, T, y)
-            return loss + msarc(ours, theirs, self.lambda_cam, self.lambda_gradcam)
+            student_regions, teacher_regions = _regions(self, s, S, y), _regions(self, t, T, y)
+            return loss + msarc(student_regions, teacher_regions, self.lambda_cam, self.lambda_gradcam)
         for i, (a, b) in enumerate(zip(s.maps, t.maps, strict=True)):
             if self.constraint == "at":
                 loss = loss + self.lambda_at * attention_transfer(a.float(), b.detach().float())
@@ -281,10 +281,10 @@ def _pool(method: SpaceshipNet, task: Task, plan: Plan) -> Pool:
 
 def _check_stages(method: SpaceshipNet, task: Task) -> nn.ModuleDict:
     """Refuse stages that cannot be compared; returns FitNets' regressors, from the student's channels."""
-    theirs, ours = equal_stages(task, "SpaceshipNet", pooled=method.constraint == "msarc")
+    teacher_maps, student_maps = equal_stages(task, "SpaceshipNet", pooled=method.constraint == "msarc")
     if method.constraint != "fitnets":
         return nn.ModuleDict()
-    pairs = enumerate(zip(ours, theirs, strict=True))
+    pairs = enumerate(zip(student_maps, teacher_maps, strict=True))
     return nn.ModuleDict({f"stage{i}": nn.Conv2d(a.shape[1], b.shape[1], 1) for i, (a, b) in pairs})
 
 
@@ -313,8 +313,7 @@ def _with_graph(images: Images, S: Probe) -> Images:
 
 def _regions(method: SpaceshipNet, out: Readout, net: Probe, y: Labels) -> Regions:
     stages = out.maps if method.gradcam_last else out.maps[:-1]
-    cams = grad_cams(out.logits, stages, y) if stages else ()
-    return Regions(class_activation_maps(out.maps[-1], _weights(net)), cams)
+    return regions(out.logits, out.maps[-1], _weights(net), stages, y)
 
 
 def _weights(net: Probe) -> Tensor:

@@ -53,7 +53,7 @@ from dfkd.ops.keep_best import keep_best, no_best
 from dfkd.ops.labels import balanced_labels
 from dfkd.ops.pixels import as_bytes, as_images
 from dfkd.ops.pyramid import coarser_sizes, sum_of_grids
-from dfkd.ops.targets import dirichlet_concentration, draw_dirichlet, draw_normal
+from dfkd.ops.targets import check_class_rows, dirichlet_concentration, draw_dirichlet, draw_normal
 from dfkd.types import Batch, Bytes, Images, Logits, Scalar
 
 __all__ = ["STTS", "STTSState"]
@@ -85,7 +85,7 @@ class STTS(Method[STTSState]):
     lr: Positive = 1e-3  # Adam's rate for the pixels
     layer: str = "auto"  # l: "auto" (FC-2 where there is one), "logits", or the path of a linear layer
     degrees: NotNegative = 15.0  # augmentation: largest rotation
-    scale: float = 0.1  # augmentation: size between 1 - scale and 1 + scale
+    scale: NotNegative = 0.1  # augmentation: size between 1 - scale and 1 + scale
     shift: NotNegative = 0.1  # augmentation: largest translation, as a share of the side
     pad: Whole = 4  # augmentation: random crop
     noise: NotNegative = 0.05  # augmentation: standard deviation of additive noise
@@ -172,6 +172,8 @@ class STTS(Method[STTSState]):
         find_tail(task.teacher.net, task.image_shape, self.layer, self.space)  # refuses what cannot be modelled
         _map_place(self, task)
         _check_grids(self, task)
+        if self.targets == "dirichlet":
+            check_class_rows(_class_weights(task))
         capacity = plan.warmup * plan.turns * self.batches * self.synthesis_batch
         columns = {"images": (task.image_shape, torch.uint8), "labels": ((), torch.int64)}
         if self.student_target == "stored":
@@ -195,12 +197,12 @@ class STTS(Method[STTSState]):
                     out = step(self, T, _view(self, task, T, x), y)
                     best = keep_best(best, out.loss, x) if self.keep == "best" else best
                     task.runtime.step(out.loss, private=[optimizer])
-                    _bound(self, T, grids)
+                    _clip_grids(self, T, grids)
                 images = as_bytes(T.denormalise(best.images if self.keep == "best" else sum_of_grids(grids)))
                 answers = _answer(T, images) if self.student_target == "stored" else None
                 targets = {} if answers is None else {"targets": answers}
                 state.pool.add(images=images, labels=out.logits.argmax(dim=1), **targets)  # line 7
-            views = _seen_by_student(self, T, images)
+            views = _augmentation_metrics(self, T, images)
         softened = torch.softmax(y / self.temperature, dim=1)
         return {
             "loss/synthesis": out.loss.detach(),
@@ -279,7 +281,7 @@ def _answer(T: Probe, images: Bytes) -> Logits:
 
 
 @torch.no_grad()
-def _seen_by_student(method: STTS, T: Probe, images: Bytes) -> Metrics:
+def _augmentation_metrics(method: STTS, T: Probe, images: Bytes) -> Metrics:
     """What augmentation leaves of a batch: entropy of T's classes, and the share of images that keep theirs.
 
     From a random stream of its own, so that looking changes nothing. Both are low, before the student's first step,
@@ -292,10 +294,10 @@ def _seen_by_student(method: STTS, T: Probe, images: Bytes) -> Metrics:
     return {"augmented/class_entropy": class_entropy(after), "augmented/same_class": retention}
 
 
-def _eye(method: STTS, task: Task) -> Probe:
+def _last_map_probe(method: STTS, task: Task) -> Probe:
     """A probe of T that reads the map fed to pooling or flattening, whichever stages the task's own probe names."""
     T, place = task.teacher, _map_place(method, task)
-    eye = Probe(
+    probe = Probe(
         T.net,
         mean=T.mean.flatten().tolist(),
         std=(1 / T.scale).flatten().tolist(),
@@ -305,7 +307,7 @@ def _eye(method: STTS, task: Task) -> Probe:
         outputs=T.outputs,
         joint=task.runtime.joint,
     )
-    return eye.to(task.runtime.device).freeze()
+    return probe.to(task.runtime.device).freeze()
 
 
 def _map_place(method: STTS, task: Task) -> str | None:
@@ -332,7 +334,7 @@ def _tools(method: STTS, task: Task, state: STTSState) -> Iterator[tuple[Tail, P
     """The modelled layer and the probe, built when first asked for; put away when an error (or Ctrl-C) ends the run."""
     if state.tools.value is None:
         rest = find_tail(task.teacher.net, task.image_shape, method.layer, method.space)
-        state.tools.value = rest, _eye(method, task)
+        state.tools.value = rest, _last_map_probe(method, task)
     with ExitStack() as stack:
         stack.callback(_put_away, state)
         yield state.tools.value
@@ -351,15 +353,20 @@ def _draw(method: STTS, task: Task, rest: Tail) -> Logits:
     n, rng = method.synthesis_batch, task.runtime.generator
     if method.targets == "normal":
         return rest(draw_normal(rest.weight, n, method.sigma, rng))
-    weights = task.teacher.class_weights
-    if weights is None:
-        raise RuntimeError("Dirichlet targets need a linear classifier; the driver checks that before setup")
+    weights = _class_weights(task)
     labels = balanced_labels(n, task.classes, rng, task.runtime.device)
     labels = labels[torch.randperm(n, generator=rng, device=labels.device)]  # any β for any class
-    rows = [dirichlet_concentration(weights.detach(), beta, method.dirichlet) for beta in method.betas]
+    rows = [dirichlet_concentration(weights, beta, method.dirichlet) for beta in method.betas]
     share = torch.arange(n, device=labels.device) * len(rows) // n
     # The targets are probabilities at τ already: undo the division that is to come.
     return draw_dirichlet(torch.cat(rows), labels + share * task.classes, rng) * method.temperature
+
+
+def _class_weights(task: Task) -> Tensor:
+    """The rows of the teacher's classifier (K, d), as constants."""
+    if task.teacher.class_weights is None:
+        raise RuntimeError("Dirichlet targets need a linear classifier; the driver checks that before setup")
+    return task.teacher.class_weights.detach()
 
 
 def _start(method: STTS, task: Task) -> list[Tensor]:
@@ -378,7 +385,7 @@ def _start(method: STTS, task: Task) -> list[Tensor]:
 
 
 @torch.no_grad()
-def _bound(method: STTS, T: Probe, grids: list[Tensor]) -> None:
+def _clip_grids(method: STTS, T: Probe, grids: list[Tensor]) -> None:
     """Keep the pixels in range, in place, so that the optimiser still owns them: the finest grid takes what is cut."""
     if method.bound == "end":
         return

@@ -56,7 +56,13 @@ def build_timm(name: str, classes: int, channels: int) -> nn.Module:
     if not name.startswith("hf-hub:") and not timm.is_model(name):
         hint = suggest(name, timm.list_models(), "timm.list_models() lists them")
         raise UserError(f"timm: needs the name of a timm model, got {name!r}; {hint}")
-    return timm.create_model(name, pretrained=False, num_classes=classes, in_chans=channels)
+    try:
+        return timm.create_model(name, pretrained=False, num_classes=classes, in_chans=channels)
+    except Exception as error:  # an unknown tag, a hub that does not answer: timm raises almost any kind of error
+        raise UserError(
+            f"timm:{name} needs to be a model that timm can build for {classes} classes and {channels} channels, got "
+            f"{_first_sentence(error)}; check the name, and the network where it is one of the hub"
+        ) from error
 
 
 def build_torchvision(name: str, classes: int, channels: int) -> nn.Module:
@@ -80,6 +86,11 @@ def build_hf(name: str, classes: int, channels: int) -> nn.Module:
         raise UserError(
             f"hf: needs a folder or repository with an image classifier, got {name!r}; check the name and the network"
         ) from error
+    except Exception as error:  # a text model, or a type of model that the installed transformers does not know
+        raise UserError(
+            f"hf: needs a folder or repository with an image classifier, got {name!r} "
+            f"({_first_sentence(error)}); choose a model for image classification that transformers knows"
+        ) from error
     inputs = getattr(model.config, "num_channels", channels)
     if inputs != channels:
         raise UserError(f"hf:{name} needs {inputs} channels, got {channels}; choose another network or other data")
@@ -88,6 +99,10 @@ def build_hf(name: str, classes: int, channels: int) -> nn.Module:
             f"hf:{name} needs {model.config.num_labels} classes, got {classes}; fine-tune it for your classes first"
         )
     return LogitsOnly(model)
+
+
+def _first_sentence(error: Exception) -> str:
+    return first_line(error).partition(". ")[0].rstrip(".")
 
 
 def _locate(name: str) -> Callable[..., Any]:
@@ -102,7 +117,7 @@ def _locate(name: str) -> Callable[..., Any]:
 
 
 def _arguments(name: str, make: Callable[..., Any], values: dict[str, int]) -> dict[str, int]:
-    """Those of ``offered`` that ``make`` takes.
+    """Those of ``values`` that ``make`` takes.
 
     Raises:
         UserError: it needs others.

@@ -28,7 +28,7 @@ def _block(inputs: int, outputs: int, double: bool = True) -> Iterable[nn.Module
 
 
 class ConvGenerator(nn.Module):
-    """The CMI family's generator (CMI, Fast, Spaceship-Net; NAYER with ``code_norm=True`` too).
+    """The CMI family's generator (CMI, Fast, Spaceship-Net; NAYER for small images).
 
     ``Linear(inputs, 2w·s0²) -> BN -> x2 -> conv 2w -> x2 -> conv w -> conv c -> sigmoid`` with s0 = side / 4 and w =
     ``width``. It decodes in stages, so that a method may read or exchange features between them: tap 0 after the

@@ -82,8 +82,8 @@ def with_quantizers(net: nn.Module, bits: Bits) -> nn.Module:
     layers = _Layers(bits)
     student = copy.deepcopy(net)
     _check_layers(student)
-    for path, module in list(student.named_modules()):
-        replacement = layers.like(module)
+    for path, module in list(student.named_modules(remove_duplicate=False)):
+        replacement = layers.replacement_of(module)
         if replacement is not None:
             _set_module(student, path, replacement.train(module.training))
     return student.requires_grad_(True)
@@ -114,16 +114,16 @@ class _Layers:
             (Uint8ActPerTensorFloat,),
             {**choices, "bit_width": bits.activations, "scaling_impl": Largest},
         )
-        self._seen: dict[int, nn.Module] = {}
+        self._replacements: dict[int, nn.Module] = {}
 
-    def like(self, module: nn.Module) -> nn.Module | None:
-        """What stands for ``module``, or None where it stays; a module that is used twice has one range."""
-        if id(module) not in self._seen:
+    def replacement_of(self, module: nn.Module) -> nn.Module | None:
+        """What stands for ``module``, or None where it stays; a module that has two paths has one range."""
+        if id(module) not in self._replacements:
             layer = self._quantizing_layer(module)
             if layer is None:
                 return None
-            self._seen[id(module)] = layer
-        return self._seen[id(module)]
+            self._replacements[id(module)] = layer
+        return self._replacements[id(module)]
 
     def _quantizing_layer(self, module: nn.Module) -> nn.Module | None:
         if type(module) is nn.Conv2d:
@@ -188,12 +188,18 @@ def frozen_copy(net: nn.Module, bits: str) -> nn.Module:
 
 
 def quantized_bytes(net: nn.Module, bits: Bits) -> int:
-    """Bytes with weights packed at their bits, a scale and a zero point per channel, and the rest as it is."""
-    total = sum(_bytes(t) for t in net.state_dict().values() if isinstance(t, Tensor))
+    """Bytes with weights packed at their bits, a scale and a zero point per channel, and the rest as it is.
+
+    What has several names, as the weight of a layer under two paths, counts once.
+    """
+    tensors = {id(t): t for t in net.state_dict(keep_vars=True).values() if isinstance(t, Tensor)}
+    total = sum(_bytes(tensor) for tensor in tensors.values())
+    packed: dict[int, Any] = {}  # by identity: two layers may share a weight
     for module in net.modules():
         if any("Quant" in kind.__name__ for kind in type(module).__mro__) and isinstance(module, nn.Conv2d | nn.Linear):
-            weight: Any = module.weight
-            total += -_bytes(weight) + (weight.numel() * bits.weights + 7) // 8 + 5 * len(weight)
+            packed[id(module.weight)] = module.weight
+    for weight in packed.values():
+        total += -_bytes(weight) + (weight.numel() * bits.weights + 7) // 8 + 5 * len(weight)
     return total
 
 

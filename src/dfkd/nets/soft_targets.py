@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from dfkd.nets.outputs import class_rows
 from dfkd.nets.tail import find_tail
 from dfkd.ops.labels import balanced_labels
-from dfkd.ops.targets import dirichlet_concentration, draw_dirichlet, draw_normal
+from dfkd.ops.targets import check_class_rows, dirichlet_concentration, draw_dirichlet, draw_normal
 
 __all__ = ["SoftLabels", "maxima_over_sigma", "maximum_over_sigma", "what_is_modelled", "soft_labels"]
 
@@ -111,10 +111,14 @@ def soft_labels(
         generator: random stream on the teacher's device.
         draws: of each kind.
         betas, dirichlet: scales of the Dirichlet targets, in equal shares, and their order, as in ``STTS``.
+
+    Raises:
+        UserError: a classifier of which a row has no direction, such as one of zeros.
     """
     rest, last = find_tail(teacher, image_shape, layer, space), find_tail(teacher, image_shape, "logits")
     normal = torch.softmax(rest(draw_normal(rest.weight, draws, sigma, generator)) / temperature, dim=1)
     weights = class_rows(last.weight)
+    check_class_rows(weights)
     classes, device = len(weights), weights.device
     labels = balanced_labels(draws, classes, generator, device)
     labels = labels[torch.randperm(draws, generator=generator, device=device)]  # any β for any class

@@ -28,8 +28,10 @@ def check_ranges(widths: tuple[int, int], kernels: Sequence[int]) -> None:
     """Refuse ranges :func:`draw_subnet` cannot draw from.
 
     Raises:
-        UserError: an empty range of widths, or a kernel size that is not odd.
+        UserError: widths that are not two numbers, an empty range of them, or a kernel size that is not odd.
     """
+    if len(widths) != 2:
+        raise UserError(f"subnet needs widths as two numbers, the least and the most, got {widths}; change widths")
     low, high = widths
     if not 1 <= low <= high:
         raise UserError(f"subnet needs widths from at least 1 channel upwards, got {low} to {high}; change widths")

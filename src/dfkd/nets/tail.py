@@ -17,8 +17,8 @@ class _Step(NamedTuple):
 
     name: str
     module: nn.Module
-    given: Tensor | None
-    made: Tensor
+    input: Tensor | None
+    output: Tensor
 
 
 class Tail:
@@ -74,8 +74,8 @@ def last_map(net: nn.Module, image_shape: tuple[int, int, int]) -> str | None:
     """
     steps = _trace(net, image_shape)[0]
     for step in reversed(steps):
-        unchanged = step.given is not None and step.given.shape == step.made.shape
-        if step.made.dim() == 4 and (unchanged or _has_parameters(step.module)):
+        unchanged = step.input is not None and step.input.shape == step.output.shape
+        if step.output.dim() == 4 and (unchanged or _has_parameters(step.module)):
             return _last_link(step.name, step.module)
     return None
 
@@ -113,7 +113,7 @@ def find_tail(
     with torch.no_grad():
         noise = noise_images(net, image_shape)
         outputs = output_kind(net, noise, tensor_of(net(noise)))
-    linears = [step for step in steps if isinstance(step.module, nn.Linear) and step.made.dim() == 2]
+    linears = [step for step in steps if isinstance(step.module, nn.Linear) and step.output.dim() == 2]
     if layer == "logits" or space == "logits":
         return _classifier(net, image_shape, linears, logits, outputs)
     if layer != "auto":
@@ -129,9 +129,9 @@ def find_tail(
 
 def _makes(step: _Step, logits: Tensor, outputs: Output) -> bool:
     """Is this layer's output that of the network, up to what the kind of its outputs implies?"""
-    if step.made.shape != logits.shape:
+    if step.output.shape != logits.shape:
         return False
-    return torch.allclose(activation_of(outputs, step.made), logits, rtol=1e-4, atol=1e-6)
+    return torch.allclose(activation_of(outputs, step.output), logits, rtol=1e-4, atol=1e-6)
 
 
 def _classifier(
@@ -151,7 +151,7 @@ def _tail_at(
     net: nn.Module, image_shape: tuple[int, int, int], steps: list[_Step], layer: str, space: str, outputs: Output
 ) -> Tail:
     turns = [step for step in steps if step.name == layer]
-    if len(turns) != 1 or not isinstance(turns[0].module, nn.Linear) or turns[0].made.dim() != 2:
+    if len(turns) != 1 or not isinstance(turns[0].module, nn.Linear) or turns[0].output.dim() != 2:
         names = [step.name for step in steps if isinstance(step.module, nn.Linear)]
         raise UserError(
             f"soft targets need the path of a linear layer that runs once per image, got {layer!r}; "
@@ -159,7 +159,7 @@ def _tail_at(
         )
     place = layer if space == "pre_act" else _activation(steps, turns[0])
     tail = Tail(net, image_shape, layer, place, turns[0].module.weight, outputs)
-    units = torch.linspace(-1, 1, turns[0].made.shape[1], device=turns[0].made.device)[None]
+    units = torch.linspace(-1, 1, turns[0].output.shape[1], device=turns[0].output.device)[None]
     if not torch.equal(tail(units), tail(units, background=1.0)):
         raise UserError(
             f"soft targets need a layer that everything after it depends on alone, got {layer!r}, "
@@ -172,7 +172,7 @@ def _activation(steps: list[_Step], layer: _Step) -> str:
     """The module without parameters that reads the layer's output."""
     for step in steps:
         if (
-            step.given is layer.made
+            step.input is layer.output
             and not _has_parameters(step.module)
             and sum(candidate.name == step.name for candidate in steps) == 1
         ):

@@ -16,6 +16,8 @@ def draw_affine(
 ) -> Tensor:
     """``n`` matrices (n, 2, 3) for :func:`affine`, uniform within the given limits, on the generator's device.
 
+    A matrix turns and scales distances in pixels; its last column is in halves of the image's sides.
+
     Args:
         n: images.
         generator: random stream.
@@ -34,8 +36,14 @@ def draw_affine(
 def affine(images: Images, matrices: Tensor) -> Images:
     """Read every image at the places its matrix sends the output's places to: bilinear, black (0) outside.
 
-    Coordinates run from -1 to 1 between the outer edges of the outer pixels, x before y, as in
-    ``torch.nn.functional.affine_grid``.
+    Coordinates are distances from the middle of the image in pixels, x before y; a matrix's last column, the shift, is
+    in halves of the image's sides. For square images that is the matrix of ``torch.nn.functional.affine_grid``, whose
+    coordinates run from -1 to 1 between the outer edges of the outer pixels.
     """
+    h, w = images.shape[2:]
+    if h != w:  # a half of a side is not as long along both axes
+        matrices = matrices.clone()
+        matrices[:, 0, 1] *= h / w
+        matrices[:, 1, 0] *= w / h
     grid = F.affine_grid(matrices.to(images.dtype), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

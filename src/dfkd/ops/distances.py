@@ -12,7 +12,7 @@ MOST = 256  # images that are compared
 def within_class_distance(images: Images, labels: Labels, classes: int) -> dict[str, Scalar]:
     """``within_class_distance``: mean root-mean-square pixel distance between different images of the same class.
 
-    In [0, 1]; 0 where every class has one image, though images of different classes may be far apart. Of the first
+    In [0, 1]; 0 where all images of a class are equal, though those of different classes may be far apart. Of the first
     256 images; empty where these are no more than there are classes, so that no class need have two.
     """
     flat, labels = images.detach().float().flatten(1)[:MOST], labels[:MOST]

@@ -83,7 +83,7 @@ def draw_mixup(images: Images, alpha: float, generator: torch.Generator, togethe
     ``together``: one share for the whole batch, whose partners are the batch in reverse order (Spaceship-Net's code).
     """
     if together:
-        return mixup(images, *_together(draw_mix(1, alpha, generator).lam, len(images)))
+        return mixup(images, *_reversed_partners(draw_mix(1, alpha, generator).lam, len(images)))
     return mixup(images, *draw_mix(images.shape[0], alpha, generator))
 
 
@@ -103,12 +103,12 @@ def draw_cutmix(images: Images, alpha: float, generator: torch.Generator, togeth
     """
     if together:
         cut = draw_cut(1, alpha, generator)
-        lam, partners = _together(cut.lam, len(images))
+        lam, partners = _reversed_partners(cut.lam, len(images))
         return cutmix(images, lam, cut.centres.expand(len(images), 2), partners)
     return cutmix(images, *draw_cut(images.shape[0], alpha, generator))
 
 
-def _together(lam: PerImage, n: int) -> tuple[PerImage, Labels]:
+def _reversed_partners(lam: PerImage, n: int) -> tuple[PerImage, Labels]:
     """One share for ``n`` images, and their partners in reverse order."""
     return lam.expand(n), torch.arange(n - 1, -1, -1, device=lam.device)
 

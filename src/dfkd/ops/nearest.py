@@ -19,7 +19,8 @@ class Nearest(NamedTuple):
 def nearest_rows(queries: Tensor, blocks: Iterable[tuple[int, Tensor]], k: int, own: Tensor | None = None) -> Nearest:
     """The ``k`` nearest rows of each query.
 
-    Distances are computed in float64 through a matrix product: those of equal rows come out below 1e-6.
+    Distances are computed in float64 through a matrix product: those of equal rows come out below
+    1e-6 times the length of a row.
 
     Args:
         queries: (n, d).

@@ -10,9 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from dfkd.errors import UserError
 from dfkd.types import Labels, Logits
 
-__all__ = ["class_correlation", "dirichlet_concentration", "draw_dirichlet", "draw_normal"]
+__all__ = ["check_class_rows", "class_correlation", "dirichlet_concentration", "draw_dirichlet", "draw_normal"]
 
 Weight = Float[Tensor, "k d"]
 
@@ -44,7 +45,8 @@ def dirichlet_concentration(
 
     The :func:`class_correlation` is min-max scaled over the whole matrix, then per row to [0, 1], times ``beta``,
     plus 1e-4. ``"coded"`` multiplies by ``beta`` before the scaling per row, as the authors' code does, which
-    cancels it: then every ``beta`` gives the concentrations of ``beta = 1``.
+    cancels it: then every ``beta`` gives the concentrations of ``beta = 1``. NaN in a row that
+    :func:`check_class_rows` refuses.
     """
     c = class_correlation(weight)
     c = (c - c.min()) / (c.max() - c.min())
@@ -52,6 +54,22 @@ def dirichlet_concentration(
     c = c * before
     low, high = c.amin(dim=1, keepdim=True), c.amax(dim=1, keepdim=True)
     return (c - low) / (high - low) * after + FLOOR
+
+
+def check_class_rows(weight: Weight) -> None:
+    """Every class is more like some class than like another, so that :func:`dirichlet_concentration` can scale its row.
+
+    Raises:
+        UserError: naming the first class that is not, as one whose weights are all 0.
+    """
+    c = class_correlation(weight)
+    flat = (c.amin(dim=1) == c.amax(dim=1)).nonzero().flatten().tolist()
+    if flat:
+        reason = "all 0" if bool((weight[flat[0]] == 0).all()) else "in the direction of those of every class"
+        raise UserError(
+            "Dirichlet targets need a classifier whose weight rows differ in direction, got weights that are "
+            f"{reason} in row {flat[0]}; train this class, or draw normal targets"
+        )
 
 
 def draw_dirichlet(concentration: Float[Tensor, "k c"], classes: Labels, generator: torch.Generator) -> Logits:

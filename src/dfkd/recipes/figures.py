@@ -74,15 +74,15 @@ def expected_block(row: Row, file: Path = RESULTS) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     if row.paper is not None:
         figures["paper"] = {"accuracy": row.paper}
-    had = figures_of(row, file)
-    if had is not None:
+    reached = figures_of(row, file)
+    if reached is not None:
         figures["here"] = {
-            "accuracy": round(100 * had.mean, 2),
-            **({} if had.spread is None else {"spread": round(100 * had.spread, 2)}),
-            "seeds": list(had.seeds),
-            "hardware": "; ".join(had.hardware),
-            "seconds": round(had.seconds),
-            "commit": ", ".join(had.commits),
+            "accuracy": round(100 * reached.mean, 2),
+            **({} if reached.spread is None else {"spread": round(100 * reached.spread, 2)}),
+            "seeds": list(reached.seeds),
+            "hardware": "; ".join(reached.hardware),
+            "seconds": round(reached.seconds),
+            "commit": ", ".join(reached.commits),
         }
     return figures
 
