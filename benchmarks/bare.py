@@ -47,7 +47,7 @@ KNOWN = (NAYER, SpaceshipNet, D3K, CMI, DAFL, KD3, DFND, STTS, VanillaKD, NoiseI
 
 def learnt(task: Task, state: State) -> list[Tensor]:
     """The student's weights that are trained."""
-    return [p for name, p in task.student.net.named_parameters() if name not in state.held]
+    return [p for name, p in task.student.net.named_parameters() if name not in state.fixed_parameters]
 
 
 class Bare:

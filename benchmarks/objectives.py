@@ -148,7 +148,7 @@ class Steps:
 
     def _learner(self, task: Task, method: Method[Any]) -> Learner:
         state = self._setup(task, method)
-        own = [p for name, p in task.student.net.named_parameters() if name not in state.held]
+        own = [p for name, p in task.student.net.named_parameters() if name not in state.fixed_parameters]
         task.student.freeze()
         loss = task.runtime.compile(lambda batch: method.loss(task, state, batch))
         return Learner(task, state, loss, [*own, *state.joint.parameters()])

@@ -481,6 +481,14 @@ def test_pools_are_found_wherever_they_are(tmp_path: Path) -> None:
     assert into.inner.pool is into.pool
 
 
+def test_a_field_that_was_renamed_is_read_from_an_older_checkpoint() -> None:
+    saved = pack(State(fixed_parameters=("head.weight",)))
+    saved["fields"]["held"] = saved["fields"].pop("fixed_parameters")
+    state = State()
+    unpack(saved, state, torch.device("cpu"))
+    assert state.fixed_parameters == ("head.weight",)
+
+
 def test_packing_copies() -> None:
     x = torch.zeros(2)
     packed = pack([x])

@@ -54,7 +54,7 @@ class Toy(Method[ToyState]):
 
     def setup(self, task: Task, plan: Plan) -> ToyState:
         columns = {"images": (task.image_shape, torch.uint8), "labels": ((), torch.int64)}
-        state = ToyState(Pool(50, columns), held=self.hold)
+        state = ToyState(Pool(50, columns), fixed_parameters=self.hold)
         projector = nn.Linear(task.classes, task.classes)
         if self.projector:
             state.joint["projector"] = projector

@@ -328,7 +328,7 @@ def test_every_variant_trains(digits_teacher: nn.Module, changes: dict[str, Any]
     given = head_of(digits_teacher).weight
     shared = changes.get("share_head", True)
     assert torch.equal(after["head.weight"], given) is shared
-    assert state.held == (("head.weight", "head.bias") if shared else ())
+    assert state.fixed_parameters == (("head.weight", "head.bias") if shared else ())
     assert ("teacher" in state.joint) is (changes.get("mdcl") != "none" and "skip_teacher_contrast" not in changes)
 
 
@@ -387,7 +387,7 @@ def test_a_projected_student_trains_with_the_classifier_held(digits_teacher: nn.
     mean, std = STATISTICS["digits"]
     task = build_task(digits_teacher, student, image_size=(1, 8, 8), mean=mean, std=std, web=web_patches(60))
     state = run(task, KD3(pad=1), replace(PLAN, rounds=1))
-    assert state.held == ("head.weight", "head.bias")
+    assert state.fixed_parameters == ("head.weight", "head.bias")
     assert torch.equal(head_of(student).weight, head_of(digits_teacher).weight)
 
 
@@ -457,7 +457,7 @@ def test_classifiers_of_one_and_of_two_outputs_are_not_one(teacher: int, student
     with pytest.raises(UserError, match=said):
         KD3().setup(task, PLAN)
     state = run(task, KD3(share_head=False, pad=1, v_th=0.0), replace(PLAN, rounds=1))
-    assert state.held == ()
+    assert state.fixed_parameters == ()
 
 
 def test_a_contrast_needs_two_images(digits_teacher: nn.Module) -> None:

@@ -112,6 +112,6 @@ def test_what_the_parts_cannot_give_each_other_is_refused() -> None:
         run(tiny_task(SETTINGS["KD3"]), Recombine(kd3, SETTINGS["NoiseInput"].method), tiny_plan())
     fine = Recombine(replace(kd3, share_head=False), SETTINGS["NoiseInput"].method)
     task = tiny_task(SETTINGS["KD3"])
-    assert run(task, fine, tiny_plan()).held == ()
+    assert run(task, fine, tiny_plan()).fixed_parameters == ()
     assert not torch.equal(task.student.head.weight, task.teacher.head.weight)  # type: ignore[union-attr]
     run(tiny_task(SETTINGS["KD3"]), Recombine(replace(kd3, select="random"), kd3), tiny_plan())  # both share the head

@@ -180,13 +180,13 @@ def _count(task: Task, method: Method[Any], state: State, plan: Plan) -> tuple[W
     """Work of a synthesis and of a student step, as far as it can be counted."""
     clock = Clock(plan, plan.total - 1)
     parameters = task.student.net.named_parameters()
-    learnt = [p for name, p in parameters if p.requires_grad and name not in state.held]
+    learnable = [p for name, p in parameters if p.requires_grad and name not in state.fixed_parameters]
     task.student.freeze()
     synthesis = _count_work(lambda: method.synthesize(task, state, clock))
-    for parameter in learnt:
+    for parameter in learnable:
         parameter.requires_grad_(True)
     task.student.train()
-    optimizer = make_optimizer([*learnt, *state.joint.parameters()], plan)
+    optimizer = make_optimizer([*learnable, *state.joint.parameters()], plan)
 
     def step() -> None:
         with torch.no_grad():

@@ -97,13 +97,13 @@ class State:
 
     Attributes:
         joint: extra modules trained with the student (a projector, heads).
-        held: names of student parameters that stay as ``setup`` left them (a shared classifier).
+        fixed_parameters: names of student parameters that stay as ``setup`` left them (a shared classifier).
         optimizers: of modules that learn from the student's loss too, by a rule of their own (a noise matrix); they
             step together with the student's, and their modules are fields of the state beside ``joint``.
     """
 
     joint: nn.ModuleDict = field(default_factory=nn.ModuleDict, kw_only=True)
-    held: tuple[str, ...] = field(default=(), kw_only=True)
+    fixed_parameters: tuple[str, ...] = field(default=(), kw_only=True)
     optimizers: tuple[Optimizer, ...] = field(default=(), kw_only=True)
 
 

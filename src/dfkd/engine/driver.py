@@ -157,7 +157,7 @@ def _set_up(task: Task, method: Method[Any], plan: Plan) -> tuple[State, Parts]:
 def _learnable_parameters(task: Task, state: State) -> list[nn.Parameter]:
     """What the run may change: parameters the user did not freeze and the method did not fix."""
     parameters = task.student.net.named_parameters()
-    learnable = [p for name, p in parameters if p.requires_grad and name not in state.held]
+    learnable = [p for name, p in parameters if p.requires_grad and name not in state.fixed_parameters]
     if not learnable and not list(state.joint.parameters()):
         raise UserError(
             "student needs parameters that may change, got none with requires_grad; call student.requires_grad_(True)"
@@ -170,7 +170,7 @@ class _RoundOutcome:
     """What the turns of a round left behind: metrics, the sum of the student's losses over so many steps, the last
     batch, times."""
 
-    made: dict[str, Tensor | float] = field(default_factory=dict)
+    metrics: dict[str, Tensor | float] = field(default_factory=dict)
     loss: Tensor | None = None
     steps: int = 0
     batch: Batch | None = None
@@ -196,7 +196,7 @@ def _turns(
         task.student.freeze()
         state.joint.eval()
         first = turn * plan.steps_in_turn
-        outcome.made.update(method.synthesize(task, state, Clock(plan, round, first)))
+        outcome.metrics.update(method.synthesize(task, state, Clock(plan, round, first)))
         laps.mark("student")
         _enter_student_phase(task, state, learnable)
         count = method.student_steps(task, state, Clock(plan, round, first)) if plan.steps_in(round) else 0
@@ -323,7 +323,7 @@ def _look(
     last = round + 1 == plan.total
     read = last or (round + 1) % watch.metrics_every == 0
     due = watch.samples_every > 0 and ((round + 1) % watch.samples_every == 0 or last)
-    metrics = {name: float(value) for name, value in outcome.made.items()} if read else {}
+    metrics = {name: float(value) for name, value in outcome.metrics.items()} if read else {}
     metrics["lr"] = plan.rate(round)
     if outcome.loss is not None and read:
         metrics["loss/student"] = float(outcome.loss) / outcome.steps

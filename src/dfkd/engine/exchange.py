@@ -104,7 +104,7 @@ class Exchange(Around[ExchangeState]):
             )
         capacity = min(self.memory, images.pool.capacity)
         features = Pool(capacity, _columns(G, self.taps), task.runtime.device, self.limit_bytes)
-        shared = {"joint": images.joint, "held": images.held, "optimizers": images.optimizers}
+        shared = {"joint": images.joint, "fixed_parameters": images.fixed_parameters, "optimizers": images.optimizers}
         return ExchangeState(cast(State, images), images.pool, features, **shared)  # type: ignore[arg-type]
 
     def synthesize(self, task: Task, state: ExchangeState, clock: Clock) -> Metrics:

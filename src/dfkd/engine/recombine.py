@@ -57,16 +57,21 @@ class Recombine(Around[RecombinedState]):
     def setup(self, task: Task, plan: Plan) -> RecombinedState:
         """Both setups; the loss's one for a single round, since what it would synthesise is never made."""
         images = self.images_from.setup(task, plan)
-        fixed, name = images.held, type(self.images_from).__name__
+        fixed, name = images.fixed_parameters, type(self.images_from).__name__
         learning = self.loss_from.setup(task, replace(plan, rounds=1, warmup=1))
-        if not set(fixed) <= set(learning.held):
+        if not set(fixed) <= set(learning.fixed_parameters):
             raise UserError(
                 f"Recombine needs images_from to leave the student's weights alone, got {name}, which sets "
                 f"{', '.join(fixed)}; turn that off (where it is a choice: share_head=False)"
             )
         pool = getattr(images, "pool", None)
         return RecombinedState(
-            images, learning, pool, joint=learning.joint, held=learning.held, optimizers=learning.optimizers
+            images,
+            learning,
+            pool,
+            joint=learning.joint,
+            fixed_parameters=learning.fixed_parameters,
+            optimizers=learning.optimizers,
         )
 
     def loss(self, task: Task, state: RecombinedState, batch: Batch) -> Scalar:

@@ -7,6 +7,7 @@ refused by name (``dfkd.engine.declared``).
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from types import MappingProxyType
 from typing import Any, get_args, get_type_hints
 
 import torch
@@ -22,6 +23,7 @@ __all__ = ["dataclasses_of", "kinds_of", "pack", "pools_of", "unpack", "unsaved_
 PLAIN = (bool, int, float, str, type(None))
 FIXED = nn.Module | Optimizer  # what a resume fills, and cannot make
 Kinds = Mapping[str, type]
+RENAMED = MappingProxyType({"fixed_parameters": "held"})  # fields, by the name that the first checkpoints have
 
 
 def pack(value: Any, path: str = "state") -> Any:
@@ -126,7 +128,8 @@ def _fill(saved: Mapping[str, Any], into: Any, device: torch.device, kinds: Kind
     for item in fields(into):
         if item.name == "optimizers" and item.name not in saved and into.optimizers == ():
             continue  # newer than the first checkpoints
-        value = unpack(saved[item.name], getattr(into, item.name, None), device, kinds)
+        name = item.name if item.name in saved else RENAMED.get(item.name, item.name)
+        value = unpack(saved[name], getattr(into, item.name, None), device, kinds)
         object.__setattr__(into, item.name, value)  # a frozen dataclass is restored like any other
     return into
 

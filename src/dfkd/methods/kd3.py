@@ -138,7 +138,8 @@ class KD3(Method[KD3State]):
         state = KD3State(own_rows(task, self.pool_share), none, none)
         if self.share_head:
             student_head.load_state_dict(teacher_head.state_dict())
-            state.held = tuple(f"{task.student.head_name}.{name}" for name, _ in student_head.named_parameters())
+            parts = [name for name, _ in student_head.named_parameters()]
+            state.fixed_parameters = tuple(f"{task.student.head_name}.{name}" for name in parts)
         if self.mdcl != "none":
             state.joint["student"] = contrast_head(student_head.in_features, self.head_width)
         if self.mdcl == "cross" or (self.mdcl == "paper" and not self.skip_teacher_contrast):
