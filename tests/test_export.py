@@ -322,6 +322,16 @@ def test_what_dead_processes_left_is_swept_and_the_newest_comes_back(tmp_path: P
     assert snapshot(tmp_path) == {"export/export.json": b"new", f"{other.name}/export.json": b"of another folder"}
 
 
+@pytest.mark.parametrize("out", [".", "..", "../here"])
+def test_the_folder_one_stands_in_is_not_moved_away(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(dfkd.UserError, match="^export needs a folder below the one you are in, or elsewhere, got "):
+        dfkd.export(finished_run, out=out, formats=["pt2"])
+
+
 def test_what_another_process_is_writing_stays(tmp_path: Path) -> None:
     parent = os.getppid()
     for suffix in ("old", "tmp"):

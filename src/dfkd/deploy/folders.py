@@ -61,8 +61,12 @@ def check_replaceable(folder: Path, who: str = "export", is_earlier: Callable[[P
         is_earlier: whether a folder holds what ``who`` wrote there before.
 
     Raises:
-        UserError: it is a file, or holds something else.
+        UserError: it is a file, holds something else, or is where the process stands.
     """
+    if Path.cwd().is_relative_to(folder.resolve()):  # it would be moved from under the shell
+        raise UserError(
+            f"{who} needs a folder below the one you are in, or elsewhere, got {folder}; choose another with --out"
+        )
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{who} needs a folder to write to, got the file {folder}; choose another with --out")
     if folder.is_dir() and any(folder.iterdir()) and not is_earlier(folder):
