@@ -328,7 +328,7 @@ def test_the_folder_one_stands_in_is_not_moved_away(
 ) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    with pytest.raises(dfkd.UserError, match="^export needs a folder below the one you are in, or elsewhere, got "):
+    with pytest.raises(dfkd.UserError, match=r"^export needs a folder below the one you are in, or elsewhere, got "):
         dfkd.export(finished_run, out=out, formats=["pt2"])
 
 

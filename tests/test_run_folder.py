@@ -101,9 +101,11 @@ def test_what_a_killed_start_leaves_is_in_nobodys_way(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     (tmp_path / "tensorboard" / "events.out.tfevents.1.x").write_text("x")
     (tmp_path / "recipe.yaml").write_text("# written by dfkd when the run began\n")
+    (tmp_path / "mlflow.db").write_text("a tracker's")
     check_free(tmp_path)
     go("NoiseInput", tmp_path)
     assert not list(tmp_path.rglob("*.tmp"))
+    assert (tmp_path / "mlflow.db").read_text() == "a tracker's"
 
 
 @pytest.mark.parametrize(

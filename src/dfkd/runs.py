@@ -23,6 +23,7 @@ RECIPE_FILE = "recipe.yaml"
 RECIPE_HEAD = b"# written by dfkd"
 TEMPORARY = re.compile(r"\..+\.\d+\.tmp")  # what ``write_aside`` writes to
 EVENTS = "events.out.tfevents."
+TRACKED = ("mlartifacts", "mlflow.db", "mlruns", "wandb")  # of trackers: another run is logged beside the one before
 
 
 @contextmanager
@@ -146,7 +147,7 @@ def check_free(folder: Path) -> None:
             f"out needs a folder without a run, got {folder}, which holds one; choose another folder, or continue "
             "that run with resume (`dfkd distill --resume`)"
         )
-    if folder.exists() and not all(_left_behind(path) for path in folder.iterdir()):
+    if folder.exists() and not all(path.name in TRACKED or _left_behind(path) for path in folder.iterdir()):
         raise UserError(f"out needs an empty or new folder, got {folder} with other files in it; choose another folder")
 
 
