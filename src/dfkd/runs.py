@@ -156,8 +156,8 @@ def _left_behind(path: Path) -> bool:
     if path.is_symlink():
         return False
     if path.is_dir():
-        ours = (CHECKPOINT_FOLDER, SAMPLES_FOLDER, "tensorboard")
-        return path.name in ours and all(_left_behind(inner) for inner in path.iterdir())
+        names = (CHECKPOINT_FOLDER, SAMPLES_FOLDER, "tensorboard")
+        return path.name in names and all(_left_behind(inner) for inner in path.iterdir())
     if path.name == RECIPE_FILE:
         return path.read_bytes().startswith(RECIPE_HEAD)
     if path.name == METRICS_FILE:

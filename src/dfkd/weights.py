@@ -179,7 +179,7 @@ def _tensors_of_module(module: Extra, prefix: str, depth: int) -> Iterator[tuple
 
 
 def _unwrap(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without the prefix ``module.`` of all names, and without the names of wrappers among theirs."""
+    """Without the prefix ``module.`` of all names, and without the names of wrappers among prefixes."""
     tensors = {_WRAPPERS.sub("", name): tensor for name, tensor in weights.items()}
     inner = [name for name in tensors if name != "n_averaged"]  # what AveragedModel counts
     while inner and all(name.startswith("module.") for name in inner):
@@ -195,8 +195,8 @@ def _fits(state: Mapping[str, Tensor], candidate: _Found) -> Iterator[_Found]:
     shared = _shared_prefix(plain)
     for own_prefix in [shared[:end] for end in range(len(shared) + 1) if end == 0 or shared[end - 1] == "."]:
         first = next((name.removeprefix(own_prefix) for name in plain if not name.endswith(_COUNTER)), None)
-        theirs = {name[: -len(first)] for name in candidate.weights if first and f".{name}".endswith(f".{first}")}
-        for prefix in sorted(theirs, key=len)[:64]:
+        prefixes = {name[: -len(first)] for name in candidate.weights if first and f".{name}".endswith(f".{first}")}
+        for prefix in sorted(prefixes, key=len)[:64]:
             inside = {
                 name: own_prefix + name.removeprefix(prefix) for name in candidate.weights if name.startswith(prefix)
             }

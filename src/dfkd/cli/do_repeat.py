@@ -56,8 +56,8 @@ def _check_folder(out: Path) -> None:
     """Refuse a folder that is another run's, or that holds something else."""
     if not out.exists():
         return
-    ours = out.is_dir() and ((out / REPEAT_FILE).is_file() or any(out.glob(f"seed*/{RECIPE_FILE}")))
-    if (out / RUN_FILE).exists() or not (ours or (out.is_dir() and not any(out.iterdir()))):
+    is_repeat = out.is_dir() and ((out / REPEAT_FILE).is_file() or any(out.glob(f"seed*/{RECIPE_FILE}")))
+    if (out / RUN_FILE).exists() or not (is_repeat or (out.is_dir() and not any(out.iterdir()))):
         what = (
             "a file" if out.is_file() else "the folder of a run" if (out / RUN_FILE).exists() else "other files in it"
         )

@@ -37,11 +37,11 @@ def equal_stages(task: Task, who: str, pooled: bool = False) -> tuple[tuple[Maps
                 f"{probe.stage_names[-1]}, {tuple(readouts.maps[-1].shape[1:])}, which is not what the head reads; "
                 "name the stages (dfkd.Classifier, --teacher.stages, --student.stages) or choose another constraint"
             )
-    theirs, ours = maps
-    if [m.shape[2:] for m in theirs] != [m.shape[2:] for m in ours]:
+    teacher_maps, student_maps = maps
+    if [m.shape[2:] for m in teacher_maps] != [m.shape[2:] for m in student_maps]:
         raise UserError(
-            f"{who} needs stages of equal sizes, got {[tuple(m.shape[2:]) for m in theirs]} and "
-            f"{[tuple(m.shape[2:]) for m in ours]}; "
+            f"{who} needs stages of equal sizes, got {[tuple(m.shape[2:]) for m in teacher_maps]} and "
+            f"{[tuple(m.shape[2:]) for m in student_maps]}; "
             "name matching stages (dfkd.Classifier, --teacher.stages, --student.stages)"
         )
-    return theirs, ours
+    return teacher_maps, student_maps

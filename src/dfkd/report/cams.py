@@ -56,9 +56,9 @@ def cam_report(task: Task, images: Bytes, batch_size: int = 256) -> dict[str, fl
     """
     sums: dict[str, Tensor] = {}
     for part in images.split(batch_size):
-        theirs, ours = _both(task, as_images(part.to(task.runtime.device)))
-        pairs = {"": (ours.classes, theirs.classes)}
-        for i, (a, b) in enumerate(zip(ours.stages, theirs.stages, strict=True)):
+        teacher_regions, student_regions = _regions_of_pair(task, as_images(part.to(task.runtime.device)))
+        pairs = {"": (student_regions.classes, teacher_regions.classes)}
+        for i, (a, b) in enumerate(zip(student_regions.stages, teacher_regions.stages, strict=True)):
             pairs[f"stage{i}/"] = (a, b)
         for name, (a, b) in pairs.items():
             for kind, value in cam_difference(a, b)._asdict().items():
@@ -81,12 +81,15 @@ def cam_picture(task: Task, images: Bytes, tile: int = 48, gap: int = 0) -> Imag
         tile: images are enlarged by a whole factor to at least so many pixels.
         gap: transparent pixels to the right of every image and below it.
     """
-    theirs, ours = _both(task, as_images(images.to(task.runtime.device)))
+    teacher_regions, student_regions = _regions_of_pair(task, as_images(images.to(task.runtime.device)))
     factor = magnification(images.shape[2], images.shape[3], tile)
     rgb = images if images.shape[1] == 3 else images[:, :1].expand(-1, 3, -1, -1)
     large = rgb.cpu().repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
     gray = large.float().mean(dim=1)
-    rows = [large.permute(0, 2, 3, 1), *(_heat(cam.cpu(), gray) for cam in (theirs.classes, ours.classes))]
+    rows = [
+        large.permute(0, 2, 3, 1),
+        *(_heat(cam.cpu(), gray) for cam in (teacher_regions.classes, student_regions.classes)),
+    ]
     tiles = torch.stack(rows)  # (row, image, height, width, colour)
     solid = torch.cat([tiles, torch.full_like(tiles[..., :1], 255)], dim=-1)
     spaced = torch.nn.functional.pad(solid, (0, 0, 0, gap, 0, gap))
@@ -94,7 +97,7 @@ def cam_picture(task: Task, images: Bytes, tile: int = 48, gap: int = 0) -> Imag
     return Image.fromarray(sheet.numpy())
 
 
-def _both(task: Task, x: Tensor) -> tuple[Regions, Regions]:
+def _regions_of_pair(task: Task, x: Tensor) -> tuple[Regions, Regions]:
     """Teacher's and student's maps, of the class the teacher chooses."""
     mode = task.teacher.training
     with torch.no_grad():
