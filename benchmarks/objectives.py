@@ -39,7 +39,7 @@ OBJECTIVES = (
     "Spaceship-Net, weights of G",
     "D3K, weights of G",
 )
-PLAN = Plan(rounds=1, warmup=1, steps=1, batch_size=1, lr=0.1)
+PLAN = Plan(rounds=1, warmup=1, steps=1, batch_size=2, lr=0.1)
 ONE_SHAPE: dict[str, Any] = {"widths": (64, 64), "kernels": (3,)}  # D3K compiles a generator whose shape stays
 
 

@@ -139,7 +139,7 @@ def test_a_caller_without_gradients_gets_a_student_and_the_teacher_back(off: Any
         ({"seed": "a"}, r"runtime needs seed to be a whole number, got 'a'"),
         ({"devices": "1"}, r"runtime needs devices to be a whole number, got '1'"),
         ({"plan": {"rounds": 1}}, r"distill needs plan as a dfkd.Plan, got dict; write"),
-        ({"observers": Observer()}, r"distill needs observers as a list of dfkd.Observer, got .*; put them"),
+        ({"observers": Observer()}, r"distill needs observers in a list, got Observer; write observers="),
         ({"student": "resnet8"}, r"teacher and student need to be modules, got str; give"),
     ],
 )
@@ -402,7 +402,7 @@ def method_name(teacher: nn.Module) -> dict[str, Any]:
 
 
 def bad_normalisation(teacher: nn.Module) -> dict[str, Any]:
-    return {"test": "digits", "mean": (50.0,), "std": (0.01,)}
+    return {"test": "digits", "mean": (1.0,), "std": (100.0,)}
 
 
 def bad_weights(teacher: nn.Module) -> dict[str, Any]:

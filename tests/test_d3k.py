@@ -173,7 +173,7 @@ def test_the_bank_holds_the_codes_of_the_batch_before() -> None:
     assert float(second["loss/hash"]) < 0
     apart = [float((a != b).double().mean()) for a in state.bank for b in before]
     assert float(second["bank_distance"]) == pytest.approx(sum(apart) / len(apart), abs=1e-6)
-    assert set(vars(state)) == {"pool", "bank", "joint", "held", "optimizers"}
+    assert set(vars(state)) == {"pool", "bank", "joint", "fixed_parameters", "optimizers"}
 
 
 OPTIONS: list[dict[str, Any]] = [

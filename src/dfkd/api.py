@@ -225,8 +225,8 @@ def _check_kinds(plan: object, observers: object) -> None:
     """Refuse what Python passes as a plan or as observers and is none."""
     if not isinstance(plan, Plan | None):
         raise UserError(f"distill needs plan as a dfkd.Plan, got {type(plan).__name__}; write dfkd.Plan(rounds=...)")
-    if not isinstance(observers, Sequence) or not all(isinstance(observer, Observer) for observer in observers):
-        raise UserError(f"distill needs observers as a list of dfkd.Observer, got {observers!r}; put them into a list")
+    if not isinstance(observers, list | tuple):
+        raise UserError(f"distill needs observers in a list, got {type(observers).__name__}; write observers=[...]")
 
 
 def _plan_to_run(
