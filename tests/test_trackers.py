@@ -57,8 +57,11 @@ def test_wandb_offline(finished_run: Path, folder: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("WANDB_SILENT", "true")
     play(WandB(folder), finished_run, slice(None))
     (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    parts, deadline = (b"seconds/student", b"test/accuracy", b"NAYER", b"wrn10-1"), time.monotonic() + 60
+    while not all(part in file.read_bytes() for part in parts) and time.monotonic() < deadline:
+        time.sleep(0.2)  # wandb's own process writes the file, now and then after finish() has returned
     content = file.read_bytes()
-    for part in (b"seconds/student", b"test/accuracy", b"NAYER", b"wrn10-1"):
+    for part in parts:
         assert part in content
 
 
