@@ -5,6 +5,7 @@ import json
 import math
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
