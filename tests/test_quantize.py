@@ -287,6 +287,8 @@ def test_a_quantized_student_resumes_exactly(digits_teacher: nn.Module, tmp_path
     for name, value in whole.student.state_dict().items():
         assert torch.equal(value, rest.student.state_dict()[name]), name
     assert rest.stages == whole.stages  # measured on the same images, which the resume found in the folder
+    again = dfkd.quantize(digits_teacher, "W4A4", method(), out=tmp_path / "cut", resume=True, **settings)
+    assert again.stages == whole.stages  # of a run that had finished
     assert not [path for folder in ("whole", "cut") for path in (tmp_path / folder).glob("quantize-images*")]
     assert any(isinstance(module, Largest) for module in rest.student.modules())
     assert all(parameter.requires_grad for parameter in digits_teacher.parameters())

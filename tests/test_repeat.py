@@ -60,6 +60,8 @@ def test_runs_with_other_settings_are_not_averaged(
     for changes, sentence in (
         (["--plan.steps", "2"], "got plan.steps = 2 instead of 1; set it back"),
         (["--method.steps", "3"], "got method.steps = 3 instead of 2"),
+        (["--stop.until_agreement", "0.9"], "got stop.until_agreement = 0.9 instead of None"),
+        (["--data.test", "null"], "got data.test = None instead of 'digits'"),
     ):
         assert main([*words, *changes, "--seeds", "3,4", "--out", str(out)]) == 2
         assert f"repeat needs the settings the run in {out / 'seed3'} began with, {sentence}" in capsys.readouterr().err

@@ -83,15 +83,18 @@ def _check_begun(job: Job, folder: Path) -> None:
 
 
 def _differences(before: Any, now: Any, at: str) -> Iterator[tuple[str, Any, Any]]:
-    """(dotted name, value before, value now) of settings that both recipes have and that make another student."""
+    """(dotted name, value before, value now) of settings that make another student; one that is left out is None.
+
+    A setting of the method or the plan that one recipe lacks is newer than the run, or gone: it has its default.
+    """
     if at in ("watch", "runtime.device", "runtime.threads"):
         return
     if not isinstance(before, Mapping) or not isinstance(now, Mapping):
         if before != now:
             yield at, before, now
         return
-    for name in (name for name in before if name in now):  # newer settings have the default that they had
-        yield from _differences(before[name], now[name], f"{at}.{name}" if at else name)
+    for name in {**before, **now} if at in ("data", "stop") else [name for name in before if name in now]:
+        yield from _differences(before.get(name), now.get(name), f"{at}.{name}" if at else name)
 
 
 def _run_seed(job: Job, folder: Path) -> RunResult:

@@ -109,7 +109,7 @@ def quantize(
     )  # fmt: skip
     freeze_ranges(result.student)
     check_ranges(result.student)
-    stages = (*begun.stages, look.last_stage(begun.images))
+    stages = (*begun.stages, begun.trained or look.last_stage(begun.images))
     _write(folder, parsed_bits, stages)
     if folder is not None:
         (folder / IMAGES_FILE).unlink(missing_ok=True)
@@ -156,11 +156,15 @@ def _synthesise(teacher: Classifier, method: Method[Any], plan: Plan, sections: 
 
 @dataclass(frozen=True)
 class Begun:
-    """What is known before training: the stages so far, and the images (uint8) that they were measured on."""
+    """What is known before training: the stages so far, and the images (uint8) that they were measured on.
+
+    ``trained`` is the last stage of a run that had finished, whose images are gone.
+    """
 
     bits: Bits
     stages: tuple[Stage, ...]
     images: Bytes
+    trained: Stage | None = None
 
     @classmethod
     def read(cls, folder: Path | None) -> "Begun":
@@ -173,8 +177,9 @@ class Begun:
             raise UserError("resume needs the run's folder, got no out; give the folder the run was started with")
         try:
             content = json.loads((folder / QUANTIZE_FILE).read_text("utf-8"))
-            stages = tuple(Stage(**row) for row in content["stages"] if row["name"] != "trained")
-            return cls(Bits.parse(content["bits"]), stages, _stored_images(folder))
+            stages = {row["name"]: Stage(**row) for row in content["stages"]}
+            trained = stages.pop("trained", None)
+            return cls(Bits.parse(content["bits"]), tuple(stages.values()), _stored_images(folder), trained)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"resume needs {QUANTIZE_FILE} of a run of `dfkd quantize`, got {folder} ({type(error).__name__}); "
