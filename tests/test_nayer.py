@@ -310,6 +310,17 @@ def test_the_newest_codes_are_shown_by_class() -> None:
     assert row.method.views(task, None, None) == {}
 
 
+def test_codes_are_shown_where_the_memory_is_smaller_than_a_batch() -> None:
+    task, state = a_state(row := a_row(memory=6))
+    row.method.synthesize(task, state, Clock(row.plan, 0))
+    view = row.method.views(task, state, None)["codes"]()
+    assert isinstance(view, Cloud)
+    assert "the 6 newest codes" in view.caption
+    labels = state.pool.newest(6)["labels"]
+    for k, points in zip(labels.unique(), view.groups.values(), strict=True):
+        assert torch.equal(points, state.codes[-6:][labels == k])
+
+
 def test_the_weights_for_text_and_noise_are_compared() -> None:
     task, state = a_state(row := a_row(code="concat"))
     view = row.method.views(task, state, None)["input-weights"]()

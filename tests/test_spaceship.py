@@ -17,7 +17,7 @@ from dfkd.engine.plan import Plan
 from dfkd.engine.probe import Probe
 from dfkd.engine.views import Grid
 from dfkd.errors import UserError
-from dfkd.methods.spaceship import SpaceshipNet, SpaceshipState, Stored, keep_features, objective, pool_bytes
+from dfkd.methods.spaceship import BestFeatures, SpaceshipNet, SpaceshipState, keep_features, objective, pool_bytes
 from dfkd.report.cams import activation_regions, cam_report, save_cams
 from dfkd.types import Batch
 from settings import SETTINGS, Setting, tiny_plan, tiny_task
@@ -49,7 +49,7 @@ def test_the_features_of_the_best_step_are_kept() -> None:
     losses = [3.0, math.nan, 2.0, 2.5, -1.0, 7.0]
     steps = [[torch.full((2, 1, 1, 1), float(i)), torch.full((2, 3, 2, 2), float(-i))] for i in range(6)]
     for first in range(6):
-        kept = Stored(torch.tensor(torch.inf), ())
+        kept = BestFeatures(torch.tensor(torch.inf), ())
         for i in range(first, 6):
             kept = keep_features(kept, torch.tensor(losses[i]), steps[i], "best")
         best = min(range(first, 6), key=lambda i: math.inf if math.isnan(losses[i]) else losses[i])

@@ -519,6 +519,7 @@ def test_stored_targets_are_the_teachers_answers_to_the_stored_images(digits_tea
     with torch.no_grad(), batch_statistics(task.teacher.net, mode == "batch"):
         wanted = task.teacher.net(task.teacher.normalise(rows["images"].float() / 255))
     torch.testing.assert_close(rows["targets"], wanted, rtol=1e-4, atol=1e-4)
+    assert torch.equal(rows["labels"], wanted.argmax(dim=1))
     task.student.eval()
     with torch.no_grad():
         batch = method.batch(task, state, Clock(PLAN, 1))
@@ -540,6 +541,16 @@ def test_a_teacher_on_batch_statistics_answers_the_students_batch(digits_teacher
     assert batch.extra is not None
     torch.testing.assert_close(batch.extra["target"], wanted, rtol=1e-4, atol=1e-4)
     assert replace(SMALL).batch(task, state, Clock(PLAN, 1)).extra is None
+
+
+@pytest.mark.parametrize("settings", [{"lr": 0.5}, {"augment_synthesis": True, "lr": 0.3}, {"keep": "best", "lr": 0.5}])
+def test_labels_are_the_teachers_classes_of_the_stored_images(digits_teacher: nn.Module, settings: Any) -> None:
+    task = make(digits_teacher)
+    state, _ = synthesized(replace(SMALL, **settings), task)
+    rows = state.pool.newest(6)
+    with torch.no_grad():
+        wanted = task.teacher.net(task.teacher.normalise(rows["images"].float() / 255)).argmax(dim=1)
+    assert torch.equal(rows["labels"], wanted)
 
 
 def test_what_augmentation_leaves_is_counted(digits_teacher: nn.Module) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-__all__ = ["RUN_MEASURES", "Alarm", "Measure", "is_loss"]
+__all__ = ["RUN_MEASURES", "Alarm", "Measure", "class_entropy_measure", "is_loss"]
 
 
 @dataclass(frozen=True)
@@ -71,21 +71,26 @@ def is_loss(name: str) -> bool:
     return name.startswith("loss/")
 
 
+def class_entropy_measure(remedy: str) -> Measure:
+    """The measure ``class_entropy`` of a batch of synthetic images; its alarm ends in ``remedy``, what to change."""
+    return Measure(
+        "class entropy of a batch",
+        "nats",
+        level="log classes",
+        level_name="balanced classes, {level:.2f}",
+        alarm=Alarm(
+            "entropy",
+            0.5,
+            "The synthetic images show few of the {classes} classes: the entropy of a batch is {value:.2f} nats, "
+            f"balanced classes have {{level:.2f}}; {remedy}.",
+            of_level=True,
+        ),
+    )
+
+
 RUN_MEASURES: Mapping[str, Measure] = MappingProxyType(
     {
-        "class_entropy": Measure(
-            "class entropy of a batch",
-            "nats",
-            level="log classes",
-            level_name="balanced classes, {level:.2f}",
-            alarm=Alarm(
-                "entropy",
-                0.5,
-                "The synthetic images show few of the {classes} classes: the entropy of a batch is {value:.2f} nats, "
-                "balanced classes have {level:.2f}; raise the weight of the class loss or the synthesis steps.",
-                of_level=True,
-            ),
-        ),
+        "class_entropy": class_entropy_measure("raise the weight of the class loss or the synthesis steps"),
         "pairwise_distance": Measure(
             "distance between two images",
             meaning="root mean square of pixels",

@@ -30,7 +30,7 @@ SELECTION_MEASURES: Mapping[str, Measure] = MappingProxyType(
     {
         "selected": Measure("web images selected", minor=True),
         "selected_share": Measure("web images selected", meaning="share of the pool"),
-        "selected_classes": Measure("classes among them", level="classes", level_name="all {level:.0f}"),
+        "selected_classes": Measure("classes among the selected images", level="classes", level_name="all {level:.0f}"),
         "class_entropy": Measure(
             "class entropy of the selection",
             "nats",

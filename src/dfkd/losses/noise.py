@@ -13,8 +13,8 @@ def noisy_label_loss(logits: Logits, labels: Labels, transition: Float[Tensor, "
 
     Args:
         logits: of a network that is to answer with the true class.
-        labels: what somebody else said (n,), right or wrong.
+        labels: noisy labels (n,): the teacher's classes.
         transition: Q, whose row i holds the probabilities that an image of class i is called each of the classes.
     """
-    likelihood = transition.T.index_select(0, labels)  # (n, k): how likely each class is to be called so
+    likelihood = transition.T.index_select(0, labels)  # (n, k): probability of the observed label given each true class
     return -(logits.log_softmax(dim=1) + likelihood.log()).logsumexp(dim=1).mean()

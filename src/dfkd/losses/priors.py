@@ -1,4 +1,4 @@
-"""What images and their responses should look like in general: smooth, small, active, balanced, disputed."""
+"""Priors on images and on networks' answers: total variation, norm, activation, class balance, disagreement."""
 
 import math
 from typing import Literal

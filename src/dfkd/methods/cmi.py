@@ -71,7 +71,7 @@ class CMI(Method[CMIState]):
     alpha_adv: float = 0.5  # adv
     alpha_cr: float = 0.8  # cr, weight of the contrast
     contrast_temperature: Positive = 0.1  # cr_T (0.2 in another script)
-    negatives: Count = 4096  # n_neg, of them in each step, drawn without replacement
+    negatives: Count = 4096  # n_neg, bank rows used as negatives in each step, drawn without replacement
     temperature: Positive = 20.0  # τ of the student's KL
     # Generator, head and bank
     steps: Count = 200  # g_steps, generator steps per batch
@@ -84,7 +84,7 @@ class CMI(Method[CMIState]):
     head_width: Count = 256  # length of h's output
     memory: Count | None = None  # |M|, the newest images kept; None: all
     # The views
-    layers: Literal["norms", "stages"] = "norms"  # what is averaged over positions: inputs of T's norms, or its stages
+    layers: Literal["norms", "stages"] = "norms"  # features contrasted: means of T's BatchNorm inputs, or of its stages
     local_area: tuple[float, float] = (0.25, 1.0)  # smallest and largest share of an image in its local view
     pad: Whole = 4  # random crop, of the global view and of the student's images
     flip: bool = True  # random mirror, of both views and of the student's images
@@ -140,11 +140,11 @@ class CMI(Method[CMIState]):
             initialise(G, lambda weight: nn.init.normal_(weight, 0, 0.02))  # line 3
             z = torch.randn(self.synthesis_batch, self.width, generator=rng, device=device)
             z.requires_grad_(self.optimise_z)
-            y = draw(len(z), task.classes, rng, device).sort().values
+            y = draw(len(z), task.classes, rng, device)
             optimizer = Adam(G.parameters(), lr=self.lr, betas=self.betas, fused=True)
-            codes = [Adam([z], lr=self.lr, betas=self.betas, fused=True)] if self.optimise_z else []
+            z_optimizers = [Adam([z], lr=self.lr, betas=self.betas, fused=True)] if self.optimise_z else []
             best = no_best(z.new_zeros(len(y), *task.image_shape))
-            traits = no_best(z.new_zeros(len(y), *B.columns["features"][0]))
+            best_features = no_best(z.new_zeros(len(y), *B.columns["features"][0]))
             for _ in range(self.steps):  # line 4
                 with task.runtime.autocast():
                     x = make(G, z).float()
@@ -152,11 +152,11 @@ class CMI(Method[CMIState]):
                 cr = contrast(self, h, out, _negatives(self, B, rng))  # line 6
                 loss = out.loss + self.alpha_cr * cr
                 features = torch.cat([out.local, out.global_], dim=1)
-                best, traits = keep_best(best, loss, x), keep_best(traits, loss, features)
-                task.runtime.step(loss, optimizer, state.head_optimizer, private=codes)
+                best, best_features = keep_best(best, loss, x), keep_best(best_features, loss, features)
+                task.runtime.step(loss, optimizer, state.head_optimizer, private=z_optimizers)
             last = self.keep == "last"
             M.add(images=as_bytes(x if last else best.images), labels=y)  # line 7
-            B.add(features=(features if last else traits.images).to(torch.float16))
+            B.add(features=(features if last else best_features.images).to(torch.float16))
         return {
             "loss/generator": loss.detach(),
             "loss/class": out.cls.detach(),

@@ -3,7 +3,7 @@
 Xiufang Li, Qigong Sun, Licheng Jiao et al. IEEE Transactions on Multimedia, 2023.
 
 Every batch of images comes from a generator of its own: widths and kernel sizes are drawn, weights are fresh. A loss
-on perceptual difference hashes (D-Dhash) drives new images away from those of the batch before.
+on perceptual difference hashes (D-Dhash) is meant to drive new images away from those of the batch before.
 
 The paper's Algorithm 1 and this file:
 
@@ -98,7 +98,7 @@ class D3K(Method[D3KState]):
     bn: Literal["gaussian", "l2"] = "gaussian"  # eq. 14, or DeepInversion's form
     ste: Literal["literal", "difference"] = "literal"  # eq. 13, or both neighbours
     pairing: Literal["all", "index", "random"] = "all"  # which bank codes a new code is compared with
-    hash_form: Literal["square", "xor"] = "square"  # −(b − m)² as printed, or −(b + m − 2bm): the same value on bits
+    hash_form: Literal["square", "xor"] = "square"  # −(b − m)² as printed, or −(b + m − 2bm): equal on bits
     optimise_z: bool = False  # CMI trains z too, D3K only the generator
 
     default_plan: ClassVar[Plan] = Plan(rounds=200, steps=400, batch_size=256, lr=0.1, weight_decay=1e-4)
@@ -144,7 +144,7 @@ class D3K(Method[D3KState]):
             z.requires_grad_(self.optimise_z)
             c = (balanced_labels if self.labels == "balanced" else uniform_labels)(len(z), task.classes, rng, device)
             optimizer = Adam(G.parameters(), lr=self.lr, betas=self.betas, fused=True)
-            codes = [Adam([z], lr=self.lr, betas=self.betas, fused=True)] if self.optimise_z else []
+            z_optimizers = [Adam([z], lr=self.lr, betas=self.betas, fused=True)] if self.optimise_z else []
             best = no_best(z.new_zeros(len(z), *task.image_shape))
             for _ in range(self.steps):  # line 5
                 shape = draw_subnet(self.widths, self.kernels) if self.resample == "iteration" else None
@@ -153,7 +153,7 @@ class D3K(Method[D3KState]):
                 bank = _bank(self, state.bank, len(x), rng)
                 out = step(self, T, S, x, crop_flip(x, rng, self.pad, self.flip), c, bank, not clock.warmup)
                 best = keep_best(best, out.loss, x)
-                task.runtime.step(out.loss, optimizer, private=codes)  # line 6
+                task.runtime.step(out.loss, optimizer, private=z_optimizers)  # line 6
             images = best.images if self.keep == "best" else x.detach()
             state.pool.add(images=as_bytes(images), labels=c)  # line 7
             codes_before, state.bank = state.bank, dhash_codes(images, self.hash_pool)

@@ -16,7 +16,9 @@ The paper's algorithm and this file:
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import ClassVar, Literal, NamedTuple, final
 
 import torch
@@ -25,6 +27,7 @@ from torch.optim import Adam
 
 from dfkd.engine.core import Cache, Clock, Method, Metrics, Need, State, Task, class_entropy
 from dfkd.engine.limits import Betas, Count, Positive
+from dfkd.engine.measures import Measure, class_entropy_measure
 from dfkd.engine.plan import Plan
 from dfkd.engine.probe import Probe
 from dfkd.losses.divergence import cross_entropy, knowledge_distillation
@@ -79,6 +82,10 @@ class DAFL(Method[DAFLState]):
         milestones=(800, 1600),
     )
 
+    measures: ClassVar[Mapping[str, Measure]] = MappingProxyType(
+        {"class_entropy": class_entropy_measure("raise alpha_ie, or lower alpha_cls")}
+    )
+
     def needs(self) -> frozenset[Need]:
         """Two doublings; a classifier or stages, whose input or last map is to be excited."""
         reads = {"features": Need.HEAD, "map": Need.STAGES}[self.activation]
@@ -114,7 +121,7 @@ class DAFL(Method[DAFLState]):
         }
 
     def batch(self, task: Task, state: DAFLState, clock: Clock) -> Batch:
-        """Line 5: the images of line 3, or those of new codes; as they are, and within [0, 1] for whoever looks."""
+        """Line 5: the images of line 3, or those of new codes; with a copy clipped to [0, 1] for display."""
         x = state.x.value
         if self.images == "fresh" or x is None:
             state.G.eval()

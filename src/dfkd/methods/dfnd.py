@@ -78,7 +78,7 @@ class DFND(Method[DFNDState]):
     flip: bool = True  # random mirror, likewise
     # Ablations, and our own
     selected_share: PositiveShare | None = None  # n as a part of the web images instead
-    select: Literal["certain", "random"] = "certain"  # who is kept: those T is surest of, or any
+    select: Literal["certain", "random"] = "certain"  # images kept: those T is most confident of, or random ones
     adaptation: Literal["matrix", "none"] = "matrix"  # the label term with Q, or imitation alone
 
     default_plan: ClassVar[Plan] = Plan(
@@ -92,7 +92,7 @@ class DFND(Method[DFNDState]):
     )
 
     measures: ClassVar[Mapping[str, Measure]] = MappingProxyType(
-        {**SELECTION_MEASURES, "certainty/least": Measure("least probability of a selected image's class")}
+        {**SELECTION_MEASURES, "certainty/least": Measure("lowest confidence of the teacher among the selected images")}
     )
 
     def check_values(self) -> None:

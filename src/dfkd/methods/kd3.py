@@ -70,7 +70,7 @@ class KD3(Method[KD3State]):
     pad: Whole = 4  # random crop of the web images (MNIST: 0)
     flip: bool = True  # random mirror, likewise
     # What the paper leaves open
-    reference_batch: Count | None = 1  # the contrast is its mean per image times this; None: its sum (paper)
+    reference_batch: Count | None = 1  # the contrast is its batch mean times this; None: the sum over the batch (paper)
     alignment: Literal["mean", "sum"] = "mean"  # H_mse over the features of an image: its mean, or its sum
     select_every: Count = 1  # rounds between selections
     one_pass: bool = False  # a round's steps: one pass over D_s, at most the plan's; else the plan's
@@ -102,9 +102,8 @@ class KD3(Method[KD3State]):
     measures: ClassVar[Mapping[str, Measure]] = MappingProxyType(
         {
             **SELECTION_MEASURES,
-            "threshold/low": Measure("threshold of the rarest class selected"),
-            "threshold/high": Measure("threshold of the most frequent class selected", minor=True),
-            "student_share": Measure("student's share in the selection"),
+            "threshold/low": Measure("threshold of the rarest predicted class"),
+            "student_share": Measure("weight of the student's predictions, α(t)"),
         }
     )
 
@@ -166,7 +165,6 @@ class KD3(Method[KD3State]):
         return {
             **selection_metrics(task, state.predicted),
             "threshold/low": torch.where(T_k > 0, T_k, math.inf).amin(),
-            "threshold/high": T_k.amax(),
             "student_share": rate,
         }
 
@@ -231,7 +229,7 @@ def contrast(method: KD3, task: Task, heads: nn.ModuleDict, s: Readout, t: Reado
     return first + second
 
 
-class Judged(NamedTuple):
+class Predictions(NamedTuple):
     """y_i = argmax c_i and p_i = max c_i, of every row that may be selected."""
 
     predicted: Labels
@@ -239,7 +237,7 @@ class Judged(NamedTuple):
 
 
 @torch.no_grad()
-def _judge(method: KD3, task: Task, state: KD3State, rate: float) -> Judged:
+def _judge(method: KD3, task: Task, state: KD3State, rate: float) -> Predictions:
     """Equation 3 over the whole pool, block by block. T's answers never change, so they are kept while they fit."""
     n, device = len(state.rows), task.runtime.device
     fits = n * task.classes * 4 <= method.cache_gib * 2**30
@@ -256,7 +254,7 @@ def _judge(method: KD3, task: Task, state: KD3State, rate: float) -> Judged:
         confidence[part], predicted[part] = combine(p_t, p_s, rate).max(dim=1)
     if fresh:
         state.teacher.value = torch.cat(fresh)
-    return Judged(predicted, confidence)
+    return Predictions(predicted, confidence)
 
 
 def _refuse_empty(task: Task, count: int, rate: float) -> None:

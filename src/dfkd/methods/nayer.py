@@ -52,7 +52,7 @@ from dfkd.types import Batch, Bytes, Images, Labels, Logits, Moments, Scalar
 __all__ = ["NAYER", "NayerState"]
 
 MOST_CLASSES = 20  # colours of a cloud
-LEARNT = 0.1  # a batch counts as classified when its cross-entropy is below (Table 4)
+CLASS_LOSS_REACHED = 0.1  # a batch counts as classified when its cross-entropy is below (Table 4)
 
 
 @dataclass
@@ -100,7 +100,7 @@ class NAYER(Method[NayerState]):
     # Ablations: Table 4's rows
     code: Literal["nl", "lte", "onehot", "z", "concat", "sum"] = "nl"  # what feeds G: Table 4's rows
     beta: float = 1.0  # β, weight of the noise for code="sum"
-    text_scale: float = 1.0  # factor of the embeddings (MiniLM's have norm 1, CLIP's about 10.7): "sum" and "concat"
+    text_scale: float = 1.0  # factor of e for "lte", "sum", "concat" (norm of MiniLM's is 1, CLIP's 10.7)
     redraw: bool = True  # re-initialise Z for every batch
     group: Literal["classes", "one", "batch"] = "classes"  # K-to-1, 1-to-1, or one noisy layer for a whole batch
     norm: bool = True  # BatchNorm in the noisy layer
@@ -110,7 +110,7 @@ class NAYER(Method[NayerState]):
     )
 
     measures: ClassVar[Mapping[str, Measure]] = MappingProxyType(
-        {"steps_to_class": Measure("steps until the class is met", meaning="cross-entropy below 0.1")}
+        {"steps_to_class": Measure("generator steps until cross-entropy < 0.1", meaning="all steps if it never is")}
     )
 
     def views(self, task: Task, state: NayerState | None, real: Bytes | None) -> Mapping[str, Callable[[], View]]:
@@ -148,7 +148,7 @@ class NAYER(Method[NayerState]):
             state.born = clock.round
         G.train()
         Z.train()
-        first_hits = []
+        hit_steps = []
         order = torch.randperm(task.classes, generator=rng, device=rng.device) if self.labels == "permuted" else None
         for i in range(self.warmup_batches if clock.warmup else self.batches):
             if self.redraw and isinstance(Z, NoisyLayer):
@@ -158,18 +158,18 @@ class NAYER(Method[NayerState]):
             e = _embed(self, task, y)
             optimizer = Adam([*G.parameters(), *Z.parameters()], lr=self.lr, betas=self.betas, fused=True)
             best = no_best(e.new_zeros(len(y), *task.image_shape))
-            first = e.new_tensor(float(self.steps))
+            hit_step = e.new_tensor(float(self.steps))
             for k in range(self.steps):  # line 6
                 with task.runtime.autocast():
                     x = make(G, Z, e).float()
                 out = step(self, T, S, _view(self, x, rng), y, state.moments, not clock.warmup)
                 best = keep_best(best, out.loss, x)
-                first = torch.where(out.cls.detach() < LEARNT, first.clamp(max=k), first)
+                hit_step = torch.where(out.cls.detach() < CLASS_LOSS_REACHED, hit_step.clamp(max=k), hit_step)
                 task.runtime.step(out.loss, optimizer)
             state.moments = update_moments(state.moments, out.stats, self.momentum)
             images = best.images if self.keep == "best" else x.detach()
             M.add(images=as_bytes(images), labels=y)  # line 7
-            first_hits.append(first)
+            hit_steps.append(hit_step)
         S.eval()
         with torch.no_grad():
             state.codes = Z(e)
@@ -179,7 +179,7 @@ class NAYER(Method[NayerState]):
             "loss/statistics": out.bn.detach(),
             "loss/adversarial": out.adv.detach(),
             "class_entropy": class_entropy(out.logits),
-            "steps_to_class": torch.stack(first_hits).mean(),
+            "steps_to_class": torch.stack(hit_steps).mean(),
             **within_class_distance(images, y, task.classes),
         }
 
@@ -287,11 +287,12 @@ def _codes_view(task: Task, state: NayerState) -> Cloud:
             f"{task.classes} classes; look at a run with fewer"
         )
     labels = state.pool.newest(len(state.codes))["labels"]
+    codes = state.codes[len(state.codes) - len(labels) :]  # a small memory holds fewer images than the batch had
     names = task.names or tuple(map(str, range(task.classes)))
-    groups = {name: state.codes[labels == k].float() for k, name in enumerate(names)}
+    groups = {name: codes[labels == k].float() for k, name in enumerate(names)}
     return Cloud(
-        f"What the noisy layer makes of the class embeddings, by t-SNE: the {len(state.codes)} codes of the newest "
-        "batch, one colour for each class.",
+        f"What the noisy layer makes of the class embeddings, by t-SNE: the {len(codes)} newest codes, "
+        "one colour for each class.",
         "Points in two dimensions, one colour for each class",
         {name: rows for name, rows in groups.items() if len(rows)},
     )

@@ -91,15 +91,15 @@ class SpaceshipNet(Method[SpaceshipState]):
     keep: Literal["best", "last"] = "best"  # which step's features are stored (code: best)
     first_bn: float = 1.0  # factor of the first BatchNorm layer within L_BN (code)
     init: Literal["kaiming", "torch"] = "kaiming"  # of G (code: Kaiming; BatchNorm N(1, 0.02))
-    init_student: bool = False  # Xavier-normal weights with gain √2 (code) in place of those that are not frozen
+    init_student: bool = False  # Xavier-normal weights, gain √2, in S's trainable layers (code)
     pairs: Literal["complementary", "independent"] = "complementary"  # independent: each row its own channels (code)
     kl_reduction: Literal["element_mean", "batchmean"] = "element_mean"  # code: a mean over images and classes
     gradcam_last: bool = True  # Grad-CAM at the last stage too (code: ResNet yes, its R2 variant no)
     # Ablations: Table 3's rows
-    diversity: Literal["cfe", "mixup", "cutmix", "none"] = "cfe"  # Table 3's rows
-    mixing: Literal["image", "batch"] = "image"  # mixup, CutMix: each image its share, or one for all, no crop (code)
+    diversity: Literal["cfe", "mixup", "cutmix", "none"] = "cfe"  # how the student's images are varied
+    mixing: Literal["image", "batch"] = "image"  # mixing ratio per image, or per batch and without crop (code)
     mix_alpha: Positive = 1.0  # of the Beta distribution of mixup's and CutMix's shares
-    constraint: Literal["msarc", "at", "fitnets", "none"] = "msarc"  # Table 3's rows
+    constraint: Literal["msarc", "at", "fitnets", "none"] = "msarc"  # what constrains the student's maps
     lambda_at: float = 1.0  # of constraint="at", summed over stages
     lambda_fitnets: float = 1.0  # of constraint="fitnets", summed over stages
     # What is stored, and where
@@ -148,7 +148,7 @@ class SpaceshipNet(Method[SpaceshipState]):
         z = torch.randn(self.synthesis_batch, self.width, generator=rng, device=device)  # line 3
         y = _labels(self, task)
         optimizer = Adam(G.parameters(), lr=self.lr, betas=self.betas, fused=True)
-        best = Stored(torch.full((), torch.inf, device=device), ())
+        best = BestFeatures(torch.full((), torch.inf, device=device), ())
         G.train()
         for _ in range(self.steps):  # line 4
             with task.runtime.autocast():
@@ -215,7 +215,7 @@ class Parts(NamedTuple):
     logits: Logits
 
 
-class Stored(NamedTuple):
+class BestFeatures(NamedTuple):
     """The lowest loss so far and the features that had it."""
 
     loss: Scalar
@@ -245,15 +245,17 @@ def objective(method: SpaceshipNet, T: Probe, x: Images, y: Labels) -> Parts:
     return Parts(method.lambda_cls * cls + method.lambda_bn * bn, cls, bn, t)
 
 
-def keep_features(best: Stored, loss: Scalar, features: Sequence[Tensor], keep: Literal["best", "last"]) -> Stored:
+def keep_features(
+    best: BestFeatures, loss: Scalar, features: Sequence[Tensor], keep: Literal["best", "last"]
+) -> BestFeatures:
     """``best``, or these features (as float16) if their loss is lower or the last step counts."""
     new = tuple(value.detach().half() for value in features)
     loss = torch.nan_to_num(loss.detach(), nan=torch.inf)
     if keep == "last" or not best.features:
-        return Stored(loss, new)
+        return BestFeatures(loss, new)
     better = loss < best.loss
     lower = tuple(torch.where(better, a, b) for a, b in zip(new, best.features, strict=True))
-    return Stored(torch.where(better, loss, best.loss), lower)
+    return BestFeatures(torch.where(better, loss, best.loss), lower)
 
 
 def pool_bytes(method: SpaceshipNet, image_shape: tuple[int, int, int], plan: Plan) -> int:

@@ -36,7 +36,7 @@ from torch.optim import Adam
 from dfkd.data.pool import Pool
 from dfkd.engine.core import Cache, Clock, Method, Metrics, Need, State, Task, class_entropy
 from dfkd.engine.limits import Count, NotNegative, Positive, Whole
-from dfkd.engine.measures import Measure
+from dfkd.engine.measures import Measure, class_entropy_measure
 from dfkd.engine.plan import Plan
 from dfkd.engine.probe import Probe
 from dfkd.engine.views import Cloud, Curves, View, affordable
@@ -79,7 +79,7 @@ class STTS(Method[STTSState]):
     sigma: NotNegative = 2.0  # σ, the common variance of the units (LeNet-5: 1.5)
     lambda_a: float = 0.05  # λ_a, weight of the activation loss (ResNet-34: 0.1)
     temperature: Positive = 20.0  # τ, of the targets and of the student
-    synthesis_batch: Count = 100  # n, images per batch and process; images do not influence each other
+    synthesis_batch: Count = 100  # n, images per batch and process
     batches: Count = 1  # batches per warm-up round
     steps: Count = 1500  # Adam steps per batch
     lr: Positive = 1e-3  # Adam's rate for the pixels
@@ -90,7 +90,7 @@ class STTS(Method[STTSState]):
     pad: Whole = 4  # augmentation: random crop
     noise: NotNegative = 0.05  # augmentation: standard deviation of additive noise
     # What the paper leaves open
-    init_std: NotNegative = 1.0  # standard deviation of the normal noise (the paper gives none): less leaves less of it
+    init_std: NotNegative = 1.0  # standard deviation of the noise (not in the paper); smaller: cleaner images
     bound: Literal["end", "step", "rescale"] = "step"  # clip when stored or every step; rescale by min and max (ZSKD)
     keep: Literal["last", "best"] = "last"  # which step's image enters the set
     memory: Count | None = None  # the newest images kept; None: all
@@ -100,7 +100,7 @@ class STTS(Method[STTSState]):
     act_reduction: Literal["mean", "sum"] = "mean"  # L_a over a map's units (paper: sum)
     kl_tau2: bool = True  # L_d times τ² (paper: without)
     teacher_bn: Literal["stored", "batch"] = "stored"  # T's BatchNorm in synthesis and in targets (ZSKD's code: batch)
-    student_target: Literal["augmented", "stored"] = "augmented"  # T of what S sees, or of the image as it was made
+    student_target: Literal["augmented", "stored"] = "augmented"  # T's answer to what S sees, or to the stored image
     # ZSKD, its rival
     targets: Literal["normal", "dirichlet"] = "normal"  # where y comes from; "dirichlet": ZSKD
     betas: tuple[float, ...] = (1.0, 0.1)  # β, scales of the Dirichlet targets, in equal shares
@@ -132,6 +132,7 @@ class STTS(Method[STTSState]):
 
     measures: ClassVar[Mapping[str, Measure]] = MappingProxyType(
         {
+            "class_entropy": class_entropy_measure("raise sigma, or alpha_bn where the teacher has BatchNorm"),
             "target_maximum": Measure("largest probability of a target", meaning="mean over targets"),
             "augmented/class_entropy": Measure(
                 "class entropy after augmentation",
@@ -199,10 +200,10 @@ class STTS(Method[STTSState]):
                     task.runtime.step(out.loss, private=[optimizer])
                     _clip_grids(self, T, grids)
                 images = as_bytes(T.denormalise(best.images if self.keep == "best" else sum_of_grids(grids)))
-                answers = _answer(T, images) if self.student_target == "stored" else None
-                targets = {} if answers is None else {"targets": answers}
-                state.pool.add(images=images, labels=out.logits.argmax(dim=1), **targets)  # line 7
-            views = _augmentation_metrics(self, T, images)
+                answers = _answer(T, images)
+                targets = {"targets": answers} if self.student_target == "stored" else {}
+                state.pool.add(images=images, labels=answers.argmax(dim=1), **targets)  # line 7
+            augmentation = _augmentation_metrics(self, T, images, answers)
         softened = torch.softmax(y / self.temperature, dim=1)
         return {
             "loss/synthesis": out.loss.detach(),
@@ -211,7 +212,7 @@ class STTS(Method[STTSState]):
             "loss/statistics": out.bn.detach(),
             "target_maximum": softened.amax(dim=1).mean(),
             "class_entropy": class_entropy(out.logits),
-            **views,
+            **augmentation,
         }
 
     def batch(self, task: Task, state: STTSState, clock: Clock) -> Batch:
@@ -281,16 +282,17 @@ def _answer(T: Probe, images: Bytes) -> Logits:
 
 
 @torch.no_grad()
-def _augmentation_metrics(method: STTS, T: Probe, images: Bytes) -> Metrics:
+def _augmentation_metrics(method: STTS, T: Probe, images: Bytes, answers: Logits) -> Metrics:
     """What augmentation leaves of a batch: entropy of T's classes, and the share of images that keep theirs.
+
+    ``answers`` are T's logits of the images before augmentation.
 
     From a random stream of its own, so that looking changes nothing. Both are low, before the student's first step,
     where the teacher's answers hang on pixel patterns that augmentation destroys.
     """
     x = as_images(images)
-    before = T(x).logits.argmax(dim=1)
     after = T(_augment(method, x, torch.Generator(x.device).manual_seed(0))).logits
-    retention = (after.argmax(dim=1) == before).float().mean()
+    retention = (after.argmax(dim=1) == answers.argmax(dim=1)).float().mean()
     return {"augmented/class_entropy": class_entropy(after), "augmented/same_class": retention}
 
 

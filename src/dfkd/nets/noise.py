@@ -1,4 +1,4 @@
-"""Trained descriptions of label noise."""
+"""Trained models of label noise."""
 
 import torch
 from torch import Tensor, nn
@@ -7,14 +7,14 @@ __all__ = ["NoiseMatrix"]
 
 
 class NoiseMatrix(nn.Module):
-    """Which class is called which (DFND): rows of probabilities, the right class with a fixed one.
+    """Transition matrix of label noise (DFND): rows of probabilities, the diagonal fixed.
 
     Row i has ``accuracy`` at place i, and ``1 - accuracy`` shared among the others by a softmax of free logits, which
     begin equal.
 
     Args:
         classes: K, at least 2.
-        accuracy: of whoever calls, above 0 and below 1.
+        accuracy: of the labelling network, above 0 and below 1.
     """
 
     eye: Tensor
