@@ -19,7 +19,7 @@ from dfkd.ops.intervals import wilson
 from dfkd.tune import choose as room
 from dfkd.tune.advice import Tried, recommend
 from dfkd.tune.candidates import Candidate, shortlist, students_for
-from dfkd.tune.short import small, trial_plan
+from dfkd.tune.short import shrunk_method, trial_plan
 
 DATA: dict[str, Any] = {"image_size": (1, 8, 8), "mean": [0.4], "std": [0.3], "classes": 10, "device": "cpu"}
 
@@ -109,16 +109,28 @@ def test_facts_come_from_a_known_data_set_and_the_teacher() -> None:
     assert {choice.students[0].parameters for choice in choices} == {choices[0].students[0].parameters}
 
 
+def test_a_student_that_cannot_be_counted_is_ranked_by_its_time() -> None:
+    teacher, counted = a_network("big", 1.0, 1.0), a_network("half", 0.5, 2.0)
+    odd = Candidate("odd", 500, None, 0.0008, 1.25)
+    assert odd.work_share(teacher) == pytest.approx(0.8)
+    tried = [Tried("NAYER", name, score(0.9)) for name in ("half", "odd")]
+    advice = recommend(tried, [counted, odd], teacher)
+    assert advice.student == "half"
+    alone = recommend(tried[1:], [odd], teacher)
+    assert "odd has 50.0% of the teacher's parameters, and takes 80% of its time an image" in alone.reasons
+
+
 def test_the_shortlist_is_spread_over_sizes() -> None:
+    teacher = a_network("big", 1.0, 1.0)
     students = [a_network(f"n{share}", share) for share in (0.9, 0.52, 0.45, 0.3, 0.24, 0.11, 0.01)]
-    assert [student.name for student in shortlist(students, 100_000)] == ["n0.52", "n0.24", "n0.11"]
-    assert shortlist(students[:1], 100_000) == students[:1]
+    assert [student.name for student in shortlist(students, teacher)] == ["n0.52", "n0.24", "n0.11"]
+    assert shortlist(students[:1], teacher) == students[:1]
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_trial_is_no_larger_than_the_method(name: str) -> None:
     method: Any = METHODS[name]()
-    less: Any = small(method, 32)
+    less: Any = shrunk_method(method, 32)
     for key in ("steps", "synthesis_batch", "batches", "memory", "pad"):
         if getattr(method, key, None) is not None:
             assert getattr(less, key) <= getattr(method, key)

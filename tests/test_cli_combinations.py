@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from dfkd.cli.config import Distill
 from dfkd.cli.main import main
 from dfkd.cli.parse import flags, read_yaml
-from dfkd.cli.setup import made_of, method_settings, resolve, with_recipe
+from dfkd.cli.setup import inner_method_fields, method_settings, resolve, with_recipe
 from dfkd.engine.exchange import Exchange
 from dfkd.engine.recombine import Recombine
 from dfkd.errors import UserError
@@ -208,8 +208,8 @@ def test_the_list_of_methods_shows_them(capsys: pytest.CaptureFixture[str]) -> N
         assert f"\n{name} " in listed
         assert main(["methods", name.lower()]) == 0
         out = capsys.readouterr().out
-        for part in made_of(kind):
+        for part in inner_method_fields(kind):
             assert f"--method.{part}" in out
-    assert made_of(Recombine) == ("images_from", "loss_from")
-    assert made_of(Exchange) == ("of",)
-    assert all(made_of(kind) == () for kind in METHODS.values())
+    assert inner_method_fields(Recombine) == ("images_from", "loss_from")
+    assert inner_method_fields(Exchange) == ("of",)
+    assert all(inner_method_fields(kind) == () for kind in METHODS.values())

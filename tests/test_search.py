@@ -267,6 +267,57 @@ def test_a_trial_whose_settings_do_not_go_together_fails_alone(tmp_path: Path) -
     assert found.best.values["plan.turns"] == 1
 
 
+def test_a_trial_whose_method_does_not_fit_the_pair_fails_alone(tmp_path: Path) -> None:
+    """The deep generator makes no images of 8 pixels; the search, and a second call of it, go on without it."""
+    ranges = {"method.generator": Range(choices=("conv", "deep")), "method.lr": Range(0.001, 0.1)}
+    search = {"ranges": ranges, "plan": replace(PLAN, rounds=1), "watch": dfkd.Watching(samples_every=0)}
+    with pytest.warns(UserWarning, match=r"method.generator = auto is outside its range"):
+        first = room.search(
+            network(8), network(4), METHOD, out=tmp_path / "s", trials=4, device="cpu", **search, **DATA
+        )
+    states = {trial.values["method.generator"]: trial.state for trial in first.trials}
+    assert states == {"conv": "complete", "deep": "failed"}
+    assert all("multiple of 16" in str(trial.reason) for trial in first.trials if trial.state == "failed")
+    again = room.search(network(8), network(4), METHOD, out=tmp_path / "s", trials=5, device="cpu", **search, **DATA)
+    assert len(again.trials) == 5
+
+
+@pytest.mark.usefixtures("_no_page")
+def test_a_search_of_which_no_trial_can_begin_ends(tmp_path: Path) -> None:
+    class Refusing(Fake):
+        def run(self, *arguments: Any) -> None:
+            raise UserError("NAYER needs what is not there, got nothing; change it")
+
+    with pytest.raises(UserError, match="what is not there"):
+        room.conduct(what(trials=9), Refusing(lambda values, k: 0.5), tmp_path / "s")
+    assert [trial.state for trial in read_trials(tmp_path / "s")] == ["failed"] * 3
+
+
+@pytest.mark.usefixtures("_no_page")
+def test_no_settings_are_tried_twice(tmp_path: Path) -> None:
+    ranges = {"method.lr": Range(choices=(0.004, 0.01)), "plan.batch_size": Range(12, 36, step=12)}
+    found = room.conduct(what(trials=20, ranges=ranges), Fake(lambda values, k: values["lr"]), tmp_path / "s")
+    settings = [tuple(sorted(trial.values.items())) for trial in found.trials]
+    assert len(settings) == len(set(settings)) == 6
+    assert found.best is not None
+    assert found.best.values["method.lr"] == 0.01
+
+
+@pytest.mark.parametrize(
+    ("span", "size"),
+    [
+        (Range(choices=("a", "b", "c")), 3),
+        (Range(2, 5), 4),
+        (Range(16, 64, step=16), 4),
+        (Range(0.0, 1.0, step=0.1), 11),
+        (Range(0.0, 1.0), None),
+        (Range(0.001, 1.0, log=True), None),
+    ],
+)
+def test_the_number_of_values_in_a_range(span: Range, size: int | None) -> None:
+    assert span.size == size
+
+
 def test_two_processes_never_have_the_same_trial(tmp_path: Path) -> None:
     told: Any = ({"method.lr": Range(0.001, 1.0)}, {"method.lr": 0.5}, 0, True)
     one, other = Ledger(tmp_path, *told), Ledger(tmp_path, *told)

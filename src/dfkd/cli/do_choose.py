@@ -15,6 +15,7 @@ from dfkd.inputs import facts_of
 from dfkd.methods import METHODS
 from dfkd.report.files import plain
 from dfkd.report.summary import count, duration, operations, percent
+from dfkd.settings import Text
 from dfkd.tune.advice import Tried
 from dfkd.tune.candidates import Candidate
 from dfkd.tune.choose import Choice, choose
@@ -43,7 +44,7 @@ def run(settings: Choose) -> int:
         data=data,
         text=settings.text,
         runtime=settings.runtime,
-        tell=None if settings.json else _heard,
+        tell=None if settings.json else _print_trial,
     )
     follows = _next(choice, settings)
     if settings.json:
@@ -59,7 +60,7 @@ def _method(name: str, preset: str | None) -> Method[Any]:
     return resolve(Distill, {"method": {"name": name}, **data})[1]
 
 
-def _heard(run: Tried) -> None:
+def _print_trial(run: Tried) -> None:
     print(f"tried {run.method} with {run.student}: {_score(run)}, {duration(run.seconds)}", flush=True)
 
 
@@ -81,19 +82,27 @@ def _next(choice: Choice, settings: Choose) -> str | None:
 
 
 def _given_settings(settings: Choose) -> list[tuple[str, str, Any]]:
-    """What the caller said of the teacher and its images."""
+    """What the caller said of the teacher, its images and the text."""
     options_given = []
-    for role, section in (("teacher", settings.teacher), ("data", settings.data)):
+    defaults = {"teacher": None, "data": None, "text": Text()}
+    for role, section in (("teacher", settings.teacher), ("data", settings.data), ("text", settings.text)):
         for key, value in vars(section).items():
-            if value is not None:
-                text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-                options_given.append((role, key, text))
+            if value is not None and value != getattr(defaults[role], key, None):
+                options_given.append((role, key, _spelt_list(value) if isinstance(value, list | tuple) else str(value)))
     return options_given
 
 
+def _spelt_list(values: Sequence[Any]) -> str:
+    """A list as one word of the command line: names with a comma in quotes, within brackets."""
+    words = [str(value) for value in values]
+    if any("," in word or word != word.strip() for word in words):
+        return json.dumps(words, ensure_ascii=False)
+    return ",".join(words)
+
+
 def _show(choice: Choice, follows: str | None) -> None:
+    from rich import text
     from rich.table import Table
-    from rich.text import Text
 
     console = wide_console()
     console.print("\nMethods, with their default settings", style="bold")
@@ -101,14 +110,14 @@ def _show(choice: Choice, follows: str | None) -> None:
         remark = "fits" if not missing else f"needs {'; '.join(missing)}"
         if name == NOISE_METHOD:
             remark = "the lower bound: pure noise"
-        console.print(Text(f"  {name:<14}{remark}", style="dim" if missing else ""))
+        console.print(text.Text(f"  {name:<14}{remark}", style="dim" if missing else ""))
     console.print()
     sheet = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     sheet.add_column("network", overflow="fold")
     for heading in ("parameters", "FLOPs", "one image", "faster", "agreement in a trial"):
         sheet.add_column(heading, justify="right", no_wrap=True)
     for row, role in [(choice.teacher, "teacher "), *((row, "") for row in choice.students)]:
-        sheet.add_row(Text(f"{role}{row.name}"), *_cells(row, choice.tried))
+        sheet.add_row(text.Text(f"{role}{row.name}"), *_cells(row, choice.tried))
     console.print(sheet)
     if not choice.tried:  # sizes and speed alone were asked for, or nothing fits
         return
@@ -116,7 +125,7 @@ def _show(choice: Choice, follows: str | None) -> None:
     if choice.advice.method is not None:
         console.print(f"  {choice.advice.method} and {choice.advice.student}", highlight=False)
     for reason in choice.advice.reasons:
-        console.print(Text(f"  - {reason}"))
+        console.print(text.Text(f"  - {reason}"))
     if follows:
         print(f"next  {follows}")
         print("      add --dry-run for hours, memory and disk; `dfkd search` finds settings")
@@ -131,7 +140,7 @@ def _cells(row: Candidate, tried: Sequence[Tried]) -> tuple[str, ...]:
     score = "" if best is None else f"{best[1]} {percent(best[0])}" + (f" of {len(scores)}" if len(scores) > 1 else "")
     return (
         count(row.parameters),
-        operations(2 * row.macs),
+        operations(None if row.macs is None else 2 * row.macs),
         f"{1000 * row.seconds:.2f} ms",
         f"{row.speedup:.1f}x",
         score,

@@ -6,7 +6,7 @@ from typing import Any
 
 from dfkd.cli.config import Methods
 from dfkd.cli.fields import Option, options, spell
-from dfkd.cli.setup import find_method, made_of, wide_console
+from dfkd.cli.setup import find_method, inner_method_fields, wide_console
 from dfkd.engine.core import Method
 from dfkd.methods import COMBINATIONS, METHODS, offered_methods
 
@@ -53,7 +53,7 @@ def _show(console: Any, name: str, kind: type[Method[Any]]) -> None:
     for heading in ("option", "default"):
         sheet.add_column(heading, overflow="fold", no_wrap=console.width >= 90)
     sheet.add_column("meaning; symbol of the paper", overflow="fold")
-    inner = [f"--method.{part}" for part in made_of(kind)]
+    inner = [f"--method.{part}" for part in inner_method_fields(kind)]
     group = ""
     for option in options(kind, "--method."):
         if option.group != group:

@@ -33,7 +33,7 @@ __all__ = [
     "name_and_sidecar",
     "load",
     "with_weights_path",
-    "made_of",
+    "inner_method_fields",
     "method_settings",
     "plain_settings",
     "seed_everything",
@@ -130,7 +130,7 @@ def _method(setting: Any, at: str, data: Any) -> Method[Any]:
             f"{DEFAULT_METHOD}}}"
         )
     kind = find_method(str(setting["name"]))
-    inner = made_of(kind)
+    inner = inner_method_fields(kind)
     ready = {part: _method(setting.get(part), f"{at}.{part}", data) for part in inner}
     values = {key: value for key, value in setting.items() if key not in ("name", *inner)}
     return fill(kind, {**_augmentation(kind, data), **values}, f"{at}.", ready)
@@ -149,7 +149,7 @@ def _augmentation(kind: type[Method[Any]], data: Any) -> Tree:
     return {**flip, "pad": min(pad, min(DATASETS[preset].image_size[1:]) // 8)}
 
 
-def made_of(kind: type[Method[Any]]) -> tuple[str, ...]:
+def inner_method_fields(kind: type[Method[Any]]) -> tuple[str, ...]:
     """The fields of a method that hold other methods."""
     types = get_type_hints(kind)
     classes = {item.name: get_origin(types[item.name]) or types[item.name] for item in fields(kind)}  # type: ignore[arg-type]
@@ -314,7 +314,7 @@ def _long_method(setting: Any) -> Any:
     if "class_path" in setting:
         arguments = {key: value for key, value in setting.items() if key not in ("class_path", "init_args")}
         setting = {"name": setting["class_path"], **(setting.get("init_args") or {}), **arguments}
-    inner = made_of(find_method(str(setting["name"]))) if "name" in setting else ()
+    inner = inner_method_fields(find_method(str(setting["name"]))) if "name" in setting else ()
     return {key: _long_method(value) if key in inner else value for key, value in setting.items()}
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from dfkd.api import distill
 from dfkd.data.text import TextEmbedding
 from dfkd.defaults import DEFAULT_METHOD
-from dfkd.deploy.stages import Looks, Stage, check_enough
+from dfkd.deploy.stages import StageMeter, Stage, check_enough
 from dfkd.engine.checkpoint import pools_of, write_aside
 from dfkd.engine.core import Method
 from dfkd.engine.driver import Watch
@@ -95,7 +95,7 @@ def quantize(
     parsed_bits = Bits.parse(bits)
     student = _student(teacher, parsed_bits)
     folder = None if out is None else Path(out)
-    look = Looks(teacher, student, sections, parsed_bits)
+    look = StageMeter(teacher, student, sections, parsed_bits)
     begun = Begun.read(folder) if resume else None
     if begun is None:
         if images is None:

@@ -22,7 +22,7 @@ from dfkd.ops.pixels import as_images
 from dfkd.prepare import build_task, check_labelled
 from dfkd.types import Bytes, Labels
 
-__all__ = ["Looks", "Stage", "calibrate", "check_enough"]
+__all__ = ["StageMeter", "Stage", "calibrate", "check_enough"]
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def check_enough(images: Bytes, calibration: int) -> None:
         )
 
 
-class Looks:
+class StageMeter:
     """Measures the float network and its quantized copy, before and after training."""
 
     def __init__(self, teacher: Classifier, student: Classifier, sections: dict[str, Any], bits: Bits) -> None:

@@ -53,13 +53,14 @@ def recommend(tried: Sequence[Tried], students: Sequence[Candidate], teacher: Ca
     of_method = [(other.student, score) for other, score in rated if other.method == run.method]
     best = max(of_method, key=lambda pair: pair[1].agreement)[1]
     sizes = {student.name: student for student in students}
-    name, score = min(
-        ((name, score) for name, score in of_method if score.high >= best.low), key=lambda pair: sizes[pair[0]].macs
-    )
+    level_with_best = [(name, score) for name, score in of_method if score.high >= best.low]
+    name, score = min(level_with_best, key=lambda pair: sizes[pair[0]].work_share(teacher))
     pick = sizes[name]
+    counted = pick.macs is not None and bool(teacher.macs)
     reasons.append(
         f"{name} has {pick.parameters / max(teacher.parameters, 1):.1%} of the teacher's parameters, "
-        f"{pick.macs / max(teacher.macs, 1):.1%} of its FLOPs, and takes {1 / pick.speedup:.0%} of its time an image"
+        f"{f'{pick.work_share(teacher):.1%} of its FLOPs, ' if counted else ''}"
+        f"and takes {1 / pick.speedup:.0%} of its time an image"
     )
     if len(of_method) > 1:
         reasons.append(

@@ -25,15 +25,21 @@ class Candidate:
 
     Attributes:
         name: as `dfkd distill --student` takes it.
-        parameters, macs: its size; multiply-adds of one image.
+        parameters, macs: its size; multiply-adds of one image, None where they cannot be counted.
         seconds: median time of one image; ``speedup``: of the teacher's over its own.
     """
 
     name: str
     parameters: int
-    macs: int
+    macs: int | None
     seconds: float
     speedup: float
+
+    def work_share(self, teacher: "Candidate") -> float:
+        """Its work for an image as a share of the teacher's: of multiply-adds, or of time where these are not known."""
+        if self.macs is None or not teacher.macs:
+            return 1 / self.speedup
+        return self.macs / teacher.macs
 
 
 def students_for(
@@ -77,15 +83,15 @@ def _parameters(name: str, classes: int, channels: int) -> int:
         return count_parameters(build(name, classes, channels).net)
 
 
-def shortlist(students: Sequence[Candidate], macs: int) -> list[Candidate]:
-    """Those nearest to a half, a quarter and a tenth of the teacher's multiply-adds, the largest first."""
+def shortlist(students: Sequence[Candidate], teacher: Candidate) -> list[Candidate]:
+    """Those nearest to a half, a quarter and a tenth of the teacher's work for an image, the largest first."""
     chosen: dict[str, Candidate] = {}
     for share in SHARES:
         left = [student for student in students if student.name not in chosen]
         if left:
-            near = min(left, key=lambda student: abs(math.log(max(student.macs, 1) / (share * max(macs, 1)))))
+            near = min(left, key=lambda student: abs(math.log(max(student.work_share(teacher), 1e-9) / share)))
             chosen[near.name] = near
-    return sorted(chosen.values(), key=lambda student: -student.macs)
+    return sorted(chosen.values(), key=lambda student: -student.work_share(teacher))
 
 
 def one_pass(net: nn.Module, image: Tensor) -> Callable[[], object]:

@@ -28,7 +28,7 @@ from dfkd.report.without_test import last_estimate
 from dfkd.settings import Images, Machine, Stopping, Text, Watching
 from dfkd.tune.advice import Advice, Tried, recommend
 from dfkd.tune.candidates import Candidate, one_pass, shortlist, students_for
-from dfkd.tune.short import small, trial_plan
+from dfkd.tune.short import shrunk_method, trial_plan
 
 __all__ = ["Choice", "choose"]
 
@@ -99,10 +99,10 @@ def choose(
         data = replace(sections["data"], **settings, classes=facts.names or classes, test=None)
         room = _Room(old, data, facts.image_size, classes, text, machine)
         candidates_by_name = methods or {name: kind() for name, kind in METHODS.items()}
-        ready = {name: small(method, min(room.shape[1:])) for name, method in candidates_by_name.items()}
+        ready = {name: shrunk_method(method, min(room.shape[1:])) for name, method in candidates_by_name.items()}
         with torch.random.fork_rng(devices=[]):
             reference, candidates = room.students(students, latency, parameters)
-            short = shortlist(candidates, reference.macs)
+            short = shortlist(candidates, reference)
             missing, images = room.survey(short[len(short) // 2].name, ready, minutes > 0)
         fitting = {name: method for name, method in ready.items() if not missing[name]}
         tried = room.try_all(fitting, short, images, 60 * minutes, tell) if minutes and fitting else []
@@ -140,7 +140,7 @@ class _Room:
                 Candidate(
                     name,
                     count_parameters(one),
-                    count_macs(one, self.shape) or 0,
+                    count_macs(one, self.shape),
                     times[name].seconds,
                     times[name].speedup,
                 )
@@ -157,7 +157,7 @@ class _Room:
                 f"teacher; {f'raise {raised}, or ' if raised else ''}name some with --students"
             )
         reference = replace(rows[0], name=self.teacher.name or type(self.teacher.net).__name__)
-        return reference, sorted(students_within, key=lambda row: -row.macs)
+        return reference, sorted(students_within, key=lambda row: -row.work_share(reference))
 
     def survey(
         self, student: str, methods: Mapping[str, Method[Any]], trials: bool
@@ -207,7 +207,8 @@ class _Room:
         try:
             outcome = self._run(method, student, images, 1)
             one = time.monotonic() - began
-            rounds = min(MOST_ROUNDS, int((seconds - one) / max(outcome.seconds, 1e-3)))
+            each = outcome.rounds[-1].seconds  # the rest is the beginning and the warm-up, which come once
+            rounds = min(MOST_ROUNDS, int((seconds - one - max(one - each, 0)) / max(each, 1e-3)))
             if rounds > 1:
                 outcome = self._run(method, student, images, rounds)
         except UserError as error:

@@ -19,7 +19,7 @@ from dfkd.report.files import plain, write_whole
 from dfkd.report.trials import SEARCH_FILE, read_search
 from dfkd.types import Bytes
 
-__all__ = ["HELDOUT_FILE", "JOURNAL_FILE", "alone", "claim", "heldout_images", "open_folder"]
+__all__ = ["HELDOUT_FILE", "JOURNAL_FILE", "claim", "heldout_images", "open_folder", "search_lock"]
 
 HELDOUT_FILE = "heldout.safetensors"
 JOURNAL_FILE = "study.journal"
@@ -27,10 +27,10 @@ LOCK = ".search.lock"
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Wait until no other process changes the search, and keep them waiting; moments, not trials.
+def search_lock(folder: Path) -> Iterator[None]:
+    """Hold the search's lock: other processes wait until the block ends, so keep it to moments.
 
-    On file systems without locks nobody waits.
+    On file systems without locks no process waits.
     """
     with ExitStack() as stack:
         try:
@@ -81,7 +81,7 @@ def open_folder(folder: Path, about: Mapping[str, Any], make: Callable[[], Bytes
         raise UserError(
             f"search needs a folder that can be written, got {folder} ({error.strerror}); choose another"
         ) from error
-    with alone(folder):
+    with search_lock(folder):
         if (folder / SEARCH_FILE).exists():
             _check_same(read_search(folder), plain(about), folder)
             return heldout_images(folder)

@@ -44,6 +44,14 @@ class Range:
         return not self.choices and isinstance(self.low, int) and isinstance(self.high, int)
 
     @property
+    def size(self) -> int | None:
+        """How many values there are; None where there is no end of them."""
+        if self.choices:
+            return len(self.choices)
+        step = self.step or (1 if self.whole else None)
+        return None if step is None else int((self.high - self.low) / step + 1e-9) + 1
+
+    @property
     def ends(self) -> tuple[Value, ...]:
         """Both ends, or all choices."""
         return self.choices or (self.low, self.high)

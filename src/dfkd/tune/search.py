@@ -2,6 +2,7 @@
 
 import copy
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from dfkd.engine.runtime import Runtime
 from dfkd.errors import UserError
 from dfkd.exam import check_teacher
 from dfkd.identity import settings_of, weights_hash
+from dfkd.imports import first_line
 from dfkd.inputs import as_classifier, runtime_of, threads_of, with_fields
 from dfkd.lent import flags_of, put_back
 from dfkd.methods import METHODS
@@ -36,7 +38,7 @@ from dfkd.report.trial_page import write_search_page
 from dfkd.report.trials import Trial, best_first, read_trials, trial_folder, write_trials
 from dfkd.report.without_test import last_estimate
 from dfkd.settings import Images, Machine, Stopping, Text, Watching
-from dfkd.tune.folder import alone, open_folder
+from dfkd.tune.folder import open_folder, search_lock
 from dfkd.tune.ranges import Range, check_ranges, settings_with, value_of
 from dfkd.tune.study import OBJECTIVE, PRUNED, Ledger, Pruner, check_optuna
 
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
 __all__ = ["HELDOUT", "Door", "Search", "Searched", "conduct", "search", "trial_watching"]
 
 HELDOUT = 512  # images that trials are judged on: one image is 0.2 % of agreement
+MOST_UNBEGUN = 3  # trials in a row whose run could not begin: then something else is wrong
 Told = Callable[[Trial], None]
 
 
@@ -76,7 +79,7 @@ class Search:
         data: of the images; ``data.test`` is looked at after the search only.
         runtime: of every trial.
         trials: in the folder, over all processes.
-        minutes: after them no trial begins; None: no such limit.
+        minutes: this process begins no trial after so many; None: no such limit.
         prune: end trials that are behind the median of earlier ones.
     """
 
@@ -138,8 +141,9 @@ def search(
 
     Every trial is a run of :func:`dfkd.distill` in ``out/trials/0003``, from the same student and seed, and is judged
     by its agreement with the teacher on one set of images made from the teacher alone, which no trial learns from. The
-    first trial has the settings that are given. Test images, if given, are looked at when all trials are done. The same
-    call goes on where a search was stopped, also in several processes on one folder. Needs the extra ``search``.
+    first trial has the settings that are given, where the ranges hold them, and none repeats another's settings. Test
+    images, if given, are looked at when all trials are done. The same call goes on where a search was stopped, also in
+    several processes on one folder. Needs the extra ``search``.
 
     Args:
         teacher, student, method, data, text, plan, runtime, watch, values: as :func:`dfkd.distill` takes them; neither
@@ -147,7 +151,7 @@ def search(
         ranges: dotted name to range: ``{"method.lr": "0.001:0.1:log", "plan.batch_size": "64,128"}``.
         out: folder of the search: new, empty, or that of the same search.
         trials: of the whole search.
-        minutes: after them no trial begins.
+        minutes: this process begins no trial after so many.
         prune: end trials that are behind the median of earlier ones, at every tenth of their rounds.
         tell: hears of every trial that ends.
 
@@ -226,13 +230,21 @@ def conduct(
     images = _open(what, door, folder, dict(note or {}))
     defaults = {name: value_of(what.method, what.plan, name) for name in what.ranges}
     ledger = Ledger(folder, what.ranges, defaults, what.runtime.seed, what.prune)
+    outside = [name for name, value in defaults.items() if value not in what.ranges[name]]
+    if outside and not ledger.trials():
+        listed = ", ".join(f"{name} = {defaults[name]}" for name in outside)
+        warnings.warn(f"no trial has the settings that are given: {listed} is outside its range", stacklevel=2)
+    unbegun = 0
     while claim := ledger.take(what.trials, last=until is not None and time.monotonic() >= until):
         proposal, hold = claim
         with hold:
-            _carry_out(what, door, ledger, proposal, images)
+            refusal = _carry_out(what, door, ledger, proposal, images)
+        unbegun = 0 if refusal is None else unbegun + 1
         ended = next(trial for trial in _record_trials(ledger) if trial.number == proposal.number)
         if tell is not None:
             tell(ended)
+        if refusal is not None and unbegun == MOST_UNBEGUN:
+            raise refusal
     trials = _record_trials(ledger)
     if what.data.test is not None and not any(trial.state == "running" for trial in trials):
         trials = _examine(ledger, what, door, trials)
@@ -288,8 +300,12 @@ def _settings(what: Search, task: Task) -> dict[str, Any]:
     return fixed | inputs_of(task, what.method)
 
 
-def _carry_out(what: Search, door: Door, ledger: Ledger, trial: "Asked", images: Tensor) -> None:
-    """One trial: its run, from where it is; and what it came to."""
+def _carry_out(what: Search, door: Door, ledger: Ledger, trial: "Asked", images: Tensor) -> UserError | None:
+    """One trial: its run, from where it is; and what it came to.
+
+    Returns:
+        Why the run could not begin with these settings, which is then the trial's failure; None where it did.
+    """
     folder = trial_folder(ledger.folder, trial.number)
     record = _ended_run(folder)
     if record is None:
@@ -297,14 +313,21 @@ def _carry_out(what: Search, door: Door, ledger: Ledger, trial: "Asked", images:
             method, plan = settings_with(what.method, what.plan, trial.params)
         except UserError as error:  # settings that do not go together, such as steps that are no multiple of turns
             ledger.tell(trial.number, None, "failed", str(error))
-            return
+            return None
         try:
             door.run(method, plan, folder, (folder / RUN_FILE).exists(), images, Pruner(trial))
-        except UserError:
+        except UserError as error:
+            if not (folder / RUN_FILE).exists():  # what these settings need is not there
+                ledger.tell(trial.number, None, "failed", str(error))
+                return error
             if _ended_run(folder) is None:
                 raise
+        except torch.OutOfMemoryError as error:
+            ledger.tell(trial.number, None, "failed", f"out of memory: {first_line(error)}")
+            return None
         record = read_run(folder, mend=True)
     _close(ledger, trial.number, record)
+    return None
 
 
 def _ended_run(folder: Path) -> StoredRun | None:
@@ -329,7 +352,7 @@ def _close(ledger: Ledger, number: int, record: StoredRun) -> None:
 
 def _record_trials(ledger: Ledger) -> list[Trial]:
     """Every trial as it stands, also written into the folder."""
-    with alone(ledger.folder):
+    with search_lock(ledger.folder):
         by_number = {trial.number: trial for trial in read_trials(ledger.folder)}
         trials = [_trial(frozen, ledger.folder, by_number.get(frozen.number)) for frozen in ledger.trials()]
         write_trials(ledger.folder, trials)
@@ -361,7 +384,7 @@ def _trial(frozen: "FrozenTrial", folder: Path, before: Trial | None) -> Trial:
 
 def _examine(ledger: Ledger, what: Search, door: Door, trials: Sequence[Trial]) -> list[Trial]:
     """The trials with the accuracy of complete ones on the test images: nothing is chosen after this."""
-    with alone(ledger.folder):
+    with search_lock(ledger.folder):
         by_number = {trial.number: trial for trial in read_trials(ledger.folder)}
         trials = [by_number.get(trial.number, trial) for trial in trials]
         exam: tuple[Tensor, Tensor] | None = None

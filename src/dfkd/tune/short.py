@@ -1,4 +1,4 @@
-"""Methods and plans made short and small, for trials that take a minute."""
+"""Methods and plans made short and shrunk_method, for trials that take a minute."""
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -7,7 +7,7 @@ from typing import Any
 from dfkd.engine.core import Method
 from dfkd.engine.plan import Plan
 
-__all__ = ["small", "trial_plan"]
+__all__ = ["shrunk_method", "trial_plan"]
 
 # A trial's synthesis, where the method has such a setting and its own is larger.
 SIZES: Mapping[str, int] = {
@@ -23,7 +23,7 @@ BANKS: Mapping[str, int] = {"bank": 1024, "negatives": 256, "block": 128}
 STEPS, BATCH, WARMUP = 20, 64, 2  # of a trial's plan: student steps a round, images a step, warm-up rounds at most
 
 
-def small(method: Method[Any], side: int) -> Method[Any]:
+def shrunk_method(method: Method[Any], side: int) -> Method[Any]:
     """``method`` with the sizes of a trial, for images of this side: they are shifted by an eighth of it at most."""
     values = {item.name: getattr(method, item.name) for item in fields(method)}  # type: ignore[arg-type]
     less = {

@@ -4,6 +4,7 @@ Several processes share one journal. A trial that is marked as running but that 
 next takes it up.
 """
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -15,7 +16,7 @@ from dfkd.engine.records import Observer, RoundRecord
 from dfkd.errors import UserError
 from dfkd.extras import install_extra
 from dfkd.report.summary import percent
-from dfkd.tune.folder import JOURNAL_FILE, alone, claim
+from dfkd.tune.folder import JOURNAL_FILE, claim, search_lock
 from dfkd.tune.ranges import Range
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ PARTS = 10
 """Trials are compared after every tenth of their rounds, so that rounds themselves may be searched."""
 PRUNED = "pruned: "
 UNPRUNED_TRIALS, UNPRUNED_PARTS = 4, 3  # no trial is pruned before so many have finished, nor in its first tenths
+REPEATS = "repeats"
+"""Marks a proposal that equals a trial, with that trial's number."""
+MODEL_PROPOSALS, MOST_PROPOSALS = 10, 200  # repeats of the model before settings are drawn at random; and in all
 RANDOM_SHARE = 3  # a third of the trials, at least 4 and at most 10, are drawn at random before a model is fitted
 
 
@@ -60,7 +64,7 @@ class Ledger:
         self.folder, self.ranges, self.seed = folder, ranges, seed
         optuna = check_optuna()
         storage = optuna.storages
-        with alone(folder), _quiet():
+        with search_lock(folder), _quiet():
             _mend(folder / JOURNAL_FILE, storage)
             backend = storage.journal.JournalFileBackend(str(folder / JOURNAL_FILE))
             pruner = (
@@ -83,35 +87,63 @@ class Ledger:
             most: trials of the whole search.
             last: begin none; only take up one that was killed.
 
+        A proposal with the settings of a trial that has ended is given that trial's value at once, and counts for none.
+
         Returns:
-            A trial that was killed before a new one; None where there is nothing to do.
+            A trial that was killed before a new one; None where there is nothing to do, or nothing new to try.
         """
         import optuna
 
         states = optuna.trial.TrialState
-        with alone(self.folder), _quiet():
+        with search_lock(self.folder), _quiet():
             trials = self.study.get_trials(deepcopy=False)
             for trial in trials:
                 if trial.state == states.RUNNING and (hold := claim(self.folder, trial.number)):
                     return optuna.trial.Trial(self.study, trial._trial_id), hold
-            begun = sum(trial.state != states.WAITING for trial in trials)
+            begun = sum(trial.state != states.WAITING and REPEATS not in trial.user_attrs for trial in trials)
             if last or begun >= most:
                 return None
-            self.study.sampler = optuna.samplers.TPESampler(
-                n_startup_trials=min(max(most // RANDOM_SHARE, 4), 10), constant_liar=True, seed=self.seed + begun
-            )
-            proposal = self.study.ask(dict(_distributions(self.ranges)))
-            hold = claim(self.folder, proposal.number)
+            proposal = self._new_proposal(min(max(most // RANDOM_SHARE, 4), 10))
+            hold = None if proposal is None else claim(self.folder, proposal.number)
+        if proposal is None:
+            return None
         if hold is None:
             raise RuntimeError("a trial that was just made cannot be held by another process")
         return proposal, hold
+
+    def _new_proposal(self, random_trials: int) -> "Trial | None":
+        """A trial whose settings no other has; None where the ranges seem to hold no more."""
+        import optuna
+
+        sizes = [span.size for span in self.ranges.values()]
+        for attempt in range(MOST_PROPOSALS):
+            earlier = self.study.get_trials(deepcopy=False)
+            distinct = {tuple(sorted(trial.params.items(), key=str)) for trial in earlier if trial.params}
+            if None not in sizes and len(distinct) >= math.prod(size for size in sizes if size is not None):
+                return None
+            seed = self.seed + sum(trial.state != optuna.trial.TrialState.WAITING for trial in earlier)
+            if attempt < MODEL_PROPOSALS:
+                self.study.sampler = optuna.samplers.TPESampler(
+                    n_startup_trials=random_trials, constant_liar=True, seed=seed
+                )
+            else:
+                self.study.sampler = optuna.samplers.RandomSampler(seed=seed)
+            proposal = self.study.ask(dict(_distributions(self.ranges)))
+            twin = next((trial for trial in earlier if trial.params == proposal.params and trial.params), None)
+            if twin is None or twin.number == proposal.number:
+                return proposal
+            proposal.set_user_attr(REPEATS, twin.number)
+            ended = twin.state if twin.state.is_finished() else optuna.trial.TrialState.FAIL
+            value = twin.value if ended == optuna.trial.TrialState.COMPLETE else None
+            self.study.tell(proposal.number, value, ended)
+        return None
 
     def tell(self, number: int, value: float | None, state: str, reason: str | None = None) -> None:
         """Close a trial: ``state`` is "complete" (with its value), "pruned" or "failed" (with a reason)."""
         import optuna
 
         names = {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
-        with alone(self.folder), _quiet():
+        with search_lock(self.folder), _quiet():
             if reason is not None:
                 trial = next(one for one in self.study.get_trials(deepcopy=False) if one.number == number)
                 self.study._storage.set_trial_user_attr(trial._trial_id, "reason", reason)
@@ -119,10 +151,11 @@ class Ledger:
             self.study.tell(number, values, optuna.trial.TrialState[names[state]], skip_if_finished=True)
 
     def trials(self) -> "list[FrozenTrial]":
-        """Every trial that began."""
+        """Every trial that began, without proposals that repeated one."""
         import optuna
 
-        return [t for t in self.study.get_trials() if t.state != optuna.trial.TrialState.WAITING]
+        waiting = optuna.trial.TrialState.WAITING
+        return [t for t in self.study.get_trials() if t.state != waiting and REPEATS not in t.user_attrs]
 
 
 class Pruner(Observer):
