@@ -19,6 +19,7 @@ from dfkd.engine.checkpoint import Checkpoint, pools_of
 from dfkd.engine.core import Task
 from dfkd.engine.driver import Watch, run
 from dfkd.engine.estimate import Estimate as Expected
+from dfkd.engine.estimate import estimate
 from dfkd.engine.evaluate import evaluate
 from dfkd.engine.hours import fit_plan
 from dfkd.engine.plan import Plan
@@ -231,6 +232,17 @@ def plan_for_an_hour(runtime: Runtime, folder: Path) -> Any:
         return fit_plan(task, SETTINGS["NAYER"].method, tiny_plan(rounds=9), Watch(), 1).plan.rounds
 
 
+def measure_first_rounds(runtime: Runtime, folder: Path) -> Any:
+    """A dry run, and a plan for a day: what they say, and whether the student is as it was."""
+    row, plan = SETTINGS["NAYER"], tiny_plan(rounds=9, warmup=1, steps=4)
+    task = tiny_task(row, runtime=runtime)
+    before = {name: value.clone() for name, value in task.student.net.state_dict().items()}
+    expected = estimate(task, row.method, plan)
+    fitted = fit_plan(task, row.method, plan, Watch(), 24)
+    unchanged = all(torch.equal(value, before[name]) for name, value in task.student.net.state_dict().items())
+    return [expected.images, expected.disk > expected.pool > 0, fitted.plan.rounds, unchanged]
+
+
 def everything(runtime: Runtime, folder: Path) -> Any:
     """One start of two processes for all tests: starting them is what takes the time."""
     return {
@@ -242,6 +254,7 @@ def everything(runtime: Runtime, folder: Path) -> Any:
         "parts": distil_in_two_parts(Runtime(device="cpu", devices=runtime.world).launch(), folder / "parts"),
         "ruled": end_by_a_rule(Runtime(device="cpu", devices=runtime.world).launch(), folder / "ruled"),
         "rounds": plan_for_an_hour(runtime, folder),
+        "measured": measure_first_rounds(Runtime(device="cpu", devices=runtime.world).launch(), folder),
     }
 
 
@@ -329,6 +342,12 @@ def test_a_rule_ends_all_processes_together(both: Both) -> None:
 
 def test_the_plan_of_process_0_is_that_of_all(both: Both) -> None:
     assert [result["rounds"] for result in both[0]] == [3, 3]
+
+
+def test_processes_measure_the_first_rounds_together(both: Both) -> None:
+    row = SETTINGS["NAYER"]
+    alone = estimate(tiny_task(row), row.method, tiny_plan(rounds=9, warmup=1, steps=4))
+    assert [result["measured"] for result in both[0]] == [[alone.images, True, 9, True]] * 2
 
 
 def places(runtime: Runtime, folder: Path) -> Any:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, final
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dfkd.cli.main import main
 from dfkd.cli.rehearse import warnings_of
@@ -173,6 +173,41 @@ def test_the_run_that_follows_is_the_one_that_would_have_been(name: str) -> None
     assert [key for key, value in found[0].items() if not torch.equal(value, found[1][key])] == []
 
 
+class Remembers(nn.Module):
+    """Beside its weights: a buffer that is not saved, a number, and a list that it saves in its own way."""
+
+    seen: Tensor
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net, self.calls, self.history = net, 0, list[int]()
+        self.register_buffer("seen", torch.zeros(()), persistent=False)
+
+    def get_extra_state(self) -> dict[str, list[int]]:
+        return {"history": self.history}
+
+    def set_extra_state(self, state: dict[str, list[int]]) -> None:
+        self.history = state["history"]
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen += 1
+        self.calls += 1
+        self.history.append(len(x))
+        y: Tensor = self.net(x)
+        return y + self.seen
+
+
+def test_what_a_student_keeps_beside_its_weights_is_put_back() -> None:
+    task = tiny_task(SETTINGS["NoiseInput"])
+    net = Remembers(task.student.net)
+    task.student.net = net
+    net.train()
+    net.net.eval()
+    estimate(task, SETTINGS["NoiseInput"].method, tiny_plan(rounds=3, steps=2))
+    assert (float(net.seen), net.calls, net.history) == (0.0, 0, [])
+    assert (net.training, net.net.training) == (True, False)
+
+
 def test_memory_grows_with_the_method() -> None:
     row = SETTINGS["NAYER"]
     assert isinstance(row.method, NAYER)
@@ -233,7 +268,9 @@ def test_few_turns_stand_for_many() -> None:
 
     assert _few(Plan(steps=5 * STEPS)) == (STEPS, 1)
     assert _few(Plan(steps=5 * STEPS, turns=5 * STEPS)) == (STEPS, STEPS)
-    assert _few(Plan(steps=20 * STEPS, turns=2)) == (10 * STEPS, 1)
+    assert _few(Plan(steps=20 * STEPS, turns=2)) == (STEPS, 1)  # of a longer turn
+    assert _few(Plan(steps=4)) == (4, 1)
+    assert _few(Plan(steps=30, turns=3)) == (20, 2)
     timings = (Timing(False, 1.0, 2.0, 0.0, 10),) * 2
     measured = Measured(timings, 10, (0.0, 0.0), Pools(), peak=1, state=1, student=1, image=1, turns=2)
     found = extrapolate(measured, Plan(rounds=3, steps=20, turns=4), Watch(), 10, 10)

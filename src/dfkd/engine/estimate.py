@@ -2,8 +2,7 @@
 
 import copy
 import math
-import resource
-import sys
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
+from torch import Tensor
 
 from dfkd.data.space import free_disk, free_memory
 from dfkd.engine.around import Around
@@ -21,6 +21,8 @@ from dfkd.engine.driver import Watch, run
 from dfkd.engine.evaluate import evaluate, predictions
 from dfkd.engine.plan import Plan
 from dfkd.engine.records import Observer, RoundRecord
+from dfkd.engine.verify import preserving
+from dfkd.engine.work import peak_memory
 from dfkd.types import Batch
 
 __all__ = ["Estimate", "Measured", "Pools", "Timing", "estimate", "estimator", "extrapolate"]
@@ -64,6 +66,7 @@ class Measured:
         pools: at the end of these rounds.
         peak, state, student, image: bytes of memory, of a checkpoint without pools, of the weights, of one image.
         period: rounds from one heavier round to the next.
+        turns: in which the ``steps`` of a round are taken, with a synthesis before each.
     """
 
     timings: tuple[Timing, ...]
@@ -131,15 +134,13 @@ def estimator(
 ) -> Callable[[Plan], Estimate]:
     """What :func:`estimate` measures of ``plan``, to be extrapolated to it and to plans with fewer rounds."""
     watch = watch or Watch()
-    weights, training = copy.deepcopy(task.student.net.state_dict()), task.student.training
-    streams = task.runtime.streams()
+    state, streams = copy.deepcopy(task.student.net.state_dict()), task.runtime.streams()
     free = free_memory(task.runtime.device) + _bytes_in_use(task)
     try:
-        with tempfile.TemporaryDirectory(prefix="dfkd-dry-run-") as folder:
+        with preserving(task.student), tempfile.TemporaryDirectory(prefix="dfkd-dry-run-") as folder:
             measured = _measure(task, method, plan, watch, Path(folder))
     finally:
-        task.student.net.load_state_dict(weights)
-        task.student.train(training)
+        task.student.net.load_state_dict(state)  # what a module keeps beside its tensors (get_extra_state), too
         task.runtime.restore_streams(streams)
     disk_free = free_disk(out)
     return lambda other: extrapolate(measured, other, watch, free, disk_free)
@@ -264,7 +265,7 @@ def _measure(task: Task, method: Method[Any], plan: Plan, watch: Watch, folder: 
     steps, turns = _few(plan)
     short = replace(plan, rounds=rounds, warmup=min(plan.warmup, 2), steps=steps, turns=turns)
     stopwatch = _Stopwatch()
-    checkpoint = Checkpoint(folder, task.runtime.rank, task.runtime.world, task.runtime.barrier)
+    checkpoint = Checkpoint(folder, barrier=task.runtime.barrier)  # each process has its own: machines may share none
     if task.runtime.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(task.runtime.device)
     state = run(task, _Rehearsal(method, plan), short, Watch([stopwatch], checkpoint=checkpoint, save_every=0.0))
@@ -274,9 +275,9 @@ def _measure(task: Task, method: Method[Any], plan: Plan, watch: Watch, folder: 
         short.steps,
         _look(task, watch),
         _pools(state),
-        _peak(task),
+        peak_memory(task.runtime.device, reserved=True),
         max((path.stat().st_size for path in folder.glob("state-*.pt")), default=0),
-        sum(t.numel() * t.element_size() for t in task.student.net.state_dict().values()),
+        sum(t.nbytes for t in task.student.net.state_dict().values() if isinstance(t, Tensor)),
         math.prod(task.image_shape),
         period,
         short.turns,
@@ -286,7 +287,7 @@ def _measure(task: Task, method: Method[Any], plan: Plan, watch: Watch, folder: 
 def _few(plan: Plan) -> tuple[int, int]:
     """Few student steps, and the turns they are taken in."""
     turns = max(1, min(plan.turns, STEPS // plan.steps_in_turn))
-    return (min(plan.steps, STEPS), 1) if plan.turns == 1 else (turns * plan.steps_in_turn, turns)
+    return min(turns * plan.steps_in_turn, STEPS), turns
 
 
 def _look(task: Task, watch: Watch) -> tuple[float, float]:
@@ -313,17 +314,9 @@ def _pools(state: State) -> Pools:
     return Pools(most.capacity, len(most), size / most.capacity, spilled, spilled or most.device.type == "cuda")
 
 
-def _peak(task: Task) -> int:
-    """Bytes: of the device's memory on CUDA, of the process's on the CPU."""
-    if task.runtime.device.type == "cuda":
-        return torch.cuda.max_memory_reserved(task.runtime.device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
 def _bytes_in_use(task: Task) -> int:
     """Bytes this process holds already, which it need not take again."""
     if task.runtime.device.type == "cuda":
         return torch.cuda.memory_reserved(task.runtime.device)
     file = Path("/proc/self/statm")
-    return int(file.read_text().split()[1]) * resource.getpagesize() if file.exists() else 0
+    return int(file.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if file.exists() else 0

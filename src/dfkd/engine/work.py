@@ -1,6 +1,5 @@
 """How much work a computation is, and how fast this machine could be at most."""
 
-import resource
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -56,10 +55,17 @@ def ceilings(device: torch.device, precision: str = "fp32", repeats: int = 5) ->
     return Ceilings(2 * side**3 / product, 2 * source.nbytes / copy)
 
 
-def peak_memory(device: torch.device) -> int:
-    """Bytes: the process's largest resident set so far, or the most the accelerator had allocated."""
+def peak_memory(device: torch.device, reserved: bool = False) -> int:
+    """Bytes: the process's largest resident set so far (0 on Windows), or the most the accelerator had allocated.
+
+    ``reserved`` counts what the accelerator's allocator had taken from the device, which other programs cannot use.
+    """
     if device.type != "cpu":
-        return torch.accelerator.max_memory_allocated(device)
+        return (torch.accelerator.max_memory_reserved if reserved else torch.accelerator.max_memory_allocated)(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
