@@ -2,9 +2,10 @@
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -22,14 +23,17 @@ from dfkd.engine.estimate import Estimate as Expected
 from dfkd.engine.estimate import estimate
 from dfkd.engine.evaluate import evaluate
 from dfkd.engine.hours import fit_plan
+from dfkd.engine.joint import join, separate, unjoinable
 from dfkd.engine.plan import Plan
 from dfkd.engine.probe import Probe
 from dfkd.engine.records import Agreement, Estimate
 from dfkd.engine.runtime import Runtime
 from dfkd.engine.stopping import Judge
+from dfkd.engine.verify import verify
 from dfkd.errors import UserError
 from dfkd.losses.divergence import knowledge_distillation
 from dfkd.losses.statistics import moment_distance
+from dfkd.nets.modes import batch_statistics
 from dfkd.nets.zoo import build
 from settings import SETTINGS, tiny_plan, tiny_task
 
@@ -295,6 +299,65 @@ def test_joint_statistics_and_compilation_exclude_each_other(monkeypatch: pytest
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="needs sync_bn or compile, got both"):
         Runtime(device="cpu", sync_bn=True, compile=True)
+
+
+@pytest.fixture
+def group() -> Iterator[None]:
+    """This process alone, as a group of one."""
+    torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=torch.distributed.HashStore())
+    yield
+    torch.distributed.destroy_process_group()
+
+
+class NormAct(nn.BatchNorm2d):
+    """As timm's BatchNormAct2d: the activation is part of the layer."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return torch.relu(super().forward(input))
+
+
+def test_only_plain_batch_norm_is_joined(group: None) -> None:
+    net = nn.Sequential(nn.BatchNorm2d(3), NormAct(3), nn.BatchNorm2d(3))
+    patched = lambda x: x + 1  # noqa: E731
+    net[2].forward = patched
+    x = torch.randn(6, 3, 4, 4)
+    expected = net(x)
+    join(join(net))
+    assert [type(layer.forward) is partial for layer in net] == [True, False, False]
+    assert unjoinable(net) == ["1", "2"]
+    torch.testing.assert_close(net(x), expected)
+    separate(net)
+    assert ["forward" in vars(layer) for layer in net] == [False, False, True]
+    assert net[2].forward is patched
+
+
+def test_layers_that_cannot_be_joined_are_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Runtime, "joint", property(lambda self: True))
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), NormAct(4), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 5))
+    verified = verify(
+        net,
+        Runtime(device="cpu").launch(),
+        image_shape=(3, 8, 8),
+        mean=[0.5] * 3,
+        std=[0.5] * 3,
+        role="student",
+        trains=True,
+    )
+    (note,) = verified.notes
+    assert note.startswith(
+        "student: sync_bn leaves out 1 BatchNorm layers with a forward pass of their own (NormAct: 1)"
+    )
+
+
+def test_joined_layers_store_nothing_where_they_are_told_to(group: None) -> None:
+    net = join(nn.BatchNorm2d(3))
+    x = torch.randn(6, 3, 4, 4)
+    with batch_statistics(net):
+        y = net(x)
+    torch.testing.assert_close(y, F.batch_norm(x, None, None, training=True))
+    assert float(net.num_batches_tracked) == float(net.running_mean.abs().sum()) == 0  # type: ignore[arg-type,operator,union-attr]
+    net(x)
+    assert float(net.num_batches_tracked) == 1  # type: ignore[arg-type]
 
 
 def test_averages_sums_and_shared_weights(both: Both) -> None:

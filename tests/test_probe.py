@@ -155,6 +155,25 @@ def test_layouts_agree() -> None:
     assert last.net.conv1.weight.is_contiguous(memory_format=torch.channels_last)  # type: ignore[union-attr,operator]
 
 
+def test_layers_of_three_dimensions_stay_contiguous() -> None:
+    class Volume(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.flat, self.deep, self.head = nn.Conv2d(3, 4, 3), nn.Conv3d(1, 2, 3), nn.Linear(64, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.head(self.deep(self.flat(x)[:, None]).flatten(1)[:, :64])
+            return y
+
+    net = Volume()
+    with torch.no_grad():
+        expected = net(normalised(some_images()))
+    seen = Probe(net, mean=MEAN, std=STD).freeze()(some_images())
+    torch.testing.assert_close(seen.logits, expected)
+    assert net.deep.weight.is_contiguous()
+    assert net.flat.weight.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_half_precision_is_close_and_reads_full_precision() -> None:
     _, half = a_pair(precision="bf16")
     _, full = a_pair()

@@ -1,9 +1,10 @@
 """BatchNorm over the joint batch of several processes: its layers, and the statistics that losses look at.
 
 Torch's own SyncBatchNorm needs CUDA and takes the layer's place; here the layer stays (its name, its weights, its
-hooks), any backend of ``torch.distributed`` will do, and :func:`apart` undoes it.
+hooks), any backend of ``torch.distributed`` will do, and :func:`separate` undoes it.
 """
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -14,23 +15,46 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from dfkd.ops.moments import moments
 from dfkd.types import Moments
 
-__all__ = ["apart", "join", "joint_moments"]
+__all__ = ["join", "joint_moments", "separate", "unjoinable"]
 
 
 def join(module: nn.Module) -> nn.Module:
-    """Let every BatchNorm layer of ``module`` normalise, in train mode, by the joint batch of all processes."""
-    for layer in module.modules():
-        if isinstance(layer, _BatchNorm):
+    """Let every BatchNorm layer of ``module`` normalise, in train mode, by the joint batch of all processes.
+
+    Layers whose forward pass is not torch's own (:func:`unjoinable`) stay as they are: they may do more than normalise.
+    """
+    for layer in _batch_norms(module):
+        if _is_plain(layer):
             layer.forward = partial(_forward, layer)  # type: ignore[method-assign]
     return module
 
 
-def apart(module: nn.Module) -> nn.Module:
+def separate(module: nn.Module) -> nn.Module:
     """Undo :func:`join`."""
-    for layer in module.modules():
-        if isinstance(layer, _BatchNorm):
-            layer.__dict__.pop("forward", None)
+    for layer in _batch_norms(module):
+        if _is_joined(layer):
+            del layer.forward
     return module
+
+
+def unjoinable(module: nn.Module) -> list[str]:
+    """Paths of BatchNorm layers that :func:`join` leaves as they are: their forward pass is one of their own."""
+    layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, _BatchNorm)}
+    return [name for name, layer in layers.items() if not (_is_plain(layer) or _is_joined(layer))]
+
+
+def _batch_norms(module: nn.Module) -> Iterator[_BatchNorm]:
+    return (layer for layer in module.modules() if isinstance(layer, _BatchNorm))
+
+
+def _is_plain(layer: _BatchNorm) -> bool:
+    """Does it normalise as torch does, and nothing else?"""
+    return type(layer).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward) and "forward" not in vars(layer)
+
+
+def _is_joined(layer: _BatchNorm) -> bool:
+    forward = vars(layer).get("forward")
+    return isinstance(forward, partial) and forward.func is _forward
 
 
 def joint_moments(x: Tensor) -> Moments:
@@ -93,6 +117,8 @@ def _forward(layer: _BatchNorm, x: Tensor) -> Tensor:
 @torch.no_grad()
 def _remember(layer: _BatchNorm, mean: Tensor, var: Tensor, count: int) -> None:
     """The running statistics, with the unbiased variance, as the layer keeps them."""
+    if not layer.track_running_stats:  # also set for one pass, see `dfkd.nets.modes.batch_statistics`
+        return
     if layer.running_mean is None or layer.running_var is None or layer.num_batches_tracked is None:
         return
     layer.num_batches_tracked += 1

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dfkd.engine.joint import apart, joint_moments
+from dfkd.engine.joint import joint_moments, separate
 from dfkd.errors import UserError
 from dfkd.nets.outputs import Output, as_logits, class_rows
 from dfkd.ops.moments import moments
@@ -64,7 +64,7 @@ class Probe(nn.Module):
     ) -> None:
         super().__init__()
         check_normalisation(mean, std)
-        self.net = net.to(memory_format=torch.channels_last) if channels_last else net  # type: ignore[call-overload]
+        self.net = _lay_out_channels_last(net) if channels_last else net
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("scale", 1 / torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
         self.precision, self.channels_last, self.outputs = precision, channels_last, outputs
@@ -136,7 +136,7 @@ class Probe(nn.Module):
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        return apart(self.net)
+        return separate(self.net)
 
     def _hook(self) -> list[Any]:
         def read_features(module: nn.Module, inputs: tuple[Tensor, ...], keywords: dict[str, Tensor]) -> None:
@@ -161,6 +161,14 @@ class Probe(nn.Module):
             handles.append(head.register_forward_pre_hook(read_features, with_kwargs=True))
         handles += [_submodule(self.net, name).register_forward_hook(read_map) for name in self.stage_names]
         return handles
+
+
+def _lay_out_channels_last(net: nn.Module) -> nn.Module:
+    """``net`` with its tensors of four dimensions in channels-last; ``Module.to`` fails on those of five (3-D layers).
+
+    Like it, parameters stay the same objects, and whatever a module overrides of ``_apply`` is heard.
+    """
+    return net._apply(lambda t: t.to(memory_format=torch.channels_last) if t.dim() == 4 else t)
 
 
 def tracking_norms(net: nn.Module) -> dict[str, _BatchNorm]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dfkd.engine.joint import join
+from dfkd.engine.joint import join, unjoinable
 from dfkd.engine.probe import Probe, check_normalisation
 from dfkd.engine.runtime import Runtime
 from dfkd.errors import UserError
@@ -130,7 +130,20 @@ def verify(
     probe.passes_gradients = gradients
     if runtime.joint:
         join(net)
+        notes += _notes_on_unjoinable(net, role)
     return Verified(probe, choice.compiled == runtime.compiled, tuple(notes))
+
+
+def _notes_on_unjoinable(net: nn.Module, role: str) -> list[str]:
+    paths = unjoinable(net)
+    if not paths:
+        return []
+    kinds = sorted({type(net.get_submodule(path)).__name__ for path in paths})
+    some = ", ".join(paths[:3]) + (", ..." if len(paths) > 3 else "")
+    return [
+        f"{role}: sync_bn leaves out {len(paths)} BatchNorm layers with a forward pass of their own "
+        f"({', '.join(kinds)}: {some}), which normalise by the batch of their process"
+    ]
 
 
 def _to_float32(net: nn.Module, role: str) -> list[str]:
