@@ -302,6 +302,25 @@ def scripted() -> nn.Module:
     return net
 
 
+class Scripted(Net):
+    """A network of Python code with one scripted layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.first = torch.jit.script(nn.Conv2d(3, 3, 1))
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(self.first(x))
+
+
+class WithoutGradients(Net):
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x)
+
+
 REFUSED: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module], str]] = {
     "assert": (Asserts, Net, "teacher needs images it can take, got 3x8x8 .*AssertionError: Input height"),
     "two inputs": (TwoInputs, Net, "teacher needs images .*mask.*; wrap it so that it takes one batch of images$"),
@@ -313,6 +332,8 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module], str]]
     ),
     "another type": (Net, lambda: Returning(lambda z: z, train=lambda z: {}), "student needs to run .* in train mode"),
     "TorchScript": (scripted, Net, "teacher needs to be a network of Python code, got TorchScript"),
+    "a scripted layer": (Net, Scripted, "student needs to be a network of .*, got TorchScript in its layer 'first'"),
+    "no gradient": (Net, WithoutGradients, "student needs weights that learn, got a network that passes no gradient"),
     "exported": (exported, Net, "teacher needs to be a network of Python code, got an exported program"),
     "lazy": (lazy, Net, "teacher needs weights, got lazy layers"),
     "NaN": (lambda: Returning(lambda z: z / 0 * 0), Net, "teacher needs finite logits, got NaN"),

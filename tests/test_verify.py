@@ -1,8 +1,10 @@
 """Whatever works in plain PyTorch works here: the idioms of people's networks, each run through everything."""
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,11 +12,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 import dfkd
 from dfkd.cli.main import main
 from dfkd.engine.runtime import Runtime
 from dfkd.engine.verify import preserving, verify
+from dfkd.nets.adapters import LogitsOnly
 from dfkd.nets.zoo import ZOO, build
 from dfkd.ops.pixels import as_images
 from dfkd.teacher import TeachPlan, teach
@@ -416,6 +420,65 @@ def test_networks_of_the_zoo_keep_every_change(name: str, monkeypatch: pytest.Mo
         assert found.probe.passes_gradients
         assert (found.probe.channels_last, found.probe.precision) == (True, precision)
         found.probe.release()
+
+
+def quantized() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        net: nn.Module = torch.ao.quantization.quantize_dynamic(build("resnet8", 5, 3).net, dtype=torch.qint8)
+    return net
+
+
+def normed() -> nn.Module:
+    net = build("resnet8", 5, 3).net
+    parametrizations.weight_norm(net.get_submodule("head"))
+    return net
+
+
+def hooked() -> nn.Module:
+    net = build("resnet8", 5, 3).net
+    net.get_submodule("stages.0").register_forward_hook(lambda module, inputs, output: output.detach())
+    return net
+
+
+class Transformer(Net):
+    """Named as those of transformers are, and it passes no gradient."""
+
+    def forward(self, pixel_values: Tensor) -> Any:
+        return SimpleNamespace(logits=super().forward(pixel_values.detach()))
+
+
+def test_networks_of_the_zoo_that_were_changed_are_tried() -> None:
+    assert wrap(build("resnet8", 5, 3).net).probe.passes_gradients
+    assert wrap(normed()).probe.passes_gradients
+    for kind in (quantized, hooked, lambda: LogitsOnly(Transformer())):
+        found = wrap(kind())
+        assert not found.probe.passes_gradients
+        assert any("passes no gradient to its images" in note for note in found.notes)
+        found.probe.release()
+
+
+def test_a_changed_teacher_of_the_zoo_is_refused_by_what_needs_its_gradient() -> None:
+    with pytest.raises(dfkd.UserError, match="CMI needs a teacher"):
+        dfkd.distill(
+            quantized(), build("resnet8", 5, 3), dfkd.CMI(), image_size=SHAPE, mean=MEAN, std=STD, progress=False
+        )
+
+
+class Volume(Net):
+    """A convolution over channels, which lie in a dimension of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.deep = nn.Conv3d(1, 1, 3, padding=1)
+
+    def maps(self, x: Tensor) -> Tensor:
+        return super().maps(self.deep(x[:, None])[:, 0])
+
+
+def test_weights_of_five_dimensions_are_taken() -> None:
+    done = distil(seeded(Volume), seeded(Volume))
+    assert (done.record.info.teacher["notes"], done.record.info.student["notes"]) == ([], [])
 
 
 class NeedsFloat(Net):

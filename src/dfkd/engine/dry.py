@@ -30,6 +30,12 @@ def check_kind(net: nn.Module, role: str) -> None:
             f"{role} needs to be a network of Python code, got {kind}, whose layers cannot be read; build it from its "
             "class and load its state dict"
         )
+    for path, module in net.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UserError(
+                f"{role} needs to be a network of Python code, got TorchScript in its layer {path!r}, which cannot be "
+                "read; build that layer from its class and load its state dict"
+            )
 
 
 def make_weights(net: nn.Module, image_shape: tuple[int, int, int], role: str) -> None:

@@ -19,6 +19,7 @@ from dfkd.engine.probe import Probe, check_normalisation
 from dfkd.engine.runtime import Runtime
 from dfkd.errors import UserError
 from dfkd.imports import first_line
+from dfkd.nets.adapters import LogitsOnly
 from dfkd.nets.outputs import Output, as_logits
 from dfkd.types import Images, Logits
 
@@ -99,8 +100,8 @@ def verify(
     """A probe of ``net`` in which everything that ``runtime`` asks for, and every hook, was seen to change nothing.
 
     Weights, buffers, modes, plain attributes of the modules and random streams are left as they were; only the
-    weights' memory format, device and, from half or double precision, dtype change. The package's own networks are not
-    tried: its test suite does that.
+    weights' memory format, device and, from half or double precision, dtype change. The package's own networks, as
+    they were built, are not tried: its test suite does that.
 
     Args:
         net: the classifier.
@@ -112,7 +113,8 @@ def verify(
         head, stages, norms, outputs: as for :class:`~dfkd.engine.probe.Probe`.
 
     Raises:
-        UserError: the untouched network fails in a mode in which it will be used.
+        UserError: the untouched network fails in a mode in which it will be used, or is to be trained and passes no
+            gradient to its weights.
     """
     check_normalisation(mean, std)
     net = net.to(runtime.device)
@@ -120,10 +122,10 @@ def verify(
     trial = _Trial(net, runtime, image_shape, tuple(mean), tuple(std), role, trains, head, stages, norms, outputs)
     choice = Choice(runtime.channels_last, runtime.precision == "bf16", runtime.compiled)
     gradients = True
-    if not type(net).__module__.startswith("dfkd.nets."):
+    if not _is_of_zoo(net):
         with preserving(net):
             gradients = trial.run_untouched()
-            choice = _working(choice, trial, notes)
+            choice = _working_part(choice, trial, notes)
     if not gradients:
         notes.append(f"{role}: passes no gradient to its images (a quantized network, or one that detaches them)")
     probe = trial.probe(choice, joint=runtime.joint)
@@ -132,6 +134,16 @@ def verify(
         join(net)
         notes += _notes_on_unjoinable(net, role)
     return Verified(probe, choice.compiled == runtime.compiled, tuple(notes))
+
+
+def _is_of_zoo(net: nn.Module) -> bool:
+    """Is ``net`` one of the package's own, in which nothing was replaced (quantized, parametrized) or hooked since?"""
+    own = type(net).__module__.startswith("dfkd.nets.") and not isinstance(net, LogitsOnly)
+    return own and all(
+        type(module).__module__.startswith(("dfkd.nets.", "torch.nn.modules."))
+        and not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+        for module in net.modules()
+    )
 
 
 def _notes_on_unjoinable(net: nn.Module, role: str) -> list[str]:
@@ -156,7 +168,7 @@ def _to_float32(net: nn.Module, role: str) -> list[str]:
     return [f"the {role}'s weights are converted from {' and '.join(sorted(kinds))} to float32 for the run"]
 
 
-def _working(requested: Choice, trial: "_Trial", notes: list[str]) -> Choice:
+def _working_part(requested: Choice, trial: "_Trial", notes: list[str]) -> Choice:
     """``requested``, or the part of it that works; what does not is added to ``notes``."""
     if requested.channels_last and _shares_memory(trial.net):
         requested = replace(requested, channels_last=False)
@@ -165,7 +177,7 @@ def _working(requested: Choice, trial: "_Trial", notes: list[str]) -> Choice:
         return requested
     choice = Choice(False, False, False)
     if (why := trial.fault(choice)) is not None:
-        choice = _readable(choice, trial, notes, why)
+        choice = _without_failing_hooks(choice, trial, notes, why)
     for change, description in _CHANGES.items():
         if getattr(requested, change):
             why = trial.fault(replace(choice, **{change: True}))
@@ -182,7 +194,7 @@ _CHANGES = {
 }
 
 
-def _readable(choice: Choice, trial: "_Trial", notes: list[str], why: str) -> Choice:
+def _without_failing_hooks(choice: Choice, trial: "_Trial", notes: list[str], why: str) -> Choice:
     """Without the hooks that make a network fail."""
     for part, description in (
         ("maps", "stage maps are not read; with them"),
@@ -246,7 +258,17 @@ class _Trial:
                     f"{self.role} needs to run forward and backward on {IMAGES} images in {mode} mode, got "
                     f"{first_line(error)}; correct the network (--debug shows where)"
                 ) from error
+        self._check_trainable()
         return self.references[False].images is not None
+
+    def _check_trainable(self) -> None:
+        """Refuse, before the first round, a network that cannot be trained."""
+        may_change = any(parameter.requires_grad for parameter in self.net.parameters())
+        if self.trains and may_change and self.references[True].parameters is None:
+            raise UserError(
+                f"{self.role} needs weights that learn, got a network that passes no gradient to any of them in train "
+                "mode; take torch.no_grad, detach and the like out of its forward pass, or build it unquantized"
+            )
 
     def fault(self, choice: Choice) -> str | None:
         """What goes wrong with ``choice``: "it fails with ..." or "its logits differ by ..."; None if nothing does."""
