@@ -72,8 +72,7 @@ DIGITS_STTS = STTS(sigma=1.5, steps=200, lr=0.01, batches=4, pad=1)
 def _digits() -> list[Row]:
     """Every method on one pair, one student budget (800 steps of 128 images; STTS takes them with Adam).
 
-    DFND selects strokes, shrunk to 8 x 8, as little as is left of them. CMI, DAFL and DFND ran on another machine,
-    where the same recipe gives another teacher.
+    DFND selects strokes, shrunk to 8 x 8, as little as is left of them.
     """
     pair, plan = ("wrn16-2", "wrn16-1"), replace(DIGITS_PLAN, warmup=0)
     return [
@@ -221,8 +220,7 @@ def _mnist_bn() -> list[Row]:
 
     1,000 steps of 128 images. The yardsticks and NAYER ran in float32, the others in bfloat16; KD3 selects strokes.
     STTS +bn is our extension to teachers with BatchNorm, with its control, which has the BatchNorm term and no targets;
-    the two rows after it are readings of the paper with as many images and steps, without the extension. CMI, DAFL and
-    DFND ran on another machine, where the same recipe gives another teacher.
+    the two rows after it are readings of the paper with as many images and steps, without the extension.
     """
     pair, plan = ("wrn16-1", "resnet8"), MNIST_SMALL
     nayer = replace(MNIST_NAYER, synthesis_batch=128)

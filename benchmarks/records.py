@@ -26,14 +26,13 @@ def write_record(name: str, content: Mapping[str, Any], folder: Path = RESULTS) 
 
 
 def provenance() -> dict[str, Any]:
-    """Versions, machine, commit, time."""
+    """Versions, machine, the commit that the process began with, time."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _git("rev-parse", "--short=12", "HEAD"),
-        "changed": bool(_git("status", "--porcelain", "--untracked-files=no", "--", ":/src")),
+        **CODE,
         "dfkd": dfkd.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -51,3 +50,16 @@ def scheduler() -> str:
 def _git(*words: str) -> str:
     done = subprocess.run(["git", "-C", str(RESULTS.parent), *words], capture_output=True, text=True, check=False)
     return done.stdout.strip()
+
+
+def _code() -> dict[str, Any]:
+    """The commit, and whether a file of the library or of the benchmarks differs from it."""
+    paths = (":/src", ":/benchmarks", ":(top,exclude)benchmarks/results")
+    return {
+        "commit": _git("rev-parse", "--short=12", "HEAD"),
+        "changed": bool(_git("status", "--porcelain", "--untracked-files=no", "--", *paths)),
+    }
+
+
+# Read when the process begins: a run takes hours, in which others may commit, and it goes on with what was imported.
+CODE = _code()

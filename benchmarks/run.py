@@ -253,7 +253,8 @@ def _run(experiment: str, options: argparse.Namespace) -> None:
         if options.rows is not None and row.label not in options.rows:
             continue
         for seed in options.seeds:
-            name = f"{experiment}/{slug(row.label)}-seed{seed}"
+            other = "" if options.precision in (None, row.precision) else f"-{options.precision}"
+            name = f"{experiment}/{slug(row.label)}{other}-seed{seed}"
             if (RESULTS / f"{name}.json").exists() and not options.again:
                 continue
             web_images(row)

@@ -5,13 +5,17 @@ import inspect
 import json
 import math
 import statistics
+from collections.abc import Mapping
 from typing import Any
 
 from benchmarks import recipes
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.records import RESULTS
+from benchmarks.rows import Row
 from benchmarks.run import slug
+from dfkd.identity import settings_of
 from dfkd.recipes.figures import RESULTS as PACKAGED
+from dfkd.report.files import plain
 
 
 def records(experiment: str) -> list[dict[str, Any]]:
@@ -22,6 +26,7 @@ def records(experiment: str) -> list[dict[str, Any]]:
 def table(experiment: str) -> str:
     """Markdown: one line per row of the experiment that has records."""
     found = records(experiment)
+    other_settings, teachers = [], set()
     lines = [
         "| row | teacher | student | accuracy, last round | s.e. | agreement | pixels | hash | seeds | seconds "
         "| paper |",
@@ -31,6 +36,11 @@ def table(experiment: str) -> str:
         mine = [r for r in found if slug(r["row"]) == slug(row.label) and r["accuracy"] is not None]
         if not mine:
             continue
+        row_teachers = {r["teacher"]["sha256"] for r in mine}
+        if len(row_teachers) > 1:
+            raise ValueError(f"{experiment}, {row.label}: its records have {len(row_teachers)} different teachers")
+        teachers |= row_teachers
+        other_settings += [f"{row.label}, seed {r['seed']}" for r in mine if differs(r, row)]
         accuracy = [100 * r["accuracy"] for r in mine]
         deviation = statistics.stdev(accuracy) if len(accuracy) > 1 else None
         spread = "" if deviation is None else f" ± {deviation:.2f}"
@@ -43,7 +53,21 @@ def table(experiment: str) -> str:
             f"| {agreement:.2f} | {_diversity(mine, 'pairwise_distance')} | {_diversity(mine, 'hash_distance')} "
             f"| {len(mine)} | {seconds:.0f} | {row.paper} |"
         )
+    if len(teachers) > 1:
+        lines += ["", "Two teachers of the same recipe, trained on different machines: see the column *teacher*."]
+    if other_settings:
+        lines += ["", f"Ran with settings that are no longer the row's: {'; '.join(other_settings)}."]
     return "\n".join(lines)
+
+
+def differs(record: Mapping[str, Any], row: Row) -> bool:
+    """Does a record have settings, a plan or networks that are not the row's now? New fields are at their defaults."""
+    settings, plan = plain(settings_of(row.method)), plain(settings_of(row.plan))
+    return (
+        any(record["settings"].get(key, value) != value for key, value in settings.items())
+        or any(record["plan"].get(key, value) != value for key, value in plan.items())
+        or (record["teacher"]["name"], record["student"]) != (row.teacher, row.student)
+    )
 
 
 def _diversity(found: list[dict[str, Any]], kind: str) -> str:

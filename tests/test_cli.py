@@ -650,3 +650,41 @@ def test_hyper_parameters_are_shown_in_groups_with_their_limits(capsys: pytest.C
     assert order == sorted(order)
     assert "[from 0 to 1]" in out
     assert out.index("--method.first_bn") > out.index("only the authors' code")
+
+
+def test_commands_to_copy_are_quoted(distil: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder with a space in its name is one word."""
+    assert main([*distil, "--plan.rounds", "1", "--out", "run a"]) == 0
+    capsys.readouterr()
+    again = Path("run a/recipe.yaml").read_text().splitlines()[1].removeprefix("# ")
+    assert shlex.split(again)[:4] == ["dfkd", "distill", "--resume", "run a"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("methods nayr", "did you mean NAYER?"),
+        ("predict t -top 3", "dfkd needs options with two dashes, got -top"),
+    ],
+)
+def test_slips_of_the_hand_are_named(words: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words.split()) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_help_of_a_command_is_also_a_word(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["help", "search"]) == 0
+    text = capsys.readouterr().out
+    assert main(["search", "--help"]) == 0
+    assert text == capsys.readouterr().out
+    assert "--stop.held_out" in text
+    assert not {"--stop.hours", "--stop.patience", "--stop.until_agreement"} & set(text.split())
+
+
+def test_a_closed_pipe_ends_a_command_quietly() -> None:
+    """Also one that prints through rich."""
+    call = [sys.executable, "-m", "dfkd.cli.main", "methods"]
+    with subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.wait(60) == 0

@@ -213,3 +213,15 @@ def test_the_list_of_methods_shows_them(capsys: pytest.CaptureFixture[str]) -> N
     assert inner_method_fields(Recombine) == ("images_from", "loss_from")
     assert inner_method_fields(Exchange) == ("of",)
     assert all(inner_method_fields(kind) == () for kind in METHODS.values())
+
+
+def test_another_method_over_a_recipe_has_its_own_settings(tmp_path: Path) -> None:
+    """Steps and rates of one method mean something else in another; the plan is the recipe's."""
+    recipe = tmp_path / "n.yaml"
+    recipe.write_text("method: {name: NAYER, steps: 7, lr: 0.123, pad: 3}\nplan: {rounds: 5}\n")
+    with pytest.warns(UserWarning, match="the recipe's settings of NAYER are left out, for the method is D3K"):
+        tree = with_recipe(flags([str(recipe), "--method", "D3K", "--method.pad", "1"], Distill, "recipe", ["method"]))
+    _, method, plan = resolve(Distill, tree)
+    assert method == D3K(pad=1)
+    assert plan.rounds == 5
+    assert chosen(f"{recipe} --method nayer --method.pad 1") == NAYER(steps=7, lr=0.123, pad=1)

@@ -23,6 +23,7 @@ class Command:
         notes: further paragraphs.
         more: option that further words without dashes fill, a list.
         open: further sections whose options depend on a choice.
+        unlisted: options that a recipe may have and this command refuses or does not look at; help leaves them out.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Command:
     notes: tuple[str, ...] = ()
     more: str | None = None
     open: tuple[str, ...] = ()
+    unlisted: tuple[str, ...] = ()
 
     @property
     def free(self) -> tuple[str, ...]:
@@ -135,9 +137,10 @@ _ALL = (
             ),
         ),
         (
-            "Takes what `dfkd distill` takes. The same command again goes on where it stopped.",
+            "Takes what `dfkd distill` takes, but no time to fit. The same command again goes on where it stopped.",
             _METHOD,
         ),
+        unlisted=("stop.hours",),
     ),
     Command(
         "search",
@@ -154,13 +157,14 @@ _ALL = (
             ("a second process on the same folder: the same command", "dfkd search my.yaml --out runs/search"),
         ),
         (
-            "Takes what `dfkd distill` takes. Ranges are options of the settings they vary: --search.method.lr "
-            "0.001:0.1:log, --search.plan.rounds 5:20, --search.method.memory 1000:5000:1000 (steps of 1000), "
-            "--search.method.keep best,last; in a recipe they stand in the section search:. The same command again "
-            "goes on where it stopped. Needs the extra search.",
+            "Takes what `dfkd distill` takes, but no rules that end a run. Ranges are options of the settings they "
+            "vary: --search.method.lr 0.001:0.1:log, --search.plan.rounds 5:20, --search.method.memory 1000:5000:1000 "
+            "(steps of 1000), --search.method.keep best,last; in a recipe they stand in the section search:. The same "
+            "command again goes on where it stopped. Needs the extra search.",
             _METHOD,
         ),
         open=("search",),
+        unlisted=("stop.patience", "stop.until_agreement", "stop.hours"),
     ),
     Command(
         "choose",
@@ -178,6 +182,7 @@ _ALL = (
             "They are judged by agreement on images made from the teacher alone, never by test images. Nothing is "
             "written.",
         ),
+        unlisted=("data.test",),
     ),
     Command(
         "synthesize",

@@ -84,10 +84,10 @@ class Search(PairRun):
     """`dfkd search`: the recipe's section search: holds ranges."""
 
     trials: int = 20  # of the whole search, over all processes on its folder
-    minutes: float | None = None  # after them this process begins no trial
-    prune: bool = True  # end trials that are behind the median of earlier ones, at every tenth of their rounds
+    minutes: float | None = None  # this process begins no trial after so many
+    prune: bool = True  # end trials that are behind the median of earlier ones, after every tenth of their rounds
     stop: Stopping = field(default_factory=Stopping)
-    out: str | None = None  # folder of the search; the same command goes on with what is there, also beside another
+    out: str | None = None  # folder; repeat the command to go on, or run it several times at once to share the trials
 
 
 @dataclass
@@ -190,8 +190,8 @@ class Audit:
     run: str | None = None  # run folder
     private: str | None = None  # what the teacher was trained on: a folder, .npy, .tar, .npz, or a data set by name
     heldout: str | None = None  # the same kind, never trained on; default: the run's test images; none: do without
-    count: int = 1000  # most images of each kind that ask for their nearest
-    seed: int = 0  # of the choice among more
+    count: int = 1000  # at most this many images of each kind are compared
+    seed: int = 0  # seed of the sample, where there are more
     teacher: Network = field(default_factory=Network)
     student: Network = field(default_factory=Network)
     own_method: str | None = None  # package.module:Class, where the run used a method of your own
@@ -297,7 +297,7 @@ class Demo:
     """`dfkd demo`."""
 
     out: str = "runs/demo"  # folder; where it exists, runs/demo-2 and so on
-    seed: int = 0  # of the first student; the others count on
+    seed: int = 0  # seed of the first student; the next ones have seed + 1, ...
     seeds: int = 1  # students
     threads: int = 1  # of the CPU; networks this small gain little from more, and lose much on a busy machine
     quiet: bool = False  # no progress display

@@ -72,7 +72,7 @@ def run(settings: Demo) -> int:
 
 
 def free_folder(folder: Path) -> Path:
-    """``wanted``, or with the first number behind it that is free."""
+    """``folder``, or, where it exists, the first of ``folder-2``, ``folder-3``, ... that does not."""
     number, path = 1, folder
     while path.exists():
         number += 1
@@ -171,11 +171,10 @@ def _record(path: Path, students: Sequence[Trained], rows: Sequence[Row], took: 
 
 
 def _tell(rows: Sequence[Row], seeds: int, page: Path, took: float) -> None:
-    from rich.console import Console
-
+    from dfkd.cli.pipes import PipeConsole
     from dfkd.report.console import table
 
-    console = Console(soft_wrap=True)
+    console = PipeConsole(soft_wrap=True)
     console.print(f"\nHeld-out digits{f', means of {seeds} seeds' if seeds > 1 else ''}", style="bold")
     console.print(table(rows))
     better = percent(rows[1].accuracy), percent(rows[2].accuracy)

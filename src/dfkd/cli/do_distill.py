@@ -1,6 +1,7 @@
 """`dfkd distill`."""
 
 import os
+import shlex
 import sys
 from contextlib import suppress
 from dataclasses import replace
@@ -47,7 +48,7 @@ def run(tree: Tree, show: bool = False) -> int:
 
         return rehearse(job, out, machine)
     try:
-        with ending_for_sure(lambda: _given_up(out, machine.rank)):
+        with ending_for_sure(lambda: _write_interrupted(out, machine.rank)):
             result = run_job(job, out, machine, resume=folder is not None)
     except (KeyboardInterrupt, Stopped) as stop:
         return _say_how_to_resume(out, stop, job)
@@ -94,31 +95,37 @@ def _say_how_to_resume(out: Path, stop: BaseException, job: Job) -> int:
         if record.status not in ("finished", "stopped"):
             with suppress(UserError), lock_folder(out):  # a run that another process goes on with stays as it is
                 write_run(out, record.info, None, "interrupted")
-            print(f"stopped; go on with: dfkd distill --resume {out}{to_repeat(full_recipe(job))}", file=sys.stderr)
+            print(
+                f"stopped; go on with: dfkd distill --resume {shlex.quote(str(out))}{to_repeat(full_recipe(job))}",
+                file=sys.stderr,
+            )
             return code
     print("stopped before the first round; nothing is lost, start again", file=sys.stderr)
     return code
 
 
-def _given_up(out: Path, rank: int) -> None:
-    """The last words of a process that a signal does not reach: the run goes on from its last save."""
+def _write_interrupted(out: Path, rank: int) -> None:
+    """Write "interrupted" for a process that a signal does not reach, and say how to go on from the last save."""
     if rank == 0 and (out / "run.json").is_file():
         record = read_run(out, mend=True)
         if record.status == "running":
             write_run(out, record.info, None, "interrupted")
-    print(f"stopped; go on with: dfkd distill --resume {out}, or start again", file=sys.stderr, flush=True)
+    print(
+        f"stopped; go on with: dfkd distill --resume {shlex.quote(str(out))}, or start again",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _tell(result: Distilled, job: Job, out: Path) -> None:
     """The comparison, and where everything is."""
-    from rich.console import Console
-
+    from dfkd.cli.pipes import PipeConsole
     from dfkd.report.console import table
     from dfkd.report.summary import rows_of
 
     rows = rows_of(result.record.info, result.record.rounds, result.record)
     rows[0] = replace(rows[0], seconds=job.teacher.sidecar.seconds)
-    console = Console(soft_wrap=True)
+    console = PipeConsole(soft_wrap=True)
     console.print()
     console.print(table(rows))
     console.print(f"\nreport  {out / 'report.html'}\nstudent {out / 'student.safetensors'}", highlight=False)

@@ -44,9 +44,10 @@ def run(tree: Tree, show: bool = False) -> int:
         watch=job.settings.watch,
         out=out,
         resume=own_settings.resume,
+        progress=not own_settings.json,
     )
     if own_settings.json:
-        print(json.dumps(plain({"bits": str(result.bits), "stages": list(result.stages)}), indent=1))
+        print(json.dumps(plain({"bits": str(result.bits), "out": str(out), "stages": list(result.stages)}), indent=1))
     else:
         _tell(result, out)
     return 0

@@ -85,9 +85,13 @@ def _sections(command: Command) -> Iterator[str]:
     yield from ["", bold("Options"), *(line for row in rows for line in row)]
     for name in sections:
         hint = f"   (--{name} X is short for --{name}.{SHORT[name]} X)" if name in SHORT else ""
-        yield from ["", bold(_TITLES[name]) + hint]
+        title = (
+            f"{_TITLES[name]} (default: the budget of the method)" if name == "plan" and command.free else _TITLES[name]
+        )
+        yield from ["", bold(title) + hint]
         for option in options(types[name], f"{name}."):
-            yield from _row(option, command)
+            if option.name not in command.unlisted:
+                yield from _row(option, command)
 
 
 def _row(option: Option, command: Command) -> list[str]:

@@ -46,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(words: list[str]) -> int:
+    if words[:1] == ["help"] and len(words) == 2 and words[1] in COMMANDS:
+        words = [words[1], "--help"]
     if not words or words[0] in ("-h", "--help", "help"):
         from dfkd.cli.help import main_help
 
@@ -75,9 +77,10 @@ def _run(command: Command, words: list[str]) -> int:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if "torch" not in sys.modules:
         keep_freed_memory()
-    show = "--print_config" in words and bool(command.free)
+    spellings = ("--print_config", "--print-config")
+    show = bool(command.free) and any(word in spellings for word in words)
     tree = flags(
-        [word for word in words if not (show and word == "--print_config")],
+        [word for word in words if not (show and word in spellings)],
         command.settings,
         command.word,
         command.free,

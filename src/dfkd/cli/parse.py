@@ -55,6 +55,7 @@ def flags(
     while words:
         word = words.pop(0)
         if not word.startswith("--") and more is not None and positional in tree:
+            _refuse_single_dash(word)
             extra.append(word)
             continue
         if not word.startswith("--"):
@@ -184,9 +185,10 @@ def unknown(name: str, names: Iterable[str], who: str, what: str) -> UserError:
 def nearest(name: str, names: Iterable[str]) -> str | None:
     """The known name most like ``name``, also where only the last part was given or the section is wrong."""
     names = list(names)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.75)
+    spelled = {full.lower(): full for full in reversed(names)}
+    close = difflib.get_close_matches(name.lower(), list(spelled), n=1, cutoff=0.75)
     if close:
-        return close[0]
+        return spelled[close[0]]
     tails = {full.lstrip("-").rpartition(".")[2]: full for full in reversed(names)}
     close = difflib.get_close_matches(name.lstrip("-").rpartition(".")[2], list(tails), n=1, cutoff=0.75)
     return tails[close[0]] if close else None
@@ -199,9 +201,13 @@ def _full(name: str, names: Iterable[str]) -> str:
     return plain if plain in names else rule if plain in RULES and rule in names else name
 
 
-def _put_word(tree: Tree, word: str, positional: str | None) -> None:
+def _refuse_single_dash(word: str) -> None:
     if word.startswith("-") and word != "-":
         raise UserError(f"dfkd needs options with two dashes, got {word}; see --help")
+
+
+def _put_word(tree: Tree, word: str, positional: str | None) -> None:
+    _refuse_single_dash(word)
     top = None if positional is None else positional.partition(".")[0]
     if positional is None or top in tree:
         raise UserError(f"dfkd needs options as --name value, got the word {word!r}; see --help")

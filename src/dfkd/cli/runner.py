@@ -1,5 +1,6 @@
 """Running a job of the command line: distil into its folder, which keeps the recipe the run began with."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,9 +34,9 @@ def run_job(
     settings = job.settings
     head = (
         "written by dfkd when the run began; to go on after a stop:",
-        f"dfkd distill --resume {out}{to_repeat(full_recipe(job))}",
+        f"dfkd distill --resume {shlex.quote(str(out))}{to_repeat(full_recipe(job))}",
         "",
-        " ".join(["dfkd", *map(decode_word, sys.argv[1:])]),
+        shlex.join(["dfkd", *map(decode_word, sys.argv[1:])]),
     )
     recipe: list[Observer] = [] if resume else [_SaveRecipe(out, job, head)]
     return distill(

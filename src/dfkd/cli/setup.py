@@ -78,9 +78,22 @@ def with_recipe(tree: Tree) -> Tree:
     rest = {key: value for key, value in tree.items() if key != "recipe"}
     refuse_code(base, rest, file)
     base = _long(base)
-    return merge(
-        base, {**rest, "method": _without_repeats(rest["method"], base.get("method"))} if "method" in rest else rest
-    )
+    if "method" in rest:
+        base = _without_other_method(base, rest["method"])
+        rest["method"] = _without_repeats(rest["method"], base.get("method"))
+    return merge(base, rest)
+
+
+def _without_other_method(base: Tree, words: Any) -> Tree:
+    """A recipe without its method's settings, where ``words``, which are put over it, name another method."""
+    section = base.get("method")
+    name = words.get("name") if isinstance(words, Mapping) else words
+    own_name = section.get("name") if isinstance(section, Mapping) else None
+    if name is None or own_name is None or str(_plain_name(name)).lower() == str(_plain_name(own_name)).lower():
+        return base
+    if len(section) > 1:
+        warnings.warn(f"the recipe's settings of {own_name} are left out, for the method is {name}", stacklevel=3)
+    return {key: value for key, value in base.items() if key != "method"}
 
 
 def _without_repeats(words: Any, section: Any) -> Any:
@@ -291,10 +304,10 @@ def seed_everything(seed: int, threads: int | None) -> None:
 
 def wide_console() -> "Console":
     """Standard output; 110 columns where that is no terminal and COLUMNS does not say how wide it is."""
-    from rich.console import Console
+    from dfkd.cli.pipes import PipeConsole
 
-    console = Console(highlight=False)
-    return console if console.is_terminal or "COLUMNS" in os.environ else Console(highlight=False, width=110)
+    console = PipeConsole(highlight=False)
+    return console if console.is_terminal or "COLUMNS" in os.environ else PipeConsole(highlight=False, width=110)
 
 
 def _long(tree: Tree) -> Tree:

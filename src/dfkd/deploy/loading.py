@@ -1,6 +1,7 @@
 """A trained network back from its folder: as a plain module that classifies pictures."""
 
 import json
+import shlex
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -77,7 +78,8 @@ def open_network(source: str | Path, network: str | None = None, who: str = "loa
     folder = place if place.is_dir() else place.parent
     if (folder / RUN_FILE).is_file() and place.is_dir() and not (folder / "student.safetensors").is_file():
         raise UserError(
-            f"{who} needs a finished run, got {folder} without a student; go on with `dfkd distill --resume {folder}`"
+            f"{who} needs a finished run, got {folder} without a student; go on with `dfkd distill --resume "
+            f"{shlex.quote(str(folder))}`"
         )
     weights = find_weights(place, who)
     sidecar = read_sidecar(weights)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from dfkd.api import distill
 from dfkd.data.text import TextEmbedding
 from dfkd.defaults import DEFAULT_METHOD
-from dfkd.deploy.stages import StageMeter, Stage, check_enough
+from dfkd.deploy.stages import Stage, StageMeter, check_enough
 from dfkd.engine.checkpoint import pools_of, write_aside
 from dfkd.engine.core import Method
 from dfkd.engine.driver import Watch

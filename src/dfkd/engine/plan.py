@@ -1,7 +1,7 @@
 """How long, how many student steps, which optimiser and schedule. Plain values; this module does not import torch."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from dfkd.engine.limits import Count, NotNegative, Whole, check
@@ -28,6 +28,7 @@ class Plan:
         schedule: ``"cosine"`` over ``rounds``, ``"step"`` at ``milestones``, or ``"constant"``; changes once a round.
         lr_min: end of the cosine.
         milestones: rounds (warm-up not counted) at which the rate is multiplied by ``gamma``.
+        gamma: factor of the rate at every milestone of ``schedule="step"``.
         clip: largest norm of the gradient, or None.
     """
 
@@ -48,6 +49,10 @@ class Plan:
     turns: Count = 1
 
     def __post_init__(self) -> None:
+        for item in fields(self):  # numbers of NumPy and torch: a checkpoint would not give them back
+            value = getattr(self, item.name)
+            if getattr(value, "ndim", None) == 0:
+                object.__setattr__(self, item.name, value.item())
         check(self, "plan")
         if self.steps % self.turns:
             raise UserError(
