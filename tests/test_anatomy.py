@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dfkd.engine.anatomy import survey
+from dfkd.engine.probe import Probe
 from dfkd.engine.runtime import Runtime
 from dfkd.errors import UserError
 from dfkd.nets.zoo import ZOO, Classifier, build, forget_layers
@@ -76,6 +77,31 @@ def test_stages_are_the_last_map_of_every_size() -> None:
     named = survey(build("wrn16-1", 10, 1).net, (1, 8, 8), stages=("stages.0", "stages.2"), head="head")
     assert named.stages == ("stages.0", "stages.2")
     assert named.sides == ((16, 8, 8), (64, 2, 2))
+
+
+class OneActivation(nn.Module):
+    """One ReLU and one BatchNorm layer after several convolutions, as in many a tutorial."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(1, 4, 3, 1, 1), nn.Conv2d(4, 6, 3, 2, 1), nn.Conv2d(6, 6, 3, 2, 1)
+        self.relu, self.norm, self.fc = nn.ReLU(), nn.BatchNorm2d(6), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.a(x))
+        x = self.relu(self.norm(self.b(x)))
+        y: Tensor = self.fc(self.relu(self.norm(self.c(x))).mean((2, 3)))
+        return y
+
+
+def test_modules_that_run_several_times_are_no_stages() -> None:
+    found = survey(OneActivation(), (1, 8, 8))
+    assert found.stages == ("a", "b", "c")
+    assert found.sides == ((4, 8, 8), (6, 4, 4), (6, 2, 2))
+    probe = Probe(OneActivation(), mean=[0.5], std=[0.5], stages=found.stages)
+    assert [tuple(m.shape[1:]) for m in probe(torch.rand(2, 1, 8, 8), maps=True).maps] == list(found.sides)
+    with pytest.raises(UserError, match="student needs stages that run once .*, got 'relu', which runs 3 times; the"):
+        survey(OneActivation(), (1, 8, 8), role="student", stages=("a", "relu"))
 
 
 def test_a_survey_leaves_no_trace() -> None:

@@ -1,5 +1,6 @@
 """The one loop: modes, rates, observers, saves, and what it leaves behind."""
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -228,6 +229,19 @@ def test_a_student_that_is_lost_stops_the_run_and_what_was_saved_stays(metrics_e
     kept = tiny_task(ROW)
     revisit(kept, Toy(), tiny_plan(rounds=6), Checkpoint(tmp_path))
     assert all(torch.isfinite(p).all() for p in kept.student.net.state_dict().values())
+
+
+@pytest.mark.parametrize(("metrics_every", "first"), [(1, 3), (2, 4)])
+def test_a_generator_that_is_lost_is_told_once(metrics_every: int, first: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def losing(self: Toy, task: Task, state: ToyState, clock: Clock) -> Metrics:
+        sound = synthesize(self, task, state, clock)
+        return {**sound, "loss/generator": torch.tensor(math.nan if clock.round > 1 else 1.0), "loss/bn": 2.0}
+
+    synthesize = Toy.synthesize
+    monkeypatch.setattr(Toy, "synthesize", losing)
+    with pytest.warns(UserWarning, match=f"the loss 'generator' was nan in round {first}, and the images") as caught:
+        run(tiny_task(ROW), Toy(), tiny_plan(rounds=5), Watch(metrics_every=metrics_every))
+    assert len(caught) == 1
 
 
 def test_generator_and_student_take_turns_within_a_round() -> None:

@@ -1,5 +1,6 @@
 """What a network is: its head, stages, BatchNorm layers, size, outputs. Found by dry forward passes, checked once."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -177,14 +178,14 @@ class _Trace:
         return None
 
     def stages(self) -> tuple[str, ...]:
-        """Of all modules that return maps, the one that finishes last at every size above 1x1."""
+        """Of all modules that run once and return maps, the one that finishes last at every size above 1x1."""
         last: dict[tuple[int, int], str] = {}
+        runs = Counter(self.calls)
         for name, _, output in self.order:
-            if output.dim() == 4 and output.shape[-1] * output.shape[-2] > 1:
+            if output.dim() == 4 and output.shape[-1] * output.shape[-2] > 1 and runs[name] == 1:
                 size = (output.shape[-2], output.shape[-1])
                 last.pop(size, None)
                 last[size] = name
-                self.shapes[name] = (output.shape[1], *size)
         return tuple(last.values())
 
     def linear(self, path: str, role: str) -> str:
@@ -193,11 +194,16 @@ class _Trace:
         return self._has(path, role, "head", linear, f"its linear layers are {', '.join(linear[-8:]) or 'none'}")
 
     def map_at(self, path: str, role: str) -> str:
-        """``path`` of a stage, where the network has such a layer and it returned a map; a UserError if not."""
+        """``path`` of a stage, where the network has such a layer and it returned one map; a UserError if not."""
         hint = f"the last of each size are {', '.join(self.stages()) or 'none'}"
         self._has(path, role, "stage", self.shapes, hint)
         if path not in self.shapes:
             raise UserError(f"{role} needs stages that return maps (images, channels, h, w), got {path!r}; {hint}")
+        if self.calls.count(path) > 1:
+            raise UserError(
+                f"{role} needs stages that run once in a forward pass, got {path!r}, which runs "
+                f"{self.calls.count(path)} times; {hint}"
+            )
         return path
 
     def _has(self, path: str, role: str, what: str, fitting: Iterable[str], hint: str) -> str:

@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -50,6 +51,7 @@ class Watch:
         teacher_guess: the classes the teacher chooses for the test images, once they were asked for.
         stopped: why the run ended before its last round: a rule or an observer asked for it, or the student was lost.
         final: the newest evaluation; after a stop, that of the student as it then was.
+        nonfinite_losses: names of those of the synthesis that were NaN or infinite; a warning told of each once.
     """
 
     observers: Sequence[Observer] = ()
@@ -66,6 +68,7 @@ class Watch:
     teacher_guess: Tensor | None = field(default=None, init=False)
     stopped: str | None = field(default=None, init=False)
     final: Evaluation | None = field(default=None, init=False)
+    nonfinite_losses: set[str] = field(default_factory=set, init=False)
 
     def __post_init__(self) -> None:
         least = {"evaluate_every": 1, "metrics_every": 1, "samples_every": 0, "save_every": 0}
@@ -114,6 +117,7 @@ def run(task: Task, method: Method[Any], plan: Plan, watch: Watch | None = None,
             _set_rate(optimizer, plan.rate(round))
             outcome = _turns(task, method, state, plan, round, learnable, objective, optimizer, watch)
             record = _apply_rules(task, watch, _look(task, state, plan, watch, round, outcome, began))
+            _warn_of_nonfinite(watch, record)
             last = _ask(task, watch, record)
             due = watch.checkpoint and (last or _agree(task, time.monotonic() - saved_at >= watch.save_every))
             if due or "loss/student" in record.metrics:
@@ -289,8 +293,24 @@ def _check_finite(task: Task, watch: Watch, loss: Tensor | None, round: int) -> 
         )
 
 
+def _warn_of_nonfinite(watch: Watch, record: RoundRecord) -> None:
+    """Tell once of every loss of the synthesis that was not finite, whoever watches.
+
+    The run goes on: a method that makes its generator anew recovers, and the student's own loss ends a run.
+    """
+    losses = {name.removeprefix("loss/"): value for name, value in record.metrics.items() if name.startswith("loss/")}
+    for name, value in losses.items():
+        if name != "student" and not math.isfinite(value) and name not in watch.nonfinite_losses:
+            watch.nonfinite_losses.add(name)
+            warnings.warn(
+                f"the loss {name!r} was {value} in round {record.round + 1}, and the images may be worthless from then "
+                "on; lower the method's learning rates, or run in fp32",
+                stacklevel=3,
+            )
+
+
 def _agree(task: Task, due: bool) -> bool:
-    """Every process does what process 0 decides: clocks differ."""
+    """Process 0's decision, in every process; their clocks differ."""
     if task.runtime.world == 1:
         return due
     vote = torch.tensor(float(due and task.runtime.rank == 0), device=task.runtime.device)

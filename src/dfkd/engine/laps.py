@@ -15,7 +15,7 @@ class Laps:
         self._marks: list[tuple[str, float | torch.cuda.Event]] = []
 
     def mark(self, phase: str) -> None:
-        """What is asked of the device from now on is ``phase``; "" for nothing."""
+        """Begin ``phase``: work queued from now on counts for it; an empty name ends the timing."""
         if self.device.type != "cuda":
             self._marks.append((phase, time.monotonic()))
             return
