@@ -70,6 +70,26 @@ def test_every_file_gives_the_logits_of_pytorch_for_any_number_of_images(exporte
 
 
 @needs_onnx
+@pytest.mark.parametrize("batch", [None, 50])
+def test_accuracy_of_every_file_on_labelled_images(finished_run: Path, tmp_path: Path, batch: int | None) -> None:
+    digits = dfkd.read_images("digits")
+    some = dfkd.ImageSet(digits.images[:130], digits.labels[:130], digits.names, "some digits")
+    done = dfkd.export(finished_run, calibration=CALIBRATION, batch=batch, out=tmp_path / "files", test=some)
+    assert done.tested == 130
+    images = as_images(some.images)
+    hits = {"pytorch": dfkd.load(finished_run)(images)}
+    for name in ("student.onnx", "student-int8.onnx"):
+        padded = torch.cat([images, images[:20]])
+        hits[name] = torch.cat([run_onnx(done.folder / name, part) for part in padded.split(50)])[:130]
+    by_file = {row.file or row.format: row.accuracy for row in done.artefacts}
+    for name, logits in hits.items():
+        assert by_file[name] == pytest.approx(float((logits.argmax(dim=1) == some.labels).double().mean()))
+    record = json.loads((done.folder / "export.json").read_text())
+    assert record["tested"] == 130
+    assert [row["accuracy"] for row in record["artefacts"]] == [row.accuracy for row in done.artefacts]
+
+
+@needs_onnx
 def test_the_record_holds_what_a_second_look_finds(exported: Any, finished_run: Path) -> None:
     record = json.loads((exported.folder / "export.json").read_text())
     assert [row["format"] for row in record["artefacts"]] == ["pytorch", "pt2", "onnx", "int8"]

@@ -180,6 +180,7 @@ class Export:
     batch: int | None = None  # images of every call; default any number
     network: str | None = None  # package.module:callable where the run does not name its student, or student.pt2
     out: str | None = None  # folder; default export in the run folder
+    test: str | None = None  # labelled images, for the accuracy of every file: cifar10[:DIR], FILE.npz, folder:DIR
     json: bool = False  # machine-readable
 
 

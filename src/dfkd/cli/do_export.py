@@ -24,6 +24,7 @@ def run(settings: Export) -> int:
         batch=settings.batch,
         network=settings.network,
         out=settings.out,
+        test=settings.test,
     )
     if settings.json:
         print(json.dumps(plain(result), indent=1))

@@ -16,6 +16,7 @@ from dfkd.engine.core import State, Task
 from dfkd.engine.driver import revisit
 from dfkd.errors import UserError
 from dfkd.inputs import runtime_of
+from dfkd.report.comparison import short_names
 from dfkd.report.curves import comparison
 from dfkd.report.drawers import class_sheet
 from dfkd.report.figures import curves_of, figures_of
@@ -42,9 +43,9 @@ def run(settings: Plot) -> int:
     out = _writable(Path(settings.out) if settings.out else folder / FIGURES_FOLDER)
     write_gallery(out, gallery if settings.out else _with_earlier(out, gallery))
     for figure in gallery.figures:
-        print(f"{figure.name:<20}{out / figure.file}")
+        print(f"{figure.name:<19} {out / figure.file}")
     for name, why in gallery.skipped.items():
-        print(f"{name:<20}not drawn: {why}")
+        print(f"{name:<19} not drawn: {why}")
     return 0
 
 
@@ -68,7 +69,7 @@ def _compare(out: Path, settings: Plot) -> int:
     """One file, beside whatever else is there."""
     figure = _comparison(settings.compare or [], settings)
     write_whole(_writable(out) / figure.file, figure.data)
-    print(f"{figure.name:<20}{out / figure.file}")
+    print(f"{figure.name:<19} {out / figure.file}")
     return 0
 
 
@@ -79,12 +80,12 @@ def _over(name: str, folders: Sequence[str], settings: Plot) -> int:
     means, spreads, many = sweep.means(), sweep.spreads(), [len(values) for values in sweep.accuracies.values()]
     for value, mean, spread, n in zip(sweep.accuracies, means, spreads, many, strict=True):
         text = f" ± {100 * spread:.2f}, {n} runs" if n > 1 else ""
-        print(f"{name} = {value:<12}{percent(mean)}{text}")
+        print(f"{name} = {value:<11} {percent(mean)}{text}")
     if sweep.others:
         print(f"the runs also differ in {', '.join(sweep.others)}")
     out = _writable(Path(settings.out or ".")) / f"over-{name}.{settings.format}"
     write_whole(out, sweep_chart(sweep, settings.format, _label(name, next(iter(runs.values())))))
-    print(f"{'over ' + name:<20}{out}")
+    print(f"{'over ' + name:<19} {out}")
     return 0
 
 
@@ -171,12 +172,6 @@ def _comparison(folders: Sequence[str], settings: Plot) -> Figure:
         raise UserError(
             f"plot --compare needs runs that were evaluated on test images, got {blank[0]} without; leave it out"
         )
-    by_name = {_short(name, folders): records for name, records in runs.items()}
+    by_name = dict(zip(short_names([Path(folder) for folder in folders]), runs.values(), strict=True))
     caption = f"Accuracy of {len(by_name)} students over rounds and over seconds of distillation."
     return Figure("comparison", caption, comparison(by_name, settings.format), "Two charts with one curve per run")
-
-
-def _short(folder: str, folders: Sequence[str]) -> str:
-    """The last part of a path, if that tells it from the others."""
-    name = Path(folder).name
-    return name if sum(Path(path).name == name for path in folders) == 1 else folder

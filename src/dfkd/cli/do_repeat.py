@@ -16,14 +16,14 @@ from dfkd.errors import UserError
 from dfkd.inputs import runtime_of
 from dfkd.recipes import yaml_of
 from dfkd.report.files import RUN_FILE, plain, read_run, write_whole
-from dfkd.report.repeat_page import REPEAT_FILE, write_repeat_page
+from dfkd.report.repeat_page import REPEAT_FILE, seed_folders, unfinished_seeds, write_repeat_page
 from dfkd.runs import CHECKPOINT_FOLDER
 
 __all__ = ["run"]
 
 
 def run(tree: Tree, show: bool = False) -> int:
-    """Distil once for each seed, each in a folder of its own; then mean and standard deviation."""
+    """Distil once for each seed, each in a folder of its own; then what they and earlier seeds there come to."""
     shared = {name: value for name, value in tree.items() if name not in ("seeds", "out")}
     settings = fill(Repeat, {name: value for name, value in tree.items() if name in ("seeds", "out")})
     seeds = list(settings.seeds)
@@ -42,13 +42,13 @@ def run(tree: Tree, show: bool = False) -> int:
     out = Path(settings.out)
     _check_folder(out)
     tree = with_recipe(shared)
-    for seed in seeds:  # before any of them runs
+    for seed in {*seeds, *seed_folders(out)}:  # before any of them runs
         _check_begun(_job(tree, seed), out / f"seed{seed}")
-    runs = []
     for seed in seeds:
-        runs.append(_row(seed, _run_seed(_job(tree, seed), out / f"seed{seed}")))
-        write_whole(out / REPEAT_FILE, (json.dumps(summary(runs), indent=1) + "\n").encode())
-    _tell(summary(runs), out)
+        _run_seed(_job(tree, seed), out / f"seed{seed}")
+        content = summary(_finished_rows(out))
+        write_whole(out / REPEAT_FILE, (json.dumps(content, indent=1) + "\n").encode())
+    _tell(content, out)
     return 0
 
 
@@ -97,15 +97,19 @@ def _differences(before: Any, now: Any, at: str) -> Iterator[tuple[str, Any, Any
         yield from _differences(before.get(name), now.get(name), f"{at}.{name}" if at else name)
 
 
-def _run_seed(job: Job, folder: Path) -> RunResult:
-    """The run of a job: as it ended, or from where it stopped, or from the start."""
+def _run_seed(job: Job, folder: Path) -> None:
+    """Run a job from the start, or from where it stopped; one that has come to its end stays as it is."""
     machine = runtime_of(job.settings.runtime)
     if not (folder / RECIPE_FILE).is_file():
-        return run_job(job, folder, machine, resume=False).record
-    record = read_run(folder, mend=True)
-    if record.status in ("finished", "stopped") and record.result is not None:  # by the rules of --stop
-        return record.result
-    return run_job(job, folder, machine, resume=(folder / CHECKPOINT_FOLDER).exists()).record
+        run_job(job, folder, machine, resume=False)
+    elif read_run(folder, mend=True).status not in ("finished", "stopped"):  # stopped: by the rules of --stop
+        run_job(job, folder, machine, resume=(folder / CHECKPOINT_FOLDER).exists())
+
+
+def _finished_rows(out: Path) -> list[dict[str, Any]]:
+    """A row for every seed in the folder whose run has come to its end, of this call or of an earlier one."""
+    runs = {seed: read_run(folder, mend=True) for seed, folder in seed_folders(out).items()}
+    return [_row(seed, run.result) for seed, run in runs.items() if run.result is not None]
 
 
 def _row(seed: int, result: RunResult) -> dict[str, Any]:
@@ -140,5 +144,9 @@ def _tell(content: dict[str, Any], out: Path) -> None:
         if measure in content:
             mean, std = content[measure]["mean"], content[measure]["std"]
             spread = "" if std is None else f" ± {percent(std)} (standard deviation)"
-            print(f"{measure}: {percent(mean)}{spread}, {content[measure]['seeds']} seeds")
+            count = content[measure]["seeds"]
+            print(f"{measure}: {percent(mean)}{spread}, {count} seed{'' if count == 1 else 's'}")
+    remaining = unfinished_seeds(len(content["runs"]), len(seed_folders(out)))
+    if remaining:
+        print(remaining)
     print(f"page  {write_repeat_page(out)}\nevery run and {REPEAT_FILE} in {out}")

@@ -23,15 +23,13 @@ from dfkd.nets.zoo import Classifier
 from dfkd.recipes import yaml_of
 from dfkd.report.files import write_whole
 from dfkd.report.summary import duration, percent
-from dfkd.report.trial_page import SEARCH_PAGE, spelt_values
-from dfkd.report.trials import Trial, not_told_apart
+from dfkd.report.trial_page import SEARCH_PAGE, spelt_values, write_search_page
+from dfkd.report.trials import BEST_FILE, Trial, not_told_apart
 from dfkd.settings import Stopping
 from dfkd.tune import search as room
 from dfkd.tune.ranges import check_ranges
 
-__all__ = ["BEST_FILE", "run"]
-
-BEST_FILE = "best.yaml"
+__all__ = ["run"]
 
 
 def run(tree: Tree, show: bool = False) -> int:
@@ -138,6 +136,7 @@ def _end(result: room.Searched, door: _Jobs, again: str) -> None:
         again,
     ]
     write_whole(result.folder / BEST_FILE, yaml_of(full_recipe(job), head).encode())
+    write_search_page(result.folder)  # again, now with the command that runs the best settings
     alike = not_told_apart(result.trials)
     name = "the defaults" if best.default else spelt_values(best.values)
     print(f"best  trial {best.number}, agreement {percent(best.agreement)}: {name}")

@@ -13,7 +13,8 @@ def show_exported(exported: Exported) -> None:
 
     sheet = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     counts = list(exported.artefacts[0].milliseconds)
-    for title in ("format", "file", "size", "difference", "agreement"):
+    accuracies = ("accuracy",) if exported.tested else ()
+    for title in ("format", "file", "size", "difference", "agreement", *accuracies):
         sheet.add_column(title, justify="left" if title in ("format", "file") else "right")
     for n in counts:
         sheet.add_column(f"ms for {n}", justify="right")
@@ -24,7 +25,8 @@ def show_exported(exported: Exported) -> None:
     console.print(sheet)
     console.print(
         f"\nOn {exported.images:,} images: largest difference of a logit, same class as PyTorch. Speed: times as fast "
-        "as PyTorch,\nmeasured in turns.",
+        "as PyTorch,\nmeasured in turns."
+        + (f" Accuracy: on {exported.tested:,} labelled images." if exported.tested else ""),
         highlight=False,
     )
     for row in exported.artefacts:
@@ -37,6 +39,7 @@ def show_exported(exported: Exported) -> None:
 
 def _cells(row: Artefact, counts: list[int]) -> list[str]:
     cells = [row.format, row.file or "–", file_size(row.bytes), f"{row.difference:.2g}", percent(row.agreement)]
+    cells += [percent(row.accuracy)] if row.accuracy is not None else []
     for n in counts:
         cells += [f"{row.milliseconds[n]:.2f}", f"{row.speedup[n]:.2f}x"]
     return cells

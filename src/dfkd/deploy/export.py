@@ -1,8 +1,8 @@
 """A student as files for deployment, each compared with PyTorch on images of its run."""
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from dfkd.data.classes import in_order
+from dfkd.data.readers import ImageSet, read_images
 from dfkd.deploy.folders import EXPORT_FILE, FEWEST, check_replaceable, images_for, replacing
 from dfkd.deploy.int8 import write_int8
 from dfkd.deploy.latency import time_in_turns
@@ -48,6 +50,7 @@ class Artefact:
         speedup: times as fast as PyTorch, likewise.
         over_onnx: times as fast as the fp32 ONNX file, likewise; empty without that.
         in_float: layers with weights that an INT8 file leaves in float.
+        accuracy: share of the labelled test images it gets right; None without any.
     """
 
     format: str
@@ -59,17 +62,28 @@ class Artefact:
     speedup: dict[int, float]
     over_onnx: dict[int, float]
     in_float: tuple[str, ...] = ()
+    accuracy: float | None = None
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What :func:`export` wrote: the folder, a row for every file (PyTorch first), and what was left out and why."""
+    """What :func:`export` wrote.
+
+    Attributes:
+        folder: where.
+        artefacts: a row for every file, PyTorch first.
+        images: compared.
+        calibration: images that INT8 was calibrated on.
+        skipped: formats that were left out, and why.
+        tested: labelled images that accuracies are of; 0 without any.
+    """
 
     folder: Path
     artefacts: tuple[Artefact, ...]
     images: int
     calibration: int
     skipped: dict[str, str]
+    tested: int = 0
 
 
 def export(
@@ -82,6 +96,7 @@ def export(
     batch: int | None = None,
     network: str | None = None,
     out: str | Path | None = None,
+    test: ImageSet | str | Path | None = None,
 ) -> Exported:
     """Write the student of a run for deployment, and compare every file with PyTorch.
 
@@ -97,6 +112,7 @@ def export(
         batch: images of every call; default any number.
         network: see :func:`~dfkd.deploy.loading.load`.
         out: folder; default ``export`` in the run folder.
+        test: labelled images, as :func:`~dfkd.data.readers.read_images` takes them: the accuracy of every file.
 
     Raises:
         UserError: nothing to export, a package that is missing, too few images, a layer that cannot be converted.
@@ -116,13 +132,26 @@ def export(
         chosen = _without_missing(chosen, skipped)
     samples = images_for(student, 2 * max(calibration, batch or 1), images)
     _check_enough(len(samples), chosen, batch)
+    labelled = None if test is None else _labelled_images(test, student.predictor)
     calibrating, compared = (as_images(_full_batches(half, batch)) for half in (samples[0::2], samples[1::2]))
     with replacing(folder) as aside:
         module = _bare(student.predictor) if normalisation == "outside" else student.predictor
         normalise = _normalise(student.predictor) if normalisation == "outside" else _same
         in_float = _write(student, module, chosen, normalise(calibrating), normalisation, batch, aside)
-        artefacts = _compare(student, module, chosen, normalise(compared), batch, aside, in_float)
-        exported = Exported(folder, artefacts, len(compared), len(calibrating) if "int8" in chosen else 0, skipped)
+        runners = _runners(module, chosen, aside)
+        artefacts = _compare(student, runners, chosen, normalise(compared), batch, aside, in_float)
+        if labelled is not None:
+            artefacts = tuple(
+                replace(row, accuracy=_accuracy(runners[row.format], labelled, normalise, batch)) for row in artefacts
+            )
+        exported = Exported(
+            folder,
+            artefacts,
+            len(compared),
+            len(calibrating) if "int8" in chosen else 0,
+            skipped,
+            0 if labelled is None else len(labelled.images),
+        )
         _record(exported, student, normalisation, batch, aside)
     return exported
 
@@ -229,7 +258,7 @@ def _write(
 
 def _compare(
     network: Opened,
-    module: nn.Module,
+    runners: Mapping[str, Callable[[Tensor], Tensor]],
     formats: Sequence[Format],
     images: Tensor,
     batch: int | None,
@@ -237,7 +266,6 @@ def _compare(
     in_float: tuple[str, ...],
 ) -> tuple[Artefact, ...]:
     """Every file beside PyTorch, all timed in turns."""
-    runners = _runners(module, formats, folder)
     logits = {name: _logits(run, images, batch) for name, run in runners.items()}
     times = {
         n: time_in_turns({name: partial(run, _repeat_to(images, n)) for name, run in runners.items()}, "pytorch")
@@ -291,6 +319,31 @@ def _logits(run: Callable[[Tensor], Tensor], images: Tensor, batch: int | None) 
     return torch.cat([run(part.contiguous()).clone() for part in images.split(batch or 64)])
 
 
+def _labelled_images(test: ImageSet | str | Path, predictor: Predictor) -> ImageSet:
+    """Test images of the network's size, with labels in the order of its classes."""
+    channels, *side = predictor.image_size
+    source = (
+        test if isinstance(test, ImageSet) else read_images(test, "test", side=(side[0], side[1]), channels=channels)
+    )
+    if tuple(source.images.shape[1:]) != predictor.image_size:
+        raise UserError(
+            f"export needs test images of shape {predictor.image_size}, got {tuple(source.images.shape[1:])}; "
+            "resize them"
+        )
+    return in_order(source, predictor.names, len(predictor.names), "test")
+
+
+def _accuracy(
+    run: Callable[[Tensor], Tensor], labelled: ImageSet, normalise: Callable[[Images], Tensor], batch: int | None
+) -> float:
+    """Share of labelled images that a file gets right; the last call of a fixed batch is filled with repetitions."""
+    hits = 0
+    for images, labels in zip(labelled.images.split(batch or 64), labelled.labels.split(batch or 64), strict=True):
+        logits = run(normalise(as_images(_repeat_to(images, batch or len(images)))).contiguous())
+        hits += int((logits[: len(labels)].argmax(dim=1) == labels).sum())
+    return hits / len(labelled.labels)
+
+
 def _check_finite(rows: Sequence[Artefact]) -> None:
     for row in rows:
         if not row.difference < float("inf"):
@@ -307,6 +360,7 @@ def _record(exported: Exported, network: Opened, normalisation: str, batch: int 
         "normalisation": normalisation,
         "batch": batch or "any",
         "images": exported.images,
+        "tested": exported.tested,
         "calibration": exported.calibration,
         "artefacts": list(exported.artefacts),
         "skipped": exported.skipped,

@@ -202,13 +202,15 @@ def _stts() -> Iterator[Row]:
         }
         yield from _vary(base, terms)
         yield from _vary(base, {"activation": (None, {"lambda_d": 0.0})}, note="a control of ours: no targets at all")
+        printed: Plain = {"act_reduction": "sum", "kl_tau2": False}
+        yield from _vary(base, {"literal": (None, printed)}, note="L_a as a sum over the map, L_d without τ², as printed")
         settings = {"sigma": 2.0, "lambda_a": 0.05, **base.settings}
         sweep = {
             **{f"sigma{value}": (None, {"sigma": value}) for value in (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)},
             **{f"lambda{value}": (None, {"lambda_a": value}) for value in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)},
         }
         variants = {key: row for key, row in sweep.items() if any(settings[k] != value for k, value in row[1].items())}
-        yield from _vary(base, variants, note=_FIGURE)
+        yield from _vary(base, variants, note=f"{_FIGURE}; λ_a here weighs a mean over the map beside τ² L_d")
     yield from _stts_norms()
     # ZSKD has no activation loss; it starts from uniform noise and rescales the images in every step.
     zskd = {"targets": "dirichlet", "lambda_a": 0.0, "init": "uniform", "bound": "rescale"}
