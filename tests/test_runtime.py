@@ -5,6 +5,7 @@ import sys
 import weakref
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -131,6 +132,40 @@ def test_streams_come_back() -> None:
     runtime.restore_streams(state)
     second = torch.rand(3, generator=runtime.generator), torch.rand(3)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_streams_of_another_kind_of_device_give_streams_of_their_own() -> None:
+    """The state of a CUDA stream is its seed and an offset, 16 bytes."""
+    draws = []
+    for own, default in ((b"seed", 1), (b"seed", 1), (b"next", 1), (b"seed", 2)):
+        runtime = a_runtime(seed=7)
+        saved = torch.tensor([*own * 4], dtype=torch.uint8)
+        torch.manual_seed(default)
+        runtime.restore_streams({"own": saved, "default": torch.get_rng_state(), "cuda": saved})
+        draws.append((torch.rand(2, generator=runtime.generator).tolist(), torch.rand(2).tolist()))
+    assert draws[0] == draws[1]
+    assert draws[0][0] != draws[2][0]
+    assert draws[0][1] == draws[2][1] != draws[3][1]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_streams_go_from_one_kind_of_device_to_the_other() -> None:
+    runtimes = {name: Runtime(device=name).launch() for name in ("cpu", "cuda")}
+    states = {name: runtime.streams() for name, runtime in runtimes.items()}
+    for name, other in (("cpu", "cuda"), ("cuda", "cpu")):
+        draws = []
+        for _ in range(2):
+            runtime = runtimes[name]
+            runtime.restore_streams(states[other])
+            device = runtime.device
+            draws.append((torch.rand(2, generator=runtime.generator, device=device), torch.rand(2, device=device)))
+        assert all(torch.equal(a, b) for a, b in zip(*draws, strict=True))
+
+
+@pytest.mark.parametrize("seed", [np.int64(3), np.int32(3), torch.tensor(3)])
+def test_a_seed_may_be_a_number_of_another_library(seed: Any) -> None:
+    draws = [torch.rand(2, generator=a_runtime(seed=value).generator).tolist() for value in (seed, 3)]
+    assert draws[0] == draws[1]
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**40, 2**62, -5])

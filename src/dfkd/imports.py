@@ -35,7 +35,7 @@ def own_module(name: str, module: str) -> ModuleType:
         raise _not_imported(name, module, error) from error
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The kind of ``error`` and the first line of its message."""
     return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
 

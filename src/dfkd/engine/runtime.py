@@ -1,6 +1,8 @@
 """Device, precision, processes, compilation, random streams, and the one way to take an optimiser step."""
 
 import copy
+import hashlib
+import operator
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +17,7 @@ from torch.optim import Optimizer
 
 from dfkd.engine.joint import join
 from dfkd.errors import UserError
+from dfkd.imports import first_line
 from dfkd.types import Scalar
 
 __all__ = ["Runtime", "gradients_on"]
@@ -99,7 +102,7 @@ class Runtime:
         if self.fabric is not None:
             self.device = self.fabric.device
         self.precision, self.compiled, self.channels_last = precision, compile, channels_last
-        self.backend, self.compile_mode, self.seed, self.sync_bn = backend, compile_mode, seed, sync_bn
+        self.backend, self.compile_mode, self.seed, self.sync_bn = backend, compile_mode, _whole(seed), sync_bn
         self._compiled: dict[Any, Any] = {}
         self._joined = False
         self._graphs_before = _graphs() if compile else 0
@@ -125,7 +128,7 @@ class Runtime:
                 raise
             raise UserError(
                 f"runtime needs {self.world} processes to meet within {min(self.timeout, MEETING):g} seconds, got "
-                f"{_first_line(error)!r}; start all of them, and check MASTER_ADDR and MASTER_PORT"
+                f"{first_line(error)[:200]!r}; start all of them, and check MASTER_ADDR and MASTER_PORT"
             ) from error
         torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=self.timeout))
 
@@ -140,7 +143,7 @@ class Runtime:
         again = "start all of them again" if folder is None else f"go on with `dfkd distill --resume {folder}`"
         return UserError(
             f"the run needs all of its {self.world} processes, got no answer from another one "
-            f"({_first_line(error)}); {again} in as many processes"
+            f"({first_line(error)[:200]}); {again} in as many processes"
         )
 
     @property
@@ -274,11 +277,34 @@ class Runtime:
         return state
 
     def restore_streams(self, state: dict[str, Any]) -> None:
-        """Continue from :meth:`streams`."""
-        self.generator.set_state(state["own"])
+        """Continue from :meth:`streams`.
+
+        The state of a stream says nothing to another kind of device: where that has changed, the streams of the device
+        are seeded from what was saved, which tells seeds, ranks and rounds apart.
+        """
         torch.set_rng_state(state["default"])
+        if ("cuda" in state) != (self.device.type == "cuda"):
+            self.generator.manual_seed(_seed_from(state["own"]))
+            if self.device.type == "cuda":
+                with torch.cuda.device(self.device):
+                    torch.cuda.manual_seed(_seed_from(state["default"]))
+            return
+        self.generator.set_state(state["own"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda"], self.device)
+
+
+def _seed_from(state: Tensor) -> int:
+    """A seed made of a stream's state: the same for the same state, another for another."""
+    return int.from_bytes(hashlib.sha256(state.numpy().tobytes()).digest()[:8], "big") % 2**63
+
+
+def _whole(seed: object) -> int:
+    """A seed as Python's own integer, whose products do not overflow."""
+    try:
+        return operator.index(seed)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise UserError(f"runtime needs seed to be a whole number, got {seed!r}; change seed") from error
 
 
 def _many(devices: int) -> bool:
@@ -294,11 +320,6 @@ def _timeout(configured: float | None) -> float:
     if not 0 < seconds < 10**8:
         raise UserError(f"runtime needs a timeout of more than 0 seconds, got {value!r}; set DFKD_TIMEOUT, or unset it")
     return seconds
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
 
 
 def _fabric(accelerator: str, devices: int, timeout: float) -> Any:
