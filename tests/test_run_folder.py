@@ -3,7 +3,9 @@
 import json
 import os
 import re
+import shutil
 import signal
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import dfkd
 from crashes import settings_for
@@ -20,6 +22,7 @@ from dfkd.cli.main import main
 from dfkd.data.rows import Rows
 from dfkd.engine import aside
 from dfkd.engine.fingerprint import fingerprint_rows, fingerprint_tensor
+from dfkd.identity import layers_hash, network_bytes, weights_hash
 from dfkd.nets.zoo import Classifier
 from dfkd.report.files import read_run, record_line
 from dfkd.runs import check_free
@@ -260,6 +263,79 @@ def test_a_network_that_bears_other_changes_is_refused(tmp_path: Path) -> None:
         del row["info"][who]["channels_last"], row["info"][who]["precision"]
     (tmp_path / "run.json").write_text(json.dumps(row))
     go("NoiseInput", tmp_path, resume=True)
+
+
+def with_dropout(rate: float) -> dict[str, Any]:
+    return {"student": nn.Sequential(settings_for("NoiseInput")["student"], nn.Dropout(rate))}
+
+
+def test_a_student_of_other_layers_is_refused_where_its_weights_are_the_same(tmp_path: Path) -> None:
+    cut("NoiseInput", tmp_path, **with_dropout(0.1))
+    with pytest.raises(dfkd.UserError, match=r"got student\.layers = '[0-9a-f]{16}' instead of '"):
+        go("NoiseInput", tmp_path, resume=True, **with_dropout(0.9))
+    row = json.loads((tmp_path / "run.json").read_text())
+    for who in ("teacher", "student"):  # a folder from before it was written down
+        del row["info"][who]["layers"]
+    (tmp_path / "run.json").write_text(json.dumps(row))
+    go("NoiseInput", tmp_path, resume=True, **with_dropout(0.1))
+
+
+def test_layers_of_another_torch_are_not_compared(tmp_path: Path) -> None:
+    cut("NoiseInput", tmp_path)
+    row = json.loads((tmp_path / "run.json").read_text())
+    row["info"]["provenance"]["torch"], row["info"]["student"]["layers"] = "2.0.0", "as it printed then"
+    (tmp_path / "run.json").write_text(json.dumps(row))
+    with pytest.warns(UserWarning, match=r"instead of 2\.0\.0"):
+        go("NoiseInput", tmp_path, resume=True)
+
+
+class Settled(nn.Module):
+    """A layer whose settings print the address of a function."""
+
+    def extra_repr(self) -> str:
+        return f"of={object()}"
+
+
+def test_layers_are_told_apart_by_their_settings_not_by_addresses() -> None:
+    hashes = {
+        layers_hash(nn.Sequential(layer))
+        for layer in (nn.Dropout(0.1), nn.Dropout(0.9), nn.Dropout2d(0.1), nn.Conv2d(1, 2, 3), nn.Conv2d(1, 2, 3, 2))
+    }
+    assert len(hashes) == 5
+    assert layers_hash(Settled()) == layers_hash(Settled())
+
+
+def test_a_run_goes_on_with_another_kind_of_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def streams_of_cuda(self: dfkd.Runtime) -> dict[str, Tensor]:
+        state = torch.tensor([*b"a seed + offset!"], dtype=torch.uint8)
+        return {"own": state, "default": torch.get_rng_state(), "cuda": state}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dfkd.Runtime, "streams", streams_of_cuda)
+        cut("NoiseInput", tmp_path)
+    row = json.loads((tmp_path / "run.json").read_text())
+    row["info"]["provenance"]["device"] = "cuda:0"
+    (tmp_path / "run.json").write_text(json.dumps(row))
+    shutil.copytree(tmp_path, tmp_path.with_name("again"))
+    done = []
+    for folder in (tmp_path, tmp_path.with_name("again")):
+        with pytest.warns(UserWarning, match="device cpu instead of cuda:0"):
+            done.append(go("NoiseInput", folder, resume=True).student)
+    assert "random streams are seeded anew: cpu cannot go on with those of cuda" in read_run(tmp_path).info.notes[-1]
+    assert weights_hash(done[0]) == weights_hash(done[1])
+
+
+def quantized(seed: int) -> nn.Module:
+    """A layer whose weights are packed in a tuple, as dynamic quantization leaves them."""
+    torch.manual_seed(seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(8, 3)), {nn.Linear})  # type: ignore[no-any-return]
+
+
+def test_packed_weights_count_in_the_hash_and_the_size() -> None:
+    assert weights_hash(quantized(0)) == weights_hash(quantized(0)) != weights_hash(quantized(1))
+    assert network_bytes(quantized(0)) >= 8 * 3 + 3 * 4
 
 
 def test_other_versions_and_threads_are_said_once_and_recorded(tmp_path: Path) -> None:

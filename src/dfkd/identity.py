@@ -3,8 +3,11 @@
 import hashlib
 import os
 import platform
+import re
 import subprocess
 import sys
+import uuid
+from collections.abc import Iterator
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,9 +23,10 @@ from dfkd.engine.plan import Plan
 from dfkd.engine.records import RunInfo
 from dfkd.engine.runtime import Runtime
 
-__all__ = ["VERSION", "network_bytes", "provenance", "run_info", "settings_of", "weights_hash"]
+__all__ = ["VERSION", "layers_hash", "network_bytes", "provenance", "run_info", "settings_of", "weights_hash"]
 
 VERSION = "0.1.0"
+ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # of a function among a layer's settings
 
 
 def run_info(
@@ -47,6 +51,7 @@ def run_info(
             {
                 "name": names[i] or anatomy.kind,
                 "kind": anatomy.kind,
+                "layers": layers_hash(probe.net),
                 "parameters": anatomy.parameters,
                 "macs": anatomy.macs,
                 "bytes": network_bytes(probe.net),
@@ -75,22 +80,59 @@ def run_info(
         provenance(task.runtime),
         measures=dict(method.all_measures()),
         inputs={} if task.runtime.rank else inputs_of(task, method),
+        identity=uuid.uuid4().hex,
     )
 
 
 def weights_hash(net: nn.Module) -> str:
     """SHA-256 of names, shapes and values of everything in the state dict: the same weights give the same hash."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(net.state_dict().items()):
-        if isinstance(tensor, Tensor):
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    for name, tensor in _named_tensors(net):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        for part in _parts(tensor.detach().cpu()):
+            digest.update(part.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def layers_hash(net: nn.Module) -> str:
+    """Sixteen hex digits of paths, kinds and printed settings of all layers: what a state dict does not tell.
+
+    Addresses are left out, and what observers of values print (``torch.ao``), which changes as they observe.
+    """
+    digest = hashlib.sha256()
+    for path, module in net.named_modules():
+        is_observer = type(module).__module__.startswith("torch.ao.quantization")
+        settings = "" if is_observer else ADDRESS.sub("", module.extra_repr())
+        digest.update(f"{path} {type(module).__qualname__}({settings})\n".encode())
+    return digest.hexdigest()[:16]
 
 
 def network_bytes(net: nn.Module) -> int:
     """Bytes of the weights and buffers, which is the size of the weights file within a few kilobytes."""
-    return sum(t.numel() * t.element_size() for t in net.state_dict().values() if isinstance(t, Tensor))
+    return sum(t.numel() * t.element_size() for _, t in _named_tensors(net))
+
+
+def _named_tensors(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of the state dict, sorted by name, those that quantized layers keep packed in tuples too."""
+    for name, value in sorted(net.state_dict().items(), key=lambda item: item[0]):
+        yield from _tensors_in(value, name)
+
+
+def _tensors_in(value: object, name: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield name, value
+    for i, part in enumerate(value if isinstance(value, tuple | list) else ()):
+        yield from _tensors_in(part, f"{name}.{i}")
+
+
+def _parts(tensor: Tensor) -> Iterator[Tensor]:
+    """The numbers of a tensor; of a quantized one its integers, scales and zero points."""
+    if not tensor.is_quantized:
+        yield tensor
+    elif tensor.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
+        yield from (tensor.int_repr(), torch.tensor([tensor.q_scale(), float(tensor.q_zero_point())]))
+    else:
+        yield from (tensor.int_repr(), tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points())
 
 
 def settings_of(value: Any) -> dict[str, object]:

@@ -85,21 +85,24 @@ def begun_plan(folder: Path, plan: Plan, hours: float | None) -> tuple[Plan, Fit
 
 
 def note_resume(info: RunInfo, record: StoredRun, rounds: int, notes: Sequence[str] = ()) -> RunInfo:
-    """``info`` of a run that goes on after ``rounds`` rounds, with what its resumes found.
+    """``info`` of a run that goes on after ``rounds`` rounds: still the same run, with what its resumes found.
 
     Warns, once, of versions, machine and threads that are not those of the start before: they change no setting, but
     the student may differ in its last bits from that of a run that was never stopped.
     """
-    differing = _differing(record.info, info)
-    if differing:
-        text = f"bits of the student may differ from those of a run that was never stopped: {', '.join(differing)}"
+    changes = _differences(record.info, info)
+    if changes:
+        text = f"bits of the student may differ from those of a run that was never stopped: {', '.join(changes)}"
         warnings.warn(f"{text}", stacklevel=2)
         notes = [*notes, text]
+    before, now = (str(run.provenance.get("device", "")).partition(":")[0] for run in (record.info, info))
+    if before and before != now:
+        notes = [*notes, f"random streams are seeded anew: {now} cannot go on with those of {before}"]
     lines = tuple(f"resumed after round {rounds} on {info.provenance['date']}: {note}" for note in notes)
-    return replace(info, notes=(*record.info.notes, *lines))
+    return replace(info, notes=(*record.info.notes, *lines), identity=record.info.identity)
 
 
-def _differing(old: RunInfo, new: RunInfo) -> list[str]:
+def _differences(old: RunInfo, new: RunInfo) -> list[str]:
     """What of code and machine is not as it was: "torch 2.12 instead of 2.11"."""
     names = {"dfkd": "dfkd", "commit": "commit of dfkd", "python": "Python", "torch": "torch"}
     names |= {"device": "device", "hardware": "hardware", "threads": "threads"}
@@ -205,7 +208,10 @@ def _settings(old: RunInfo, new: RunInfo) -> Sequence[tuple[str, object, object]
     for who in ("teacher", "student"):
         for key in ("kind", "sha256", "parameters", "mean", "std", "head", "stages"):
             pairs.append((f"{who}.{key}", plain(getattr(old, who).get(key)), plain(getattr(new, who).get(key))))
-        for key in ("precision", "channels_last"):  # as the network bears them; newer than the first run folders
+        newer = ["precision", "channels_last"]  # as the network bears them; newer than the first run folders
+        # Another version of torch may tell more of the same layers.
+        newer += ["layers"] if old.provenance.get("torch") == new.provenance.get("torch") else []
+        for key in newer:
             now = getattr(new, who).get(key)
             pairs.append((f"{who}.{key}", getattr(old, who).get(key, now), now))
     for key in ("seed", "precision", "processes", "compile", "channels_last"):
