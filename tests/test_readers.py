@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from dfkd.data import _formats, _pixels
 from dfkd.data._kinds import kind_of
@@ -421,6 +421,40 @@ def test_folder_modes(tmp_path: Path) -> None:
     ):
         fill(tmp_path / mode, 5, mode=mode, suffix=suffix)
         assert _pixels.decode(tmp_path / mode / f"5{suffix}", 3, None).shape == (3, 6, 6)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", [".png", ".webp"])
+def test_pictures_of_cameras_are_turned(orientation: int, suffix: str, tmp_path: Path) -> None:
+    """What Pillow makes of the file is independent: EXIF's eight ways to hold a camera, written out as moves."""
+    upright = pixels(1, 2, 3, 3)
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: upright.transpose(1, 0, 2)[::-1],
+        7: upright.transpose(1, 0, 2)[::-1, ::-1],
+        8: upright.transpose(1, 0, 2)[:, ::-1],
+    }[orientation]
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / f"x{suffix}", exif=exif, lossless=True)
+    assert np.array_equal(_pixels.decode(tmp_path / f"x{suffix}", 3, None), upright.transpose(2, 0, 1))
+
+
+def test_a_picture_with_damaged_exif_is_read_as_it_is(tmp_path: Path) -> None:
+    image = pixels(1, 8, 8, 3)
+    Image.fromarray(image).save(tmp_path / "x.jpg", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff")
+    assert _pixels.decode(tmp_path / "x.jpg", 3, None).shape == (3, 8, 8)
+
+
+def test_folders_with_pictures_of_other_kinds_are_told(tmp_path: Path) -> None:
+    fill(tmp_path / "a", 1)
+    fill(tmp_path / "b", 2, suffix=".tiff")
+    with pytest.warns(UserWarning, match=r"1 \.tiff are left out; convert them to png or jpg"):
+        assert read_images(str(tmp_path)).labels.tolist() == [0]
 
 
 def test_centre_crop_of_other_shapes(tmp_path: Path) -> None:

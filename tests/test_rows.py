@@ -5,6 +5,7 @@ import os
 import tarfile
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ from dfkd.data import rows as room
 from dfkd.data._sources import archives
 from dfkd.data.rows import Rows, open_rows
 from dfkd.errors import UserError
+from dfkd.prepare import _cache
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -162,6 +164,45 @@ def test_interrupted_conversion_leaves_nothing(tmp_path: Path, monkeypatch: pyte
     assert list((tmp_path / "cache").iterdir()) == []
 
 
+@pytest.mark.parametrize("data", [np.zeros((2, 3, 4, 4)), torch.zeros(2, 3, 4, 4), np.zeros((2, 4, 4), np.uint8)])
+def test_rows_are_bytes_of_four_dimensions(data: Any) -> None:
+    with pytest.raises(UserError, match="Rows needs uint8 images N C H W, got"):
+        Rows(data)
+
+
+def test_a_mapped_array_stays_mapped(tmp_path: Path) -> None:
+    images = pixels(1, 5, 3, 4, 4)
+    np.save(tmp_path / "web.npy", images)
+    rows = open_rows(np.load(tmp_path / "web.npy", mmap_mode="r"), (3, 4, 4))
+    assert isinstance(room._map_below(rows._data), mmap.mmap)
+    assert np.array_equal(everything(rows), images)
+    assert torch.equal(rows.take(torch.tensor([4, 0])), torch.from_numpy(images[[4, 0]]))
+
+
+@pytest.mark.parametrize("inner", ["", "deeper"])
+def test_a_cache_that_cannot_be_written_is_told(inner: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    np.save(tmp_path / "web.npy", pixels(1, 5, 3, 6, 6))
+    with pytest.raises(UserError, match=r"open_rows needs to write the converted images of \S+ to \S+, got .*; free"):
+        open_rows(str(tmp_path / "web.npy"), (3, 4, 4), tmp_path / "file" / inner)
+
+
+def test_the_home_folder_is_asked_for_only_where_the_cache_needs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DFKD_CACHE", str(tmp_path))
+    monkeypatch.setattr(Path, "home", lambda: pytest.fail("asked for the home folder"))
+    assert _cache() == tmp_path
+
+
+def test_pictures_of_other_kinds_are_left_out_aloud(tmp_path: Path) -> None:
+    saved(tmp_path, pixels(1, 4, 4, 4, 3))
+    for name in ("a.tif", "b.gif", "c.TIF"):
+        Image.fromarray(pixels(2, 4, 4, 3)).save(tmp_path / name)
+    with pytest.warns(UserWarning, match=r"1 \.gif, 2 \.tif are left out; convert them to png or jpg"):
+        assert len(open_rows(tmp_path, (3, 4, 4))) == 4
+
+
 def test_unfit_arrays(tmp_path: Path) -> None:
     np.save(tmp_path / "float.npy", np.zeros((2, 3, 4, 4), dtype=np.float32))
     np.save(tmp_path / "empty.npy", np.zeros((0, 3, 4, 4), dtype=np.uint8))
@@ -173,7 +214,7 @@ def test_unfit_arrays(tmp_path: Path) -> None:
             open_rows(str(tmp_path / f"{name}.npy"), (3, 4, 4))
         assert "\n" not in str(caught.value)
     for tensor in (torch.zeros(2, 3, 4, 4), torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(0, 3, 4, 4)):
-        with pytest.raises(UserError, match="uint8 tensor"):
+        with pytest.raises(UserError, match=r"needs (uint8 )?images N"):
             open_rows(tensor, (3, 4, 4))
     with pytest.raises(UserError, match="image shape"):
         open_rows(str(tmp_path / "float.npy"), (2, 4, 4))

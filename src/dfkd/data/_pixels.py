@@ -1,23 +1,35 @@
 """Bytes to bytes: layout, channels and size of images, shared by the readers and the web rows."""
 
 import math
+import os
+import warnings
+from collections import Counter
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from dfkd.errors import UserError
 
 ByteArray = npt.NDArray[np.uint8]
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
+UNREAD = frozenset({".gif", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2", ".jxl", ".ppm", ".pgm"})  # pictures too
 GRAY = (0.299, 0.587, 0.114)  # luma of ITU-R BT.601
 # A photograph has 4 pixels to the byte, a blank JPEG 64, a blank PNG 1,000; up to 16 megapixels any will do.
 MOST_PIXELS = 2**24
 PIXELS_PER_BYTE = 64
 _GRAY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "F"})
+
+
+def warn_of_left_out(folder: Path) -> None:
+    """Say how many pictures below ``folder`` are of kinds that are not read."""
+    endings = Counter(Path(name).suffix.lower() for _, _, names in os.walk(folder) for name in names)
+    if left_out := {ending: endings[ending] for ending in sorted(UNREAD & endings.keys())}:
+        listing = ", ".join(f"{count:,} {ending}" for ending, count in left_out.items())
+        warnings.warn(f"{folder}: {listing} are left out; convert them to png or jpg", stacklevel=3)
 
 
 def as_nchw(array: ByteArray, who: str) -> ByteArray:
@@ -74,7 +86,8 @@ def resize(images: ByteArray, height: int, width: int) -> ByteArray:
 def decode(file: Path | IO[bytes], channels: int | None, size: tuple[int, int] | None) -> ByteArray:
     """One image file as C H W; resized by Lanczos (centre crop) when ``size`` = (height, width) is given.
 
-    ``channels`` None keeps gray gray and makes everything else RGB. Transparency is dropped.
+    ``channels`` None keeps gray gray and makes everything else RGB. Transparency is dropped. A picture that says which
+    side is up (EXIF, as those of cameras and phones do) is turned.
 
     Raises:
         UserError: the file is no image, damaged, or has more pixels than a file of its size should. Pillow's
@@ -94,12 +107,22 @@ def decode(file: Path | IO[bytes], channels: int | None, size: tuple[int, int] |
 
 def pixels_of(image: Image.Image, channels: int | None, size: tuple[int, int] | None) -> ByteArray:
     """An opened image as C H W, coloured and resized as :func:`decode` does it. Pillow's errors pass through."""
+    image = _upright(image)
     if "transparency" in image.info and image.mode == "P":
         image = image.convert("RGBA")  # the palette may keep alpha as bytes
     gray = channels == 1 or (channels is None and image.mode in _GRAY_MODES)
     image = _eight_bits(image).convert("L" if gray else "RGB")
     pixels = np.asarray(image if size is None else _fit(image, *size))
     return pixels[None] if gray else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The picture with the side up that its EXIF data say; as it is where they say nothing, or are damaged."""
+    try:
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        return ImageOps.exif_transpose(image) if turned else image
+    except Exception:  # Pillow raises almost any kind of error on hostile bytes; the pixels may be sound
+        return image
 
 
 def _bytes_of(file: Path | IO[bytes]) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dfkd.data._formats import read_cifar, read_idx
 from dfkd.data._limits import zip_members
-from dfkd.data._pixels import as_nchw, recolour, resize
+from dfkd.data._pixels import as_nchw, recolour, resize, warn_of_left_out
 from dfkd.data._sources import labelled_folder
 from dfkd.data.text import class_list
 from dfkd.datasets import DATASETS
@@ -57,7 +57,8 @@ def read_images(
     Args:
         source: "digits" (8x8, from scikit-learn), "mnist:DIR", "cifar10:DIR", "cifar100:DIR" (bare names
             look in $DFKD_DATA, then ./data), "FILE.npz" (keys images or x, labels or y), "folder:DIR" or a
-            directory (one folder per class; DIR/train and DIR/test or DIR/val are used where DIR has them).
+            directory (one folder per class; DIR/train and DIR/test or DIR/val are used where DIR has them; png, jpg,
+            webp and bmp are read, other pictures are left out, with a warning).
         split: "train" or "test". A .npz file, or a folder without such parts, is the same for both.
         side: height and width wanted, as one number where they are equal. Digits are enlarged bilinearly, MNIST is
             padded with zeros to 32, everything else is resized by Lanczos (other aspect ratios: centre crop). None
@@ -82,6 +83,7 @@ def read_images(
         return _finish(_PUBLISHED[name](place or None, split, size), size, channels)
     path = Path(place if name == "folder" else source).expanduser()
     if path.is_dir():
+        warn_of_left_out(path)
         pixels, rows, classes = labelled_folder(path, split, size, channels)
         labels = torch.tensor(rows, dtype=torch.int64)
         return ImageSet(torch.from_numpy(pixels), labels, classes, f"{path.name} {split}", folders=True)

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from dfkd.data._pixels import ByteArray, as_nchw, recolour, resize
+from dfkd.data._pixels import ByteArray, as_nchw, recolour, resize, warn_of_left_out
 from dfkd.data._sources import Blocks, archives, decoded_archives, decoded_files, fingerprint, image_files
 from dfkd.errors import UserError
 
@@ -33,9 +33,16 @@ class Rows:
 
     A mapped file may be larger than memory: pages that were read are let go of again (the system's cache of files
     keeps them while there is room).
+
+    Raises:
+        UserError: images of another type, or not of four dimensions.
     """
 
     def __init__(self, data: ByteArray | UInt8[Tensor, "n c h w"], skipped: int = 0) -> None:
+        if data.dtype not in (torch.uint8, np.uint8) or data.ndim != 4:
+            raise UserError(
+                f"Rows needs uint8 images N C H W, got {data.dtype} of shape {tuple(data.shape)}; convert them"
+            )
         self._data = data
         self.skipped = skipped
         self._map = _map_below(data)
@@ -102,27 +109,24 @@ def open_rows(
 
     Args:
         source: a .npy of uint8 (N H W, N H W C or N C H W), a folder (searched recursively for png, jpg,
-            webp, bmp), WebDataset shards (a .tar, or several by glob or braces: "web-{000..012}.tar"), or a
-            uint8 tensor or array N C H W.
+            webp, bmp; other pictures are left out, with a warning), WebDataset shards (a .tar, or several by glob
+            or braces: "web-{000..012}.tar"), or a uint8 tensor or array N C H W, which is not copied: one that is
+            mapped from a file stays there.
         image_shape: what the networks take. Colour becomes gray by 0.299 R + 0.587 G + 0.114 B; other sizes
             are resized by Lanczos, other aspect ratios cropped at the centre.
         cache: folder for the converted copy; None converts into memory. A .npy that fits already, and a
-            tensor, are used as they are.
+            tensor or array, are used as they are.
         watch: called during a conversion with the number of images done and of all (None for shards, whose
             members are not counted beforehand).
 
     Raises:
         UserError: nothing there, nothing readable, or a tensor or array of another kind.
     """
-    if isinstance(source, np.ndarray):
-        source = torch.from_numpy(np.array(source))  # a copy: torch writes to no read-only array
-    if isinstance(source, Tensor):
-        if source.dtype != torch.uint8 or source.ndim != 4 or tuple(source.shape[1:]) != image_shape or not len(source):
-            raise UserError(
-                f"open_rows needs a uint8 tensor N x {image_shape}, got {source.dtype} "
-                f"{tuple(source.shape)}; convert it"
-            )
-        return Rows(source)
+    if isinstance(source, Tensor | np.ndarray):
+        rows = Rows(source)
+        if rows.shape != image_shape or not len(rows):
+            raise UserError(f"open_rows needs images N x {image_shape}, got shape {tuple(source.shape)}; resize them")
+        return rows
     if image_shape[0] not in (1, 3) or min(image_shape) < 1:
         raise UserError(f"open_rows needs an image shape (1 or 3, height, width), got {image_shape}; correct it")
     name = os.path.expanduser(str(source).removeprefix("folder:"))
@@ -136,6 +140,7 @@ def open_rows(
     if not Path(name).is_dir():
         raise UserError(f"open_rows needs a .npy file, a folder or .tar shards, got {str(source)!r}; check the path")
     files = image_files(Path(name))
+    warn_of_left_out(Path(name))
     return _convert(
         name, files, image_shape, cache, _report_progress(decoded_files(files, image_shape), len(files), watch)
     )
@@ -186,8 +191,14 @@ def _convert(
     stem = f"rows-{'x'.join(map(str, image_shape))}-{fingerprint(name, files)}"
     for ready in sorted(cache.glob(f"{stem}-skipped*.npy")):
         return Rows(np.load(ready, mmap_mode="r"), int(ready.stem.rpartition("skipped")[2]))
-    cache.mkdir(parents=True, exist_ok=True)
-    file, skipped = _write(name, blocks, image_shape, cache, stem)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        file, skipped = _write(name, blocks, image_shape, cache, stem)
+    except OSError as error:
+        raise UserError(
+            f"open_rows needs to write the converted images of {name} to {cache}, got {error.strerror or error}; free "
+            "space, or set DFKD_CACHE to another folder"
+        ) from error
     return Rows(np.load(file, mmap_mode="r"), skipped)
 
 
