@@ -19,6 +19,9 @@ from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
+from torch import Tensor
+
 from dfkd.data.overlap import NearDuplicates, Pair
 from dfkd.engine.checkpoint import write_aside
 from dfkd.engine.measures import Alarm, Measure
@@ -71,8 +74,11 @@ def inside(path: Path, folder: Path) -> bool:
 def plain(value: object) -> Any:
     """``value`` as strict JSON allows it: NaN and infinities become None, anything unknown its text.
 
-    Halves of characters, as in the names of files that are no UTF-8, become question marks.
+    Numbers of NumPy and torch become Python's own. Halves of characters, as in the names of files that are no UTF-8,
+    become question marks.
     """
+    if isinstance(value, np.generic) or (isinstance(value, np.ndarray | Tensor) and value.ndim == 0):
+        value = value.item()
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, str):
@@ -258,6 +264,8 @@ def _info(row: Mapping[str, Any]) -> RunInfo:
         fitted=_read_fitted(row.get("fitted")),
         inputs={str(key): str(value) for key, value in row.get("inputs", {}).items()},
         notes=tuple(str(note) for note in row.get("notes", ())),
+        test_images=None if row.get("test_images") is None else int(row["test_images"]),
+        identity=_text(row.get("identity")) or "",
     )
 
 
