@@ -26,10 +26,14 @@ from dfkd.methods.noise import NoiseInput
 from dfkd.nets.zoo import build
 from dfkd.prepare import check_labelled
 from dfkd.report.files import read_run
+from dfkd.weights import load_weights, read_sidecar
 from settings import tiny_plan
 
 MEAN, STD = STATISTICS["digits"]
 METHOD = dfkd.NAYER(steps=2, synthesis_batch=20, batches=1, warmup_batches=1, width=16, channels=4, pad=1, flip=False)
+
+
+ROWS = dfkd.Rows(torch.zeros(3, 1, 4, 4, dtype=torch.uint8))
 
 
 class Stop(Exception):
@@ -141,6 +145,25 @@ def test_a_caller_without_gradients_gets_a_student_and_the_teacher_back(off: Any
         ({"plan": {"rounds": 1}}, r"distill needs plan as a dfkd.Plan, got dict; write"),
         ({"observers": Observer()}, r"distill needs observers in a list, got Observer; write observers="),
         ({"student": "resnet8"}, r"teacher and student need to be modules, got str; give"),
+        ({"observers": [Observer]}, r"distill needs observers that are objects of a dfkd.Observer, got the class Obs"),
+        ({"observers": [3]}, r"distill needs observers that are objects of a dfkd.Observer, got int; give"),
+        ({"estimate": "yes"}, r"distill needs estimate as True, False or held-out images, got str; give"),
+        ({"estimate": np.zeros((2, 1, 8, 8))}, r"estimate needs uint8 images of shape \(n, \*\(1, 8, 8\)\), got"),
+        ({"runtime": "cpu"}, r"distill needs runtime as a dfkd.Machine, got str; write dfkd.Machine\(...\), or give"),
+        ({"data": {}}, r"distill needs data as a dfkd.Images, got dict; write"),
+        ({"watch": [Observer()]}, r"distill needs watch as a dfkd.Watching, got list; write"),
+        ({"stop": 3}, r"distill needs stop as a dfkd.Stopping, got int; write"),
+        ({"text": 3}, r"distill needs text as a dfkd.Text, got int; write"),
+        ({"text": torch.zeros(10)}, r"distill needs class embeddings \(10, d\), got shape \(10,\); give 10 rows"),
+        ({"text": torch.full((10, 2), torch.nan)}, r"distill needs finite numbers as class embeddings, got NaN"),
+        ({"text": np.full((10, 2), np.inf)}, r"distill needs finite numbers as class embeddings, got NaN or inf"),
+        ({"text": np.array([{}])}, r"distill needs text as a tensor or an array of numbers, got ndarray"),
+        ({"classes": range(10)}, r"distill needs classes as their number or a list of names .*, got range\(0, 10\);"),
+        ({"classes": {0: "a"}}, r"distill needs classes as their number or a list of names in label order, got \{0:"),
+        ({"classes": {"a", "b"}}, r"distill needs classes as their number or a list of names in label order, got \{"),
+        ({"classes": torch.tensor(1.5)}, r"distill needs classes as their number or a list of names in label order"),
+        ({"web": np.array([{}, None])}, r"Rows needs uint8 images N C H W, got object of shape \(2,\); convert"),
+        ({"web": ROWS}, r"web images need the shape \(1, 8, 8\) of the task, got \(1, 4, 4\); resize them"),
     ],
 )
 def test_settings_of_another_kind_are_refused_in_a_sentence(
@@ -155,6 +178,59 @@ def test_facts_may_be_arrays(make: Any, digits_teacher: nn.Module) -> None:
     done = go(digits_teacher, image_size=make([1, 8, 8]), mean=make([0.0]), std=make(STD))
     assert done.record.info.image_shape == (1, 8, 8)
     assert done.record.info.teacher["mean"] == [0.0]
+
+
+@pytest.mark.parametrize("classes", [np.int64(10), torch.tensor(10), np.array([str(k) for k in range(10)])])
+def test_classes_may_be_numbers_and_arrays(classes: Any, digits_teacher: nn.Module) -> None:
+    task = dfkd.build_task(
+        digits_teacher, a_student(), image_size=(1, 8, 8), mean=MEAN, std=STD, classes=classes, text=None
+    )
+    assert task.classes == 10
+    assert task.names == (tuple(str(k) for k in range(10)) if len(np.shape(classes)) else ())
+
+
+def test_embeddings_may_be_an_array(digits_teacher: nn.Module) -> None:
+    vectors = torch.randn(10, 5)
+    facts: dict[str, Any] = {"image_size": (1, 8, 8), "mean": MEAN, "std": STD}
+    for text in (vectors, vectors.double().numpy()):
+        task = dfkd.build_task(digits_teacher, a_student(), text=text, **facts)
+        assert task.text is not None
+        assert torch.equal(task.text.cpu(), vectors)
+
+
+def test_held_out_images_may_be_an_array(digits_teacher: nn.Module) -> None:
+    images = torch.randint(256, (20, 1, 8, 8), dtype=torch.uint8)
+    done = [go(digits_teacher, plan=tiny_plan(), estimate=estimate) for estimate in (images, images.numpy())]
+    sets = [run.record.rounds[-1].estimate.sets["inverted"] for run in done]  # type: ignore[union-attr]
+    assert sets[0].agreement == sets[1].agreement
+    assert sets[0].images == sets[1].images == 20
+
+
+@pytest.mark.parametrize("role", ["teacher", "student"])
+@pytest.mark.parametrize("maker", ["meta", "inference"])
+def test_weights_that_cannot_be_run_are_refused(role: str, maker: str, digits_teacher: nn.Module) -> None:
+    with torch.device("meta") if maker == "meta" else torch.inference_mode():
+        net = build("resnet8", 10, 1).net
+    says = "on the meta device; make" if maker == "meta" else r"made in torch\.inference_mode; make"
+    with pytest.raises(dfkd.UserError, match=rf"^ResNet needs weights .*, got \S+ .*{says}"):
+        go(*((net, a_student()) if role == "teacher" else (digits_teacher, net)))
+
+
+def test_numbers_of_numpy_make_the_same_run_and_its_resume(digits_teacher: nn.Module, tmp_path: Path) -> None:
+    plan = dfkd.Plan(rounds=2, steps=2, batch_size=4, lr=0.125)
+    same = dfkd.Plan(
+        rounds=np.int64(2),  # type: ignore[arg-type]
+        steps=torch.tensor(2),  # type: ignore[arg-type]
+        batch_size=np.uint8(4),  # type: ignore[arg-type]
+        lr=np.float32(0.125),  # type: ignore[arg-type]
+    )
+    whole = go(digits_teacher, plan=plan, seed=1)
+    with pytest.raises(Stop):
+        go(digits_teacher, plan=same, seed=np.int64(1), out=tmp_path, observers=[StopAt(0)])
+    row = json.loads((tmp_path / "run.json").read_text())["info"]
+    assert (row["plan"]["rounds"], row["plan"]["lr"], row["provenance"]["seed"]) == (2, 0.125, 1)
+    parts = go(digits_teacher, plan=plan, seed=1, out=tmp_path, resume=True)
+    assert states_equal(whole.student, parts.student)
 
 
 def test_a_student_with_layers_of_its_teacher_is_refused(digits_teacher: nn.Module) -> None:
@@ -273,6 +349,34 @@ def test_the_folder_is_enough_to_rebuild_the_student(digits_teacher: nn.Module, 
     for name in ("report.html", "metrics.jsonl", "run.json", "checkpoint/commit.json"):
         assert (run / name).exists(), name
     assert list(run.rglob("*.tmp")) == []
+
+
+def compiled(net: nn.Module) -> nn.Module:
+    return torch.compile(net, backend="eager")  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("wrap", [compiled, nn.DataParallel])
+def test_a_wrapped_student_is_saved_as_its_own_class_names_it(
+    wrap: Any, digits_teacher: nn.Module, tmp_path: Path
+) -> None:
+    bare = a_student()
+    go(digits_teacher, wrap(bare), plan=tiny_plan(), out=tmp_path, export=True, estimate=True, picked=True)
+    about = json.loads((tmp_path / "student.json").read_text())
+    assert about["network"] == {"class": "dfkd.nets.resnet.ResNet"}
+    assert (tmp_path / "student.pt2").exists()
+    for name in ("student", "picked"):
+        fresh = a_student(seed=2)
+        fresh.load_state_dict(load_file(tmp_path / f"{name}.safetensors"))
+        assert name == "picked" or states_equal(fresh, bare)
+
+
+def test_a_run_in_the_home_folder(digits_teacher: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    done = go(digits_teacher, plan=tiny_plan(), out="~/runs/x")
+    net = a_student(seed=2)
+    load_weights(net, Path("~/runs/x"))
+    assert states_equal(net, done.student)
+    assert read_sidecar(Path("~/runs/x/student.safetensors")).classes == 10
 
 
 def test_methods_without_text_need_no_names(digits_teacher: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:

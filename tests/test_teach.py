@@ -3,7 +3,9 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -180,6 +182,85 @@ def test_bad_images() -> None:
         teach(net, images.float(), labels, mean=(0,), std=(1,))
     with pytest.raises(UserError, match="unfreeze"):
         teach(net.requires_grad_(False), images, labels, mean=(0,), std=(1,))
+
+
+LABELS = torch.arange(4) % 2
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        (torch.tensor([0, 1, 2, 1]), "training labels need to be 0 to 1 with a network of 2 classes, got 0 to 2; corr"),
+        (torch.tensor([0, -1, 1, 1]), "training labels need to be 0 to 1 with a network of 2 classes, got -1 to 1"),
+        (LABELS.float(), r"training labels need to be one integer for each image, got torch.float32 of shape \(4,\)"),
+        (LABELS.bool(), "training labels need to be one integer for each image, got torch.bool"),
+        (LABELS[:, None], "training labels need to be one integer for each image, got torch.int64 of shape"),
+        (["a", "b", "c", "d"], "teach needs labels as a tensor or an array of numbers, got list"),
+    ],
+)
+def test_bad_labels(labels: Any, says: str) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    before, images = weights_hash(net), torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+    given: dict[str, Any] = {"mean": (0,), "std": (1,), "runtime": Runtime(device="cpu")}
+    with pytest.raises(UserError, match=f"^{says}"):
+        teach(net, images, labels, TeachPlan(epochs=1), **given)
+    with pytest.raises(UserError, match=f"^{says.replace('training', 'test')}"):
+        teach(net, images, LABELS, TeachPlan(epochs=1), test=(images, labels), **given)
+    assert weights_hash(net) == before
+
+
+def _plainly_taught(images: Any, labels: Any) -> nn.Module:
+    torch.manual_seed(5)
+    net, plan = nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), TeachPlan(epochs=1, batch_size=4, pad=0)
+    settings: dict[str, Any] = {"mean": np.float32([0.5]), "std": np.float32([0.25]), "test": (images, labels)}
+    return teach(net, images, labels, plan, runtime=Runtime(device="cpu"), **settings).net
+
+
+def test_arrays_teach_as_tensors_do() -> None:
+    images, labels = torch.randint(256, (8, 1, 8, 8), dtype=torch.uint8), torch.arange(8, dtype=torch.int32) % 2
+    taught = _plainly_taught(images.numpy(), labels.numpy())
+    assert weights_hash(taught) == weights_hash(_plainly_taught(images, labels.long()))
+
+
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+def test_a_caller_without_gradients_gets_a_teacher(off: Any) -> None:
+    images, labels = torch.randint(256, (8, 1, 8, 8), dtype=torch.uint8), torch.arange(8) % 2
+    torch.manual_seed(5)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    plan = TeachPlan(epochs=1, batch_size=4, pad=0)
+    with off():
+        teach(net, images, labels, plan, mean=(0.5,), std=(0.25,), runtime=Runtime(device="cpu"))
+    assert not any(tensor.is_inference() for tensor in net.state_dict().values())
+    assert weights_hash(net) == weights_hash(_plainly_taught(images, labels))
+
+
+@pytest.mark.parametrize("maker", ["meta", "inference"])
+def test_weights_that_cannot_be_trained_are_refused(maker: str) -> None:
+    with torch.device("meta") if maker == "meta" else torch.inference_mode():
+        net = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    images = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+    with pytest.raises(UserError, match=r"^Sequential needs weights .*, got 1\.weight"):
+        teach(net, images, LABELS, mean=(0,), std=(1,), runtime=Runtime(device="cpu"))
+
+
+def test_a_wrapped_teacher_is_saved_as_its_own_class_names_it_with_numbers_of_numpy(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    compiled: Any = torch.compile(net, backend="eager")
+    path = save_teacher(
+        tmp_path,
+        TeachResult(compiled, (), None, 1.0),
+        spec={"name": "x"},
+        image_shape=(1, 8, 8),
+        names=(),
+        classes=np.int64(2),  # type: ignore[arg-type]
+        mean=np.float32([0.5]),  # type: ignore[arg-type]
+        std=torch.tensor([0.25]),  # type: ignore[arg-type]
+        plan=TeachPlan(epochs=np.int64(1)),  # type: ignore[arg-type]
+        seed=0,
+    )
+    assert set(load_file(path)) == {"1.weight", "1.bias"}
+    about = json.loads((tmp_path / "weights.json").read_text())
+    assert (about["classes"], about["mean"], about["std"], about["plan"]["epochs"]) == (2, [0.5], [0.25], 1)
 
 
 def test_diverged() -> None:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -31,7 +32,7 @@ from dfkd.inputs import as_classifier, check_measured, runtime_of, threads_of, w
 from dfkd.lent import flags_of, lay_out_contiguously, put_back, seeded_devices
 from dfkd.methods import METHODS
 from dfkd.nets.zoo import Classifier
-from dfkd.prepare import check_labelled, instance, prepare
+from dfkd.prepare import Vectors, as_tensor, check_labelled, instance, prepare
 from dfkd.report.console import announce
 from dfkd.report.conversion import Conversion
 from dfkd.report.figures import figures_of
@@ -77,7 +78,7 @@ def distill(
     method: Method[Any] | None = None,
     *,
     data: Images | None = None,
-    text: Text | TextEmbedding | Tensor | str = "auto",
+    text: Text | TextEmbedding | Vectors | str = "auto",
     plan: Plan | None = None,
     runtime: Machine | Runtime | None = None,
     watch: Watching | None = None,
@@ -120,11 +121,11 @@ def distill(
     Raises:
         UserError: anything that does not fit together, in one sentence, before any work.
     """
-    sections: dict[str, Any] = {"data": data or Images(), "text": Text(text) if isinstance(text, str) else text}  # type: ignore[arg-type]
-    sections |= {"runtime": runtime or Machine(), "watch": watch or Watching(), "stop": stop or Stopping()}
-    sections = with_fields("distill", sections, values)
+    raw_sections: dict[str, Any] = {"data": data, "text": text, "runtime": runtime, "watch": watch, "stop": stop}
+    sections = with_fields("distill", raw_sections, values)
     _check_kinds(plan, observers)
-    machine, folder = runtime_of(sections["runtime"]), None if out is None else Path(out)
+    sections["watch"] = replace(sections["watch"], estimate=_held_out_choice(sections["watch"].estimate))
+    machine, folder = runtime_of(sections["runtime"]), None if out is None else Path(out).expanduser()
     with threads_of(sections["runtime"]), gradients_on(), complete(machine, folder):
         return _distill(
             as_classifier(teacher),
@@ -153,7 +154,7 @@ def _distill(
     observers: Sequence[Observer],
     progress: bool,
     data: Images,
-    text: Text | TextEmbedding | Tensor,
+    text: Text | TextEmbedding | Vectors,
     runtime: Runtime,
     settings: Watching,
     stop: Stopping,
@@ -182,7 +183,7 @@ def _distill(
         look = replace(watch, test=exam, samples_every=settings.samples_every if folder or observers else 0)
         plan, fitted = _plan_to_run(task, method, plan, look, stop.hours, folder, resume, quiet)
         info = run_info(method, plan, task, facts, embedding, (teacher.name, student.name))
-        info = replace(info, fitted=fitted)
+        info = replace(info, fitted=fitted, test_images=0 if exam is None else len(exam[0]))
         earlier = None
         if folder is not None and runtime.rank == 0:
             earlier = stack.enter_context(open_run(folder, info, resume, settings.save_every))
@@ -227,6 +228,19 @@ def _check_kinds(plan: object, observers: object) -> None:
         raise UserError(f"distill needs plan as a dfkd.Plan, got {type(plan).__name__}; write dfkd.Plan(rounds=...)")
     if not isinstance(observers, list | tuple):
         raise UserError(f"distill needs observers in a list, got {type(observers).__name__}; write observers=[...]")
+    for observer in observers:  # an object that is no Observer may have its hooks
+        if isinstance(observer, type) or not hasattr(observer, "rounded"):
+            value = f"the class {observer.__name__}" if isinstance(observer, type) else type(observer).__name__
+            raise UserError(f"distill needs observers that are objects of a dfkd.Observer, got {value}; give an object")
+
+
+def _held_out_choice(estimate: Any) -> bool | Tensor | None:
+    """``watch.estimate``: whether there are held-out images, or the images themselves, as a tensor."""
+    if not isinstance(estimate, bool | Tensor | np.ndarray | None):
+        raise UserError(
+            f"distill needs estimate as True, False or held-out images, got {type(estimate).__name__}; give one of them"
+        )
+    return as_tensor(estimate, "distill", "estimate") if isinstance(estimate, np.ndarray) else estimate
 
 
 def _plan_to_run(
@@ -311,7 +325,8 @@ def _keep_student(
     if folder is None or task.runtime.rank > 0:
         return {}
     files = save_student(folder, task.student, spec, info, export)
-    files |= save_picked(folder, *((judge.best_round, judge.weights) if judge is not None else (None, None)))
+    best = (judge.best_round, judge.weights) if judge is not None else (None, None)
+    files |= save_picked(folder, task.student.net, *best)
     return {**files, "report": "report.html"}
 
 

@@ -1,23 +1,47 @@
 """From what a caller gives to checked sections: fields under their own names, facts about the images, the runtime."""
 
 import difflib
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+import operator
+from collections.abc import Collection, Iterator, Mapping, Set
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, is_dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from dfkd.data.text import class_list
+from dfkd.data.text import TextEmbedding, class_list
 from dfkd.datasets import DATASETS
 from dfkd.engine.runtime import Runtime
 from dfkd.errors import UserError
 from dfkd.nets.zoo import Classifier
-from dfkd.settings import Images, Machine, Stopping, TeachImages, Watching
+from dfkd.settings import Images, Machine, Stopping, TeachImages, Text, Watching
 from dfkd.weights import Sidecar
 
-__all__ = ["Facts", "as_classifier", "check_measured", "facts_of", "runtime_of", "threads_of", "with_fields"]
+__all__ = [
+    "Facts",
+    "as_classifier",
+    "check_measured",
+    "check_weights",
+    "facts_of",
+    "runtime_of",
+    "threads_of",
+    "with_fields",
+]
+
+# What each section may be; the first stands for None.
+KINDS: Mapping[str, tuple[type, ...]] = MappingProxyType(
+    {
+        "data": (Images,),
+        "text": (Text, TextEmbedding, Tensor, np.ndarray),
+        "runtime": (Machine, Runtime),
+        "watch": (Watching,),
+        "stop": (Stopping,),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -40,14 +64,39 @@ def as_classifier(network: nn.Module | Classifier) -> Classifier:
     """A plain module as a classifier of which nothing else is known.
 
     Raises:
-        UserError: something else.
+        UserError: something else, or weights that cannot be run.
     """
     if not isinstance(network, nn.Module | Classifier):
         raise UserError(
             f"teacher and student need to be modules, got {type(network).__name__}; give torch modules, or what "
             "dfkd.build returns"
         )
-    return network if isinstance(network, Classifier) else Classifier(network)
+    classifier = network if isinstance(network, Classifier) else Classifier(network)
+    check_weights(classifier.net)
+    return classifier
+
+
+def check_weights(net: nn.Module) -> None:
+    """Refuse weights that have no values (the meta device), or that autograd cannot use (``torch.inference_mode``).
+
+    Lazy layers need none yet.
+
+    Raises:
+        UserError: naming the first such tensor.
+    """
+    for name, tensor in (*net.named_parameters(), *net.named_buffers()):
+        if is_lazy(tensor):
+            continue
+        if tensor.is_meta:
+            raise UserError(
+                f"{type(net).__name__} needs weights with values, got {name} on the meta device; make the network on "
+                "the CPU and load its state dict"
+            )
+        if tensor.is_inference():
+            raise UserError(
+                f"{type(net).__name__} needs weights that can pass gradients, got {name}, which was made in "
+                "torch.inference_mode; make the network and load its weights outside of it"
+            )
 
 
 def with_fields(who: str, sections: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,12 +104,15 @@ def with_fields(who: str, sections: Mapping[str, Any], values: Mapping[str, Any]
 
     Args:
         who: for messages.
-        sections: dataclasses by name; one that is something else (a ready object) takes no fields.
+        sections: dataclasses by name (:data:`KINDS`), None for its defaults; one that is something else (a ready
+            object) takes no fields.
         values: field name to value.
 
     Raises:
-        UserError: a name that no section has, with the nearest one, or the field of a section that is a ready object.
+        UserError: a section of another kind, a name that no section has, with the nearest one, or the field of a
+            section that is a ready object.
     """
+    sections = {name: _section(who, name, section) for name, section in sections.items()}
     owners = {item.name: name for name, section in sections.items() for item in _fields(section)}
     merged = dict(sections)
     for key, value in values.items():
@@ -70,6 +122,21 @@ def with_fields(who: str, sections: Mapping[str, Any], values: Mapping[str, Any]
             raise UserError(f"{who} needs settings it knows, got {key!r}; {hint}")
         merged[owners[key]] = replace(merged[owners[key]], **{key: value})
     return merged
+
+
+def _section(who: str, name: str, section: Any) -> Any:
+    """A section of its kind: as it is, the default for None; a text is the name of an encoder."""
+    if section is None:
+        return KINDS[name][0]()
+    if name == "text" and isinstance(section, str):
+        return Text(section)  # type: ignore[arg-type]
+    if not isinstance(section, KINDS[name]):
+        kind = KINDS[name][0].__name__
+        raise UserError(
+            f"{who} needs {name} as a dfkd.{kind}, got {type(section).__name__}; write dfkd.{kind}(...), or give its "
+            "fields by their own names"
+        )
+    return section
 
 
 def _fields(section: Any) -> tuple[Any, ...]:
@@ -103,14 +170,30 @@ def facts_of(
                 f"{who} needs data.{fact}, got none; give --data.{fact}, a known data set (--data cifar10), "
                 "or weights with a description beside them"
             )
-    names = class_list(classes) if isinstance(classes, str) else ()
-    if isinstance(classes, float):
-        raise UserError(f"{who} needs classes as names or a whole number, got {classes!r}; write {int(classes)}")
-    if classes is not None and not isinstance(classes, str | int):
-        names = tuple(classes)
-    count = classes if isinstance(classes, int) else len(names)
+    count, names = _classes(classes, who)
     mean, std = (() if values is None else values for values in (mean, std))
     return Facts((1, 1, 1) if size is None else size, mean, std, count, names)  # type: ignore[arg-type]
+
+
+def _classes(classes: Any, who: str) -> tuple[int, tuple[str, ...]]:
+    """How many classes there are (0 where nothing is said), and their names, if they are known."""
+    if classes is None:
+        return 0, ()
+    if isinstance(classes, str):
+        return len(class_list(classes)), class_list(classes)
+    with suppress(TypeError):
+        return operator.index(classes), ()
+    if isinstance(classes, float):
+        raise UserError(f"{who} needs classes as names or a whole number, got {classes!r}; write {int(classes)}")
+    names: tuple[Any, ...] | None = None
+    with suppress(TypeError):
+        names = None if isinstance(classes, Mapping | Set) else tuple(classes)
+    if names is None or not all(isinstance(name, str) for name in names):
+        raise UserError(
+            f"{who} needs classes as their number or a list of names in label order, got {classes!r}; give a list of "
+            "texts, or the number"
+        )
+    return len(names), tuple(map(str, names))
 
 
 def check_measured(stop: Stopping, watch: Watching) -> None:

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from dfkd.data.classes import in_order
 from dfkd.data.readers import ImageSet, Labelled, read_images
-from dfkd.data.rows import Converted, Rows, open_rows
+from dfkd.data.rows import Converted, Rows, Unlabelled, open_rows
 from dfkd.data.text import TextEmbedding, embed
 from dfkd.defaults import DEFAULT_METHOD
 from dfkd.engine.anatomy import Anatomy, survey
@@ -30,9 +31,23 @@ from dfkd.nets.zoo import Classifier
 from dfkd.ops.pixels import as_bytes
 from dfkd.settings import Images, Text
 
-__all__ = ["Prepared", "build_task", "embedding_of", "fit_student", "instance", "check_labelled", "prepare"]
+__all__ = [
+    "Prepared",
+    "Vectors",
+    "as_tensor",
+    "build_task",
+    "check_labelled",
+    "check_labels",
+    "embedding_of",
+    "fit_student",
+    "instance",
+    "prepare",
+]
 
 TOLERANCE = 1e-3  # of floats in [0, 1]: what resizing may leave
+
+Vectors = Tensor | npt.NDArray[Any]
+"""Class embeddings as callers give them: numbers (k, d), one row for each class."""
 
 
 class Prepared(NamedTuple):
@@ -52,7 +67,7 @@ def build_task(
     student: nn.Module | Classifier,
     *,
     data: Images | None = None,
-    text: Text | TextEmbedding | Tensor | str | None = "auto",
+    text: Text | TextEmbedding | Vectors | str | None = "auto",
     runtime: Runtime | None = None,
     watch: Converted | None = None,
     **values: Any,
@@ -63,7 +78,7 @@ def build_task(
     Fields of ``data`` may be given by their own names. ``watch`` hears how many web images are converted, of how many
     (:func:`~dfkd.data.rows.open_rows`).
     """
-    sections = with_fields("build_task", {"data": data or Images()}, values)
+    sections = with_fields("build_task", {"data": data}, values)
     pair = as_classifier(teacher), as_classifier(student)
     return prepare(*pair, runtime or Runtime().launch(), sections["data"], text, watch).task
 
@@ -73,7 +88,7 @@ def prepare(
     student: Classifier,
     runtime: Runtime,
     data: Images,
-    text: Text | TextEmbedding | Tensor | str | None,
+    text: Text | TextEmbedding | Vectors | str | None,
     watch: Converted | None = None,
     method: Method[Any] | None = None,
 ) -> Prepared:
@@ -93,8 +108,7 @@ def prepare(
     k, names = old.classes, facts.names
     embedding = None if text is None else embedding_of(text, names, k)
     # Whatever can be refused comes before the probes, which hook the networks.
-    web = data.web
-    pool = web if web is None or isinstance(web, Rows) else open_rows(web, shape, _cache(), watch)
+    pool = _web_rows(data.web, shape, watch)
     if pool is not None and pool.skipped and runtime.rank == 0:
         total = pool.skipped + len(pool)
         warnings.warn(f"{pool.skipped:,} of {total:,} web images cannot be read and are left out", stacklevel=3)
@@ -133,6 +147,15 @@ def prepare(
         real=None if training is None else (training[0].to(runtime.device), training[1].to(runtime.device)),
     )
     return Prepared(task, (old, new), {} if embedding is None else embedding.source, surveys)
+
+
+def _web_rows(web: Unlabelled | None, shape: tuple[int, int, int], watch: Converted | None) -> Rows | None:
+    """The unlabelled images as rows of the task's shape."""
+    if web is None or not isinstance(web, Rows):
+        return None if web is None else open_rows(web, shape, _cache(), watch)
+    if web.shape != shape:
+        raise UserError(f"web images need the shape {shape} of the task, got {web.shape}; resize them")
+    return web
 
 
 def _check_apart(teacher: nn.Module, student: nn.Module) -> None:
@@ -220,21 +243,32 @@ def _per_channel(name: str, values: Any, channels: int) -> tuple[float, ...]:
     return numbers
 
 
-def embedding_of(text: Text | TextEmbedding | Tensor | str, names: tuple[str, ...], k: int) -> TextEmbedding:
-    """One vector for each class: as given, or as an encoder makes them."""
+def embedding_of(text: Text | TextEmbedding | Vectors | str, names: tuple[str, ...], k: int) -> TextEmbedding:
+    """One vector (k, d) for each class: as given, or as an encoder makes them.
+
+    Raises:
+        UserError: vectors that are not finite numbers, one row for each class.
+    """
     if isinstance(text, TextEmbedding):
         embedding = text
-    elif isinstance(text, Tensor):
-        embedding = TextEmbedding(text.detach().float(), {"encoder": "given as a tensor"})
+    elif isinstance(text, Tensor | np.ndarray):
+        vectors = as_tensor(text, "distill", "text")
+        embedding = TextEmbedding(vectors.detach().float(), {"encoder": "given as a tensor"})
     else:
         source = Text(text) if isinstance(text, str) else text  # type: ignore[arg-type]
-        file = None if source.file is None else Path(source.file)
+        file = None if source.file is None else Path(source.file).expanduser()
         embedding = embed(names or None, k, source.encoder, source.prompt, file)
-    if embedding.vectors.shape[0] != k:
-        raise UserError(
-            f"distill needs one embedding for each of {k} classes, got {embedding.vectors.shape[0]}; give {k} rows"
-        )
+    _check_vectors(embedding.vectors, k)
     return embedding
+
+
+def _check_vectors(vectors: Tensor, k: int) -> None:
+    if vectors.dim() != 2 or vectors.shape[1] == 0:
+        raise UserError(f"distill needs class embeddings ({k}, d), got shape {tuple(vectors.shape)}; give {k} rows")
+    if vectors.shape[0] != k:
+        raise UserError(f"distill needs one embedding for each of {k} classes, got {vectors.shape[0]}; give {k} rows")
+    if not bool(torch.isfinite(vectors).all()):
+        raise UserError("distill needs finite numbers as class embeddings, got NaN or infinity; make them anew")
 
 
 def check_labelled(dataset: Labelled | None, task: Task, role: str) -> tuple[Tensor, Tensor] | None:
@@ -255,20 +289,29 @@ def _check_labelled(
         split = "test" if role == "test" else "train"
         dataset = read_images(dataset, split, side=shape[1:], channels=shape[0])
     image_set = dataset if isinstance(dataset, ImageSet) else ImageSet(*_pair(dataset, role), (), role)
-    images, labels = _tensor(image_set.images, role, "images"), _tensor(image_set.labels, role, "labels")
+    images, labels = as_tensor(image_set.images, role, "images"), as_tensor(image_set.labels, role, "labels")
     if tuple(images.shape[1:]) != shape:
         raise UserError(f"{role} images need the shape {shape} of the task, got {tuple(images.shape[1:])}; resize them")
+    check_labels(labels, len(images), role)
+    ordered = in_order(replace(image_set, images=_pixels(images, role), labels=labels.long()), names, classes, role)
+    return ordered.images, ordered.labels
+
+
+def check_labels(labels: Tensor, images: int, role: str) -> None:
+    """Refuse what is not one class index for each of so many images.
+
+    Raises:
+        UserError: labels of another type or shape, of another number, or none at all.
+    """
     if labels.dim() != 1 or labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
         raise UserError(
             f"{role} labels need to be one integer for each image, got {labels.dtype} of shape "
             f"{tuple(labels.shape)}; give class indices"
         )
-    if len(images) != len(labels) or not len(images):
+    if images != len(labels) or not images:
         raise UserError(
-            f"{role} images need one label each, got {len(images)} images and {len(labels)} labels; give as many"
+            f"{role} images need one label each, got {images} images and {len(labels)} labels; give as many"
         )
-    ordered = in_order(replace(image_set, images=_pixels(images, role), labels=labels.long()), names, classes, role)
-    return ordered.images, ordered.labels
 
 
 def _pair(dataset: Any, role: str) -> tuple[Any, Any]:
@@ -280,8 +323,12 @@ def _pair(dataset: Any, role: str) -> tuple[Any, Any]:
     return dataset[0], dataset[1]
 
 
-def _tensor(values: Any, role: str, name: str) -> Tensor:
-    """A tensor as it is, an array as a tensor."""
+def as_tensor(values: Any, role: str, name: str) -> Tensor:
+    """A tensor as it is, an array as a tensor.
+
+    Raises:
+        UserError: what no tensor can be made of; ``role`` needs it as its ``name``.
+    """
     if isinstance(values, Tensor):
         return values
     try:
@@ -310,4 +357,5 @@ def _pixels(images: Tensor, role: str) -> Tensor:
 
 
 def _cache() -> Path:
-    return Path(os.environ.get("DFKD_CACHE", Path.home() / ".cache" / "dfkd"))
+    folder = os.environ.get("DFKD_CACHE")
+    return Path(folder).expanduser() if folder else Path.home() / ".cache" / "dfkd"

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from dfkd.engine.checkpoint import write_aside
 from dfkd.engine.probe import Probe
@@ -16,8 +17,9 @@ from dfkd.engine.records import Picked, RunInfo
 from dfkd.engine.sharing import widened_by
 from dfkd.identity import VERSION
 from dfkd.report.files import plain
+from dfkd.weights import without_wrappers
 
-__all__ = ["save_picked", "save_student"]
+__all__ = ["save_picked", "save_student", "weights_to_save"]
 
 PICKED_FILE = "picked.safetensors"
 
@@ -33,10 +35,10 @@ def save_student(
     """
     from safetensors.torch import save_file
 
-    weights = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in _tensors(student.net)}
+    weights = weights_to_save(student.net)
     write_aside(folder / "student.safetensors", lambda path: save_file(weights, path))
     about = {
-        "network": _network(student.net, spec),
+        "network": _network(bare_network(student.net), spec),
         "image_shape": list(info.image_shape),
         "classes": info.classes,
         "names": list(info.names),
@@ -55,10 +57,13 @@ def save_student(
     return files
 
 
-def save_picked(folder: Path, picked: Picked | None, weights: Mapping[str, Tensor] | None) -> dict[str, str]:
+def save_picked(
+    folder: Path, student: nn.Module, picked: Picked | None, weights: Mapping[str, Tensor] | None
+) -> dict[str, str]:
     """Write the student of the picked round beside the last one, described likewise; returns what was written, by role.
 
-    Without one, what an earlier start of the run wrote is removed.
+    ``weights`` are those of that round, under the names that ``student`` gives them. Without one, what an earlier start
+    of the run wrote is removed.
     """
     from safetensors.torch import save_file
 
@@ -68,10 +73,35 @@ def save_picked(folder: Path, picked: Picked | None, weights: Mapping[str, Tenso
         for path in (file, beside):
             path.unlink(missing_ok=True)
         return {}
-    write_aside(file, lambda path: save_file(dict(weights), path))
+    names = _own_names(student)
+    own_weights = {names[name]: tensor for name, tensor in weights.items()}
+    write_aside(file, lambda path: save_file(own_weights, path))
     about = {**json.loads((folder / "student.json").read_text("utf-8")), "picked": plain(picked)}
     write_aside(beside, lambda path: path.write_text(json.dumps(about, indent=1)))
     return {"picked": PICKED_FILE}
+
+
+def weights_to_save(net: nn.Module) -> dict[str, Tensor]:
+    """Contiguous copies on the CPU of the state dict's tensors, under the names that the network's own class gives."""
+    names = _own_names(net)
+    return {
+        names[name]: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in net.state_dict().items()
+        if isinstance(tensor, Tensor)
+    }
+
+
+def bare_network(net: nn.Module) -> nn.Module:
+    """The network within what ``torch.compile`` and data parallelism put around it."""
+    parallel = isinstance(net, DataParallel | DistributedDataParallel)
+    inner = net._modules.get("module" if parallel else "_orig_mod")  # by name: the class would load the compiler
+    return net if inner is None else bare_network(inner)
+
+
+def _own_names(net: nn.Module) -> dict[str, str]:
+    """Every name in the state dict, and what the network's own class calls it."""
+    own_names = map(without_wrappers, bare_network(net).state_dict())
+    return dict(zip(net.state_dict(), own_names, strict=True))
 
 
 def _network(net: nn.Module, spec: Mapping[str, object] | None) -> dict[str, object]:
@@ -106,7 +136,7 @@ def _export(student: Probe, image_shape: tuple[int, int, int], path: Path) -> bo
     example = torch.rand(2, *image_shape)
     try:
         _renew(net, image_shape)
-        program_net.net = copy.deepcopy(net).to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+        program_net.net = copy.deepcopy(bare_network(net)).to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
         program_net = program_net.to("cpu").requires_grad_(False)
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -138,7 +168,3 @@ def _pack(program: Any) -> io.BytesIO:
         warnings.simplefilter("ignore")
         torch.export.save(program, buffer)
     return buffer
-
-
-def _tensors(net: nn.Module) -> list[tuple[str, Tensor]]:
-    return [(name, t) for name, t in net.state_dict().items() if isinstance(t, Tensor)]

@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
@@ -18,13 +20,19 @@ from dfkd.engine.checkpoint import write_aside
 from dfkd.engine.evaluate import evaluate
 from dfkd.engine.probe import Probe
 from dfkd.engine.records import Evaluation
-from dfkd.engine.runtime import Runtime
+from dfkd.engine.runtime import Runtime, gradients_on
 from dfkd.engine.silent import Silent, silent_units
 from dfkd.engine.verify import verify
 from dfkd.errors import UserError
+from dfkd.identity import VERSION, weights_hash
+from dfkd.inputs import check_weights
+from dfkd.lent import seeded_devices
 from dfkd.losses.divergence import cross_entropy
 from dfkd.ops.augment import crop_flip
 from dfkd.ops.pixels import as_images
+from dfkd.prepare import as_tensor, check_labels
+from dfkd.report.files import plain
+from dfkd.student_files import weights_to_save
 from dfkd.teacher_plan import TeachPlan
 from dfkd.types import Bytes, Labels, Scalar
 
@@ -61,13 +69,13 @@ class TeachResult:
 
 def teach(
     net: nn.Module,
-    images: Bytes,
-    labels: Labels,
+    images: Bytes | npt.NDArray[Any],
+    labels: Labels | npt.NDArray[Any],
     plan: TeachPlan | None = None,
     *,
     mean: Sequence[float],
     std: Sequence[float],
-    test: tuple[Bytes, Labels] | None = None,
+    test: tuple[Bytes | npt.NDArray[Any], Labels | npt.NDArray[Any]] | None = None,
     runtime: Runtime | None = None,
     seed: int = 0,
     watch: Callable[[Epoch], None] | None = None,
@@ -76,7 +84,7 @@ def teach(
 
     Args:
         net: maps normalised images (n, c, h, w) to logits (n, k).
-        images, labels: uint8 (n, c, h, w) and int64 (n,) training images. A last, smaller batch is left out.
+        images, labels: uint8 (n, c, h, w) and integer (n,) training images. A last, smaller batch is left out.
         plan: the recipe.
         mean, std: per channel, of pixels in [0, 1]; part of the teacher from now on.
         test: labelled test images, measured once after the last epoch.
@@ -87,13 +95,19 @@ def teach(
     Raises:
         UserError: images and labels that do not fit each other or the network, or a loss that is not finite.
     """
-    plan = plan or TeachPlan()
-    _check(net, images, labels)
-    with torch.random.fork_rng(devices=[0] if torch.cuda.is_available() else []):
-        runtime = (runtime or Runtime(seed=seed)).launch()
+    plan, runtime = plan or TeachPlan(), runtime or Runtime(seed=seed)
+    check_weights(net)
+    if not any(p.requires_grad for p in net.parameters()):
+        raise UserError("teach needs a network with weights to train, got none that ask for gradients; unfreeze it")
+    images, labels = _labelled(images, labels, "training", least=2)
+    test = None if test is None else _labelled(*test, "test")
+    with gradients_on(), torch.random.fork_rng(devices=seeded_devices(runtime)):
+        runtime.launch()
         began = time.monotonic()
         shape = (images.shape[1], images.shape[2], images.shape[3])
         anatomy = survey(net, shape, None, "network")
+        for split, part in (("training", labels), *([] if test is None else [("test", test[1])])):
+            _check_range(part, anatomy.classes, split)
         checked = verify(
             net,
             runtime,
@@ -137,13 +151,7 @@ def save_teacher(
     """
     from safetensors.torch import save_file
 
-    from dfkd.identity import VERSION, weights_hash
-
-    weights = {
-        name: t.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, t in result.net.state_dict().items()
-        if isinstance(t, Tensor)
-    }
+    weights = weights_to_save(result.net)
     about = {
         "network": dict(spec),
         "image_shape": list(image_shape),
@@ -160,8 +168,8 @@ def save_teacher(
         "versions": {"dfkd": VERSION, "torch": torch.__version__, "python": platform.python_version()},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    path = folder / "weights.safetensors"
-    text = json.dumps(about, indent=1) + "\n"
+    path = folder.expanduser() / "weights.safetensors"
+    text = json.dumps(plain(about), indent=1) + "\n"
     write_aside(path, lambda aside: save_file(weights, aside))
     write_aside(path.with_suffix(".json"), lambda aside: aside.write_text(text))
     return path
@@ -216,11 +224,22 @@ def _optimizer(probe: Probe, plan: TeachPlan) -> Optimizer:
     return SGD(parameters, lr=plan.lr, momentum=plan.momentum, weight_decay=plan.weight_decay, fused=True)
 
 
-def _check(net: nn.Module, images: Tensor, labels: Tensor) -> None:
-    if images.dtype != torch.uint8 or images.dim() != 4 or len(images) < 2 or len(images) != len(labels):
+def _labelled(images: Any, labels: Any, split: str, least: int = 1) -> tuple[Bytes, Labels]:
+    """Images and their labels as tensors, checked against each other."""
+    images, labels = as_tensor(images, "teach", "images"), as_tensor(labels, "teach", "labels")
+    if images.dtype != torch.uint8 or images.dim() != 4 or len(images) < least:
         raise UserError(
-            f"teach needs at least two uint8 images (n, c, h, w) with one label each, got {images.dtype} "
-            f"{tuple(images.shape)} and {len(labels)} labels; convert them"
+            f"teach needs at least {least} uint8 {split} images (n, c, h, w), got {images.dtype} of shape "
+            f"{tuple(images.shape)}; convert them"
         )
-    if not any(p.requires_grad for p in net.parameters()):
-        raise UserError("teach needs a network with weights to train, got none that ask for gradients; unfreeze it")
+    check_labels(labels, len(images), split)
+    return images, labels.long()
+
+
+def _check_range(labels: Labels, classes: int, split: str) -> None:
+    low, high = (int(end) for end in labels.aminmax())
+    if low < 0 or high >= classes:
+        raise UserError(
+            f"{split} labels need to be 0 to {classes - 1} with a network of {classes} classes, got {low} to {high}; "
+            "correct them, or build it for more"
+        )

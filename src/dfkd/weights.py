@@ -15,7 +15,7 @@ from dfkd.errors import UserError
 from dfkd.nets.outputs import OUTPUTS, Output
 from dfkd.stored import Extra, held_in, kind_held, open_weights
 
-__all__ = ["Sidecar", "find_weights", "load_weights", "read_sidecar", "read_weights"]
+__all__ = ["Sidecar", "find_weights", "load_weights", "read_sidecar", "read_weights", "without_wrappers"]
 
 NAMES = ("weights.safetensors", "student.safetensors")
 _WRAPPERS = re.compile(r"\b(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
@@ -61,6 +61,7 @@ def find_weights(path: Path, role: str = "network") -> Path:
     Raises:
         UserError: nothing there.
     """
+    path = path.expanduser()
     if path.is_dir():
         for name in NAMES:
             if (path / name).is_file():
@@ -180,7 +181,7 @@ def _tensors_of_module(module: Extra, prefix: str, depth: int) -> Iterator[tuple
 
 def _unwrap(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Without the prefix ``module.`` of all names, and without the names of wrappers among prefixes."""
-    tensors = {_WRAPPERS.sub("", name): tensor for name, tensor in weights.items()}
+    tensors = {without_wrappers(name): tensor for name, tensor in weights.items()}
     inner = [name for name in tensors if name != "n_averaged"]  # what AveragedModel counts
     while inner and all(name.startswith("module.") for name in inner):
         tensors = {name.removeprefix("module."): tensors[name] for name in inner}
@@ -188,10 +189,15 @@ def _unwrap(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
+def without_wrappers(name: str) -> str:
+    """The name of a tensor without those of wrappers (``torch.compile``, FSDP, activation checkpoints) on its path."""
+    return _WRAPPERS.sub("", name)
+
+
 def _fits(state: Mapping[str, Tensor], candidate: _Found) -> Iterator[_Found]:
     """The weights under the network's own names, once for each prefix under which all of them are there."""
     required = [name for name in state if not name.endswith(_COUNTER)]
-    plain = {_WRAPPERS.sub("", name): name for name in state}
+    plain = {without_wrappers(name): name for name in state}
     shared = _shared_prefix(plain)
     for own_prefix in [shared[:end] for end in range(len(shared) + 1) if end == 0 or shared[end - 1] == "."]:
         first = next((name.removeprefix(own_prefix) for name in plain if not name.endswith(_COUNTER)), None)
@@ -303,7 +309,7 @@ def read_sidecar(path: Path) -> Sidecar:
     Raises:
         UserError: the file is there but damaged.
     """
-    file = path.with_suffix(".json")
+    file = path.expanduser().with_suffix(".json")
     if not file.is_file():
         return Sidecar()
     try:
