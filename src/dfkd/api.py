@@ -32,7 +32,7 @@ from dfkd.inputs import as_classifier, check_measured, runtime_of, threads_of, w
 from dfkd.lent import flags_of, lay_out_contiguously, put_back, seeded_devices
 from dfkd.methods import METHODS
 from dfkd.nets.zoo import Classifier
-from dfkd.prepare import Vectors, as_tensor, check_labelled, instance, prepare
+from dfkd.prepare import Vectors, as_tensor, check_labelled, method_or_default, prepare
 from dfkd.report.console import announce
 from dfkd.report.conversion import Conversion
 from dfkd.report.figures import figures_of
@@ -43,7 +43,7 @@ from dfkd.report.trackers import check_trackers
 from dfkd.runs import CHECKPOINT_FOLDER, begun_plan, check_free, note_resume, open_run
 from dfkd.settings import Images, Machine, Stopping, Text, Watching
 from dfkd.student_files import save_picked, save_student
-from dfkd.watchers import complete, earlier_stop, look_for_duplicates, observers_of, recording_end, tell
+from dfkd.watchers import earlier_stop, end_with_lost_process, look_for_duplicates, observers_of, recording_end, tell
 
 __all__ = ["Distilled", "distill"]
 
@@ -126,11 +126,11 @@ def distill(
     _check_kinds(plan, observers)
     sections["watch"] = replace(sections["watch"], estimate=_held_out_choice(sections["watch"].estimate))
     machine, folder = runtime_of(sections["runtime"]), None if out is None else Path(out).expanduser()
-    with threads_of(sections["runtime"]), gradients_on(), complete(machine, folder):
+    with threads_of(sections["runtime"]), gradients_on(), end_with_lost_process(machine, folder):
         return _distill(
             as_classifier(teacher),
             as_classifier(student),
-            instance(method, METHODS[DEFAULT_METHOD]()),
+            method_or_default(method, METHODS[DEFAULT_METHOD]()),
             plan,
             folder,
             resume,

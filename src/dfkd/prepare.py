@@ -40,7 +40,7 @@ __all__ = [
     "check_labels",
     "embedding_of",
     "fit_student",
-    "instance",
+    "method_or_default",
     "prepare",
 ]
 
@@ -201,7 +201,7 @@ def _deepest(facts: Anatomy, targets: Counter[tuple[int, int]]) -> Anatomy:
     return replace(facts, stages=tuple(name for name, _ in layers[::-1]), sides=tuple(side for _, side in layers[::-1]))
 
 
-def instance(method: Method[Any] | None, default: Method[Any]) -> Method[Any]:
+def method_or_default(method: Method[Any] | None, default: Method[Any]) -> Method[Any]:
     """The method, or the default where there is none.
 
     Raises:

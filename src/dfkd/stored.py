@@ -22,7 +22,7 @@ from dfkd.data._limits import zip_members
 from dfkd.data._pickles import names_in_pickle
 from dfkd.errors import UserError
 
-__all__ = ["Extra", "held_in", "kind_held", "open_weights"]
+__all__ = ["Extra", "kind_held", "named_parts", "open_weights"]
 
 _RENAME = "save net.state_dict() with torch.save or safetensors"
 # What to do with a file that is no checkpoint.
@@ -114,7 +114,7 @@ def open_weights(path: Path, role: str) -> Any:
     return _torch(path, role)
 
 
-def held_in(value: object) -> Iterator[tuple[str, Any]]:
+def named_parts(value: object) -> Iterator[tuple[str, Any]]:
     """The named parts of a mapping or a stand-in."""
     parts = value if isinstance(value, Mapping) else vars(value) if isinstance(value, Extra) else {}
     yield from ((str(key), part) for key, part in parts.items())

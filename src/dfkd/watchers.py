@@ -21,7 +21,7 @@ from dfkd.report.summary import duration, stop_sentence
 from dfkd.report.trackers import MLflow, WandB
 from dfkd.runs import forget_run
 
-__all__ = ["complete", "earlier_stop", "look_for_duplicates", "observers_of", "recording_end", "tell"]
+__all__ = ["earlier_stop", "end_with_lost_process", "look_for_duplicates", "observers_of", "recording_end", "tell"]
 
 LONG = 10.0  # seconds of a look at the web images that are announced
 
@@ -145,7 +145,7 @@ def _sentence(error: Exception) -> str:
 
 
 @contextmanager
-def complete(runtime: Runtime, folder: Path | None) -> Iterator[None]:
+def end_with_lost_process(runtime: Runtime, folder: Path | None) -> Iterator[None]:
     """A process of the run that is gone, or does not answer, ends the others in one sentence, with how to go on.
 
     Where process 0 is gone, one that is left records that the run failed.

@@ -13,7 +13,7 @@ from torch import Tensor, nn, strided
 
 from dfkd.errors import UserError
 from dfkd.nets.outputs import OUTPUTS, Output
-from dfkd.stored import Extra, held_in, kind_held, open_weights
+from dfkd.stored import Extra, kind_held, named_parts, open_weights
 
 __all__ = ["Sidecar", "find_weights", "load_weights", "read_sidecar", "read_weights", "without_wrappers"]
 
@@ -158,7 +158,7 @@ def _walk(value: object, where: str, depth: int) -> Iterator[tuple[str, dict[str
     if isinstance(value, Extra) and isinstance(vars(value).get("_modules"), Mapping):
         yield where, dict(_tensors_of_module(value, "", 0))
         return
-    parts = list(held_in(value))
+    parts = list(named_parts(value))
     tensors = {name: part for name, part in parts if isinstance(part, Tensor)}
     if tensors:
         yield where, tensors
@@ -171,10 +171,10 @@ def _tensors_of_module(module: Extra, prefix: str, depth: int) -> Iterator[tuple
     state = vars(module)
     passing = state.get("_non_persistent_buffers_set")
     for group in ("_parameters", "_buffers"):
-        for name, part in held_in(state.get(group)):
+        for name, part in named_parts(state.get(group)):
             if isinstance(part, Tensor) and not (isinstance(passing, set) and name in passing):
                 yield f"{prefix}{name}", part.detach()
-    for name, part in held_in(state.get("_modules")) if depth < 100 else ():
+    for name, part in named_parts(state.get("_modules")) if depth < 100 else ():
         if isinstance(part, Extra):
             yield from _tensors_of_module(part, f"{prefix}{name}.", depth + 1)
 

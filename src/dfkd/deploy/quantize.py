@@ -33,7 +33,7 @@ from dfkd.methods import METHODS
 from dfkd.nets.quantized import Bits, with_quantizers
 from dfkd.nets.ranges import check_ranges, freeze_ranges
 from dfkd.nets.zoo import Classifier
-from dfkd.prepare import build_task, instance
+from dfkd.prepare import build_task, method_or_default
 from dfkd.report.files import plain, write_whole
 from dfkd.settings import Images, Machine, Text, Watching
 from dfkd.types import Bytes
@@ -90,7 +90,7 @@ def quantize(
     sections: dict[str, Any] = {"data": data or Images(), "text": Text(text) if isinstance(text, str) else text}  # type: ignore[arg-type]
     sections |= {"runtime": runtime or Machine(), "watch": watch or Watching()}
     sections = with_fields("quantize", sections, values)
-    teacher, method = as_classifier(network), instance(method, METHODS[DEFAULT_METHOD]())
+    teacher, method = as_classifier(network), method_or_default(method, METHODS[DEFAULT_METHOD]())
     plan = method.budget() if plan is None else plan
     parsed_bits = Bits.parse(bits)
     student = _student(teacher, parsed_bits)

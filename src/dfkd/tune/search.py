@@ -31,7 +31,7 @@ from dfkd.inputs import as_classifier, runtime_of, threads_of, with_fields
 from dfkd.lent import flags_of, put_back
 from dfkd.methods import METHODS
 from dfkd.nets.zoo import Classifier
-from dfkd.prepare import check_labelled, instance, prepare
+from dfkd.prepare import check_labelled, method_or_default, prepare
 from dfkd.report.dotted import dotted_settings
 from dfkd.report.files import RUN_FILE, StoredRun, read_run
 from dfkd.report.trial_page import write_search_page
@@ -162,7 +162,7 @@ def search(
     sections: dict[str, Any] = {"data": data or Images(), "text": Text(text) if isinstance(text, str) else text}  # type: ignore[arg-type]
     sections |= {"runtime": runtime or Machine(), "watch": watch or Watching()}
     sections = with_fields("search", sections, values)
-    start = instance(method, METHODS[DEFAULT_METHOD]())
+    start = method_or_default(method, METHODS[DEFAULT_METHOD]())
     budget = start.budget() if plan is None else plan
     checked = check_ranges(ranges or {}, start, budget)
     machine: Machine = sections["runtime"]
