@@ -67,9 +67,16 @@ def test_what_helps_is_kept_beside_the_run_and_said(copied: Path, digits_teacher
     test = dfkd.read_images("digits").images
     torch.testing.assert_close(again.predict(test).probabilities, done.student.predict(test).probabilities)
     assert json.loads((done.folder / "student.json").read_text())["adapted"]["images"] == 64
-    assert "**not data-free**: its BatchNorm statistics were estimated on 64 real images" in card_of(
-        done.folder, "me/x"
-    )
+    card = card_of(done.folder, "me/x")
+    assert "**not data-free**: its BatchNorm statistics were estimated on 64 real images" in card
+    assert "| this network |" not in card
+    assert "| before adaptation | " in card
+    assert (
+        f"it agrees with the teacher on {100 * done.after:.2f} % of them (each half judged with the statistics of the "
+        f"other half), before adaptation on {100 * done.before:.2f} %."
+    ) in card
+    assert "\n\n\n" not in card.replace("\n\n\n```", "")
+    assert "adaptation" not in card_of(copied, "me/x")
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -1,7 +1,9 @@
 """What synthetic images show of private ones: distances against loops, copies found, strangers cleared."""
 
+import base64
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -153,6 +155,19 @@ def test_the_page_shows_pairs_and_numbers(teacher: Probe, tmp_path: Path) -> Non
     assert numbers["images"] == 30
     assert len(numbers["spaces"]["pixels"]["closest_private_rows"]) == 12
     assert set(numbers["attacks"]) == {"pixels", "features", "teacher", "student"}
+
+
+@pytest.mark.parametrize(("held", "name"), [(True, "held-out"), (False, "other private")])
+def test_the_page_names_what_it_compares_with(teacher: Probe, held: bool, name: str, tmp_path: Path) -> None:
+    private = Rows(read_images("digits", "train").images)
+    images = read_images("digits", "test").images[:30]
+    page = write_audit(tmp_path, looked_at(teacher, images, held), images, private, {"run": "x"}).read_text()
+    assert f"<th>synthetic</th><th>{name}</th>" in page
+    assert page.count(f'alt="Shares of synthetic and {name} images below a ') == 4
+    end = "" if held else ", each of them held out in turn"
+    assert f"the {name} images are{end}. By chance" in page
+    for chart in re.findall(r"svg\+xml;base64,([^\"]+)", page):
+        assert name in base64.b64decode(chart).decode()
 
 
 def test_the_command(

@@ -1,6 +1,7 @@
 """The page about several runs: what it says of made-up runs whose numbers are known."""
 
 import json
+import re
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -75,11 +76,41 @@ def test_settings_that_differ_are_all_and_only_those() -> None:
     assert differing({"a": info, "b": info}) == []
 
 
+def test_inputs_names_and_code_differ_too(tmp_path: Path) -> None:
+    web = [{"web images": f"60 of 1x8x8, {digest}"} for digest in ("ab", "cd")]
+    a = replace(
+        an_info(), names=("ant", "bee"), inputs=web[0], provenance={"commit": "a1", "date": "1", "command": "x"}
+    )
+    b = replace(a, names=("bee", "ant"), inputs=web[1], provenance={"commit": "b2", "date": "2", "command": "y"})
+    assert differing({"a": a, "b": b}) == [
+        ("provenance.commit", ["a1", "b2"]),
+        ("data.names", ["ant, bee", "bee, ant"]),
+        ("inputs.web images", ["60 of 1x8x8, ab", "60 of 1x8x8, cd"]),
+    ]
+    many = tuple(f"class {k}" for k in range(100))
+    a, b = replace(a, classes=100, names=many), replace(a, classes=100, names=many[::-1])
+    ((name, values),) = differing({"a": a, "b": b})
+    assert (name, [value[:5] for value in values]) == ("data.names", ["100, ", "100, "])
+
+
+def test_the_page_says_which_images_were_learnt_from(tmp_path: Path) -> None:
+    folders = [a_run(tmp_path / name, an_info(), 0.9) for name in ("a", "b")]
+    assert "comparison · distillation without training data" in write_comparison(folders, tmp_path / "x").read_text()
+    folders.append(a_run(tmp_path / "c", replace(an_info(), inputs={"web images": "60"}), 0.9))
+    text = write_comparison(folders, tmp_path / "x").read_text()
+    assert "<span>comparison · distillation</span>" in text
+    for name, images in (("a", "synthetic images"), ("c", "web images")):
+        assert f'{name}<span class="note">NAYER, {images}, round 4</span>' in text
+        assert f'alt="{images.capitalize()} of {name} after round 4"' in text
+
+
 def test_the_verdict_does_not_tell_apart_what_chance_may_explain() -> None:
     assert verdict_over({"a": seen(0.9), "b": seen(0.89)}).level == "fair"
     assert "do not tell it from b" in verdict_over({"a": seen(0.9), "b": seen(0.89), "c": seen(0.5)}).text
     assert verdict_over({"a": seen(0.9, 100_000), "b": seen(0.89, 100_000)}).level == "good"
     assert verdict_over({"a": seen(0.9), "b": None}).level == "open"
+    many = {name: seen(0.9) for name in "abcdefg"}
+    assert verdict_over(many).text.endswith("do not tell it from b or c or d or e and 2 more.")
     assert "different test images" in verdict_over({"a": seen(0.9), "b": seen(0.9, 50)}).text
 
 
@@ -93,6 +124,9 @@ def test_many_runs_and_too_few(tmp_path: Path) -> None:
     text = write_comparison(runs, tmp_path / "compare.html").read_text()
     assert "The 12 runs with the highest accuracy." in text
     assert text.count('<tr role="row"><th role="rowheader"') == 14
+    legend = text.partition('id="legend">')[2].partition("</ul>")[0]
+    looks = re.findall(r'<i class="([^"]*)"></i>', legend)
+    assert len(set(looks)) == len(looks) == 12  # the best are runs 2 to 13: no two look alike
     with pytest.raises(UserError, match="report needs another run to compare with"):
         write_comparison([runs[0], runs[0]], tmp_path / "one.html")
 

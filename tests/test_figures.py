@@ -225,6 +225,38 @@ def test_runs_beside_each_other_count_their_seconds(monkeypatch: pytest.MonkeyPa
     assert [panel.lines for panel in drawn] == [{"a": [(2.0, 0.5), (3.0, 0.6)]}, {"a": [(4.0, 0.5), (6.0, 0.6)]}]
 
 
+def test_more_runs_than_tones_have_dashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.axes import Axes
+
+    looks: list[tuple[Any, ...]] = []
+    plot = Axes.plot
+
+    def noting(self: Axes, *points: Any, **style: Any) -> Any:
+        looks.append((style["color"], style["linestyle"]))
+        return plot(self, *points, **style)
+
+    monkeypatch.setattr(Axes, "plot", noting)
+    comparison({f"run {k}": [a_record(0, 0.1 * k)] for k in range(8)})
+    assert len(set(looks)) == 8
+    assert len(looks) == 2 * 8  # each run looks the same in both panels
+    assert len({color for color, style in looks if style == "-"}) == 6
+
+
+@pytest.mark.parametrize("folders", [["a", "."], ["x/a", "y/a"]])
+def test_every_run_has_a_name_in_the_legend(
+    folders: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from test_comparison import a_run, an_info
+
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for folder in folders:
+        a_run(Path(folder), an_info(), 0.9)
+    assert main(["plot", "--compare", ",".join(folders), "--out", "drawn"]) == 0
+    text = "".join(ET.fromstring(Path("drawn/comparison.svg").read_bytes()).itertext())
+    assert all(name in text for name in (["a", "here"] if "." in folders else folders))
+
+
 # ---- files ----------------------------------------------------------------------------------------------------------
 
 

@@ -308,11 +308,14 @@ def test_the_card_of_a_quantized_student(finished_run: Path, tmp_path: Path) -> 
 def test_the_card_of_a_run_that_read_real_images_or_was_not_measured(finished_run: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(finished_run, tmp_path / "run"))
     run = json.loads((folder / "run.json").read_text())
-    run["info"]["method"], run["result"]["final"] = "KD3", None
+    run["info"]["inputs"]["web images"], run["result"]["final"] = "60 of 1x8x8", None
     (folder / "run.json").write_text(json.dumps(run))
     card = card_of(folder, "me/x")
-    assert "**not data-free**" in card
+    assert "it learnt from unlabelled images from elsewhere. This is **not data-free**" in card
     assert "data-free" not in front_matter(card)["tags"]
+    older = {**run["info"], "method": "VanillaKD", "inputs": {}}  # from before inputs were recorded
+    (folder / "run.json").write_text(json.dumps({**run, "info": older}))
+    assert "it learnt from labelled training images. This is **not data-free**" in card_of(folder, "me/x")
     assert "It was not measured on real images when it was distilled.\nMeasure it on images of your own" in card
     rounds = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     held = {"agreement": 0.875, "low": 0.8, "high": 0.93, "images": 128, "calibration": 0.1, "class_agreement": []}

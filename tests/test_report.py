@@ -16,15 +16,19 @@ from PIL import Image
 from rich.console import Console
 
 from dfkd.engine.measures import Measure
-from dfkd.engine.records import Evaluation, Observer, RoundRecord, RunInfo, RunResult
+from dfkd.engine.records import Agreement, Estimate, Evaluation, Observer, RoundRecord, RunInfo, RunResult
 from dfkd.errors import UserError
 from dfkd.methods.kd3 import KD3
 from dfkd.report import charts, files, grid, observers, page, sheets, summary
 from dfkd.report.console import Progress, cells, table
 from dfkd.report.conversion import Conversion
 from dfkd.report.files import StoredRun, read_rounds, read_run, record_line, write_run
+from dfkd.report.gallery import Figure, Gallery
 from dfkd.report.page import warnings_of
-from dfkd.report.summary import Row, known_measures, rows_of, verdict_of
+from dfkd.report.summary import Row, known_measures, rows_of
+from dfkd.report.trial_page import write_search_page
+from dfkd.report.trials import Trial, write_trials
+from dfkd.report.verdict import verdict_of
 
 NAN, INF = math.nan, math.inf
 
@@ -51,6 +55,11 @@ def an_info(classes: int = 3, names: tuple[str, ...] = (), measures: dict[str, M
 
 def a_record(round: int = 0, rounds: int = 5, evaluation: Evaluation | None = None, **metrics: float) -> RoundRecord:
     return RoundRecord(round, rounds, round < 1, 2.0, {"loss/bn": 3.0 - round, **metrics}, evaluation)
+
+
+def an_estimate(*kinds: str, signals: dict[str, float] | None = None) -> Estimate:
+    held = Agreement(0.875, 0.8, 0.93, 128, 0.1, (0.9, 0.8, 0.9))
+    return Estimate(dict.fromkeys(kinds, held), signals or {}, 0.1)
 
 
 def a_result(info: RunInfo | None = None, rounds: int = 5) -> RunResult:
@@ -343,9 +352,27 @@ def test_the_verdict_without_labels_or_teacher_or_anything() -> None:
     assert "same class as the teacher on 98.00 %" in verdict.text
     unmatched = replace(result, teacher_evaluation=None)
     assert "agrees with the teacher on 95.00 %" in verdict_of(result.info, result.rounds, unmatched).text
-    nothing = verdict_of(result.info, [a_record()], None)
-    assert nothing.level == "open"
-    assert "no test images" in nothing.text
+
+
+@pytest.mark.parametrize(
+    ("test_images", "told"),
+    [
+        (0, "is on real images: no test images were given."),
+        (360, "is on real images: it has not been evaluated yet."),
+        (None, "is on real images: it has not been evaluated on test images."),  # of an older run nobody knows
+    ],
+)
+def test_the_verdict_says_why_nothing_is_known_and_what_is(test_images: int | None, told: str) -> None:
+    info = replace(an_info(), test_images=test_images)
+    verdict = verdict_of(info, [a_record()], None)
+    assert (verdict.level, verdict.text.partition("parameters, ")[2]) == ("open", told)
+    measured = verdict_of(info, [replace(a_record(), estimate=an_estimate("inverted"))], None)
+    assert measured.text == f"{verdict.text} On held-out synthetic ones it chooses the teacher's class for 87.50 %."
+
+
+def test_where_a_run_was_stopped_is_said_where_it_is_known() -> None:
+    assert summary.stop_sentence([a_record(2, 9)], "enough") == "stopped after round 3 of 9: enough"
+    assert summary.stop_sentence([], "enough") == "stopped: enough"  # of an adapted student, without its rounds
 
 
 def test_rows_of_finished_and_running_runs() -> None:
@@ -545,11 +572,15 @@ def test_tensorboard_reads_back_what_was_written(tmp_path: Path) -> None:
     writer.rounded(a_record())
     writer.started(an_info())
     writer.stepped(0, "synthesis", 1, 1)
-    writer.rounded(replace(a_record(0, 2, an_evaluation(0.5, NAN), bad=NAN), samples=some_samples()))
+    estimate = an_estimate("inverted", signals={"confidence": 0.75, "within": NAN})
+    first = replace(a_record(0, 2, an_evaluation(0.5, NAN), bad=NAN), samples=some_samples(), estimate=estimate)
+    writer.rounded(first)
     writer.rounded(a_record(1, 2))
     writer.finished(a_result())
     events = accumulator.EventAccumulator(str(tmp_path)).Reload()
-    assert set(events.Tags()["scalars"]) == {"loss/bn", "test/accuracy", "test/loss"}
+    measured = {"heldout/inverted/agreement", "signals/confidence"}
+    assert set(events.Tags()["scalars"]) == {"loss/bn", "test/accuracy", "test/loss"} | measured
+    assert events.Scalars("heldout/inverted/agreement")[0].value == 0.875
     assert [(event.step, event.value) for event in events.Scalars("loss/bn")] == [(1, 3.0), (2, 2.0)]
     assert events.Scalars("test/accuracy")[0].value == 0.5
     assert events.Images("samples")[0].width == 500
@@ -590,7 +621,7 @@ def test_charts_of_one_round_constant_and_huge_values() -> None:
 def test_measures_of_a_method_have_charts_with_their_titles_and_levels() -> None:
     records = [a_record(r, selected_classes=2.0, selected=9.0, odd_thing=1.0) for r in range(3)]
     told = page.render(StoredRun(an_info(measures=dict(KD3.measures)), records, None, "running"))
-    assert "Classes among them" in told
+    assert "Classes among the selected images" in told
     assert "dashed: all 3" in told
     assert "Odd thing" in told  # what nobody declared
     assert "Web images selected" not in told  # minor
@@ -677,6 +708,54 @@ def test_the_page_of_a_folder_says_it_all(tmp_path: Path) -> None:
     assert "Look at this first" not in seen.text
     assert seen.tags.count("img") == 5
     assert seen.tags.count("svg") == 5  # quality (wide, narrow), one loss, pool, learning rate
+
+
+@pytest.mark.parametrize(
+    ("inputs", "distillation", "images"),
+    [
+        ({}, "distillation without training data", "Synthetic images"),
+        ({"web images": "60 of 1x8x8"}, "distillation with unlabelled images from elsewhere", "Web images"),
+        ({"real images": "60 of 1x8x8"}, "distillation with training images", "Real training images"),
+    ],
+)
+def test_the_page_says_which_images_were_learnt_from(
+    tmp_path: Path, inputs: dict[str, str], distillation: str, images: str
+) -> None:
+    info = replace(an_info(), inputs={"frozen parameters of the student": "none", **inputs})
+    seen = Page(page.write_page(run_folder(tmp_path, a_result(info))).read_text("utf-8"))
+    assert f"NAYER · {distillation} finished" in seen.text
+    assert f"{images}, one row per class" in seen.text
+    assert ("alt", f"{images} after round 5") in seen.attributes
+    others = [told for told in ("without training data", "synthetic") if told not in f"{distillation} {images}".lower()]
+    assert not any(told in (seen.text + str(seen.attributes)).lower() for told in others)
+
+
+def test_the_legend_names_the_curves_that_are_there() -> None:
+    names = {"own": "images of the run&#39;s method", "inverted": "images made from the teacher alone"}
+    for kinds in (["inverted"], ["own", "inverted"]):
+        records = [replace(a_record(r), estimate=an_estimate(*kinds)) for r in range(3)]
+        told = page.render(StoredRun(an_info(), records, None, "running"))
+        assert [kind for kind, name in names.items() if f"</i>{name}</li>" in told] == [k for k in names if k in kinds]
+        assert "var(--second" in told
+
+
+def test_the_page_of_a_search_names_the_best_recipe_once_there_is_one(tmp_path: Path) -> None:
+    command = f"dfkd distill {tmp_path}/best.yaml --out best"
+    about = {"ranges": {"plan.lr": "0.1:1"}, "settings": {"sizes": 0.123456789}, "pair": {}, "next": command}
+    (tmp_path / "search.json").write_text(json.dumps(about))
+    trial = Trial(0, "complete", {"plan.lr": 0.123456789}, True, 0.9, 0.85, 0.95, 64, 1, 1)
+    write_trials(tmp_path, [trial, Trial(1, "running", {"plan.lr": 0.2})])
+    seen = Page(write_search_page(tmp_path).read_text())
+    assert command not in seen.text
+    assert "sizes 0.123456789" in seen.text
+    (tmp_path / "best.yaml").touch()
+    assert command in Page(write_search_page(tmp_path).read_text()).text
+
+
+def test_numbers_of_figures_that_are_not_finite_are_dashes() -> None:
+    figure = Figure("one", "", b"<svg/>", "", {"a": NAN, "b": INF, "c": 0.5, "d": 12345.0})
+    told = page.render(StoredRun(an_info(), [a_record()], None, "running"), gallery=Gallery([figure]))
+    assert "a: – · b: – · c: 0.5 · d: 12,345" in told
 
 
 def test_the_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:

@@ -455,6 +455,7 @@ def test_the_shell_searches_and_its_recipe_runs(
     shown = capsys.readouterr().out
     assert "trial 0: agreement" in shown
     assert f"next  dfkd distill {out}/best.yaml --out {out}-best" in shown
+    assert f"dfkd distill {out}/best.yaml" in (out / "search.html").read_text()
     quick = ["--watch.figures", "false", "--watch.export", "false"]
     assert main(["distill", str(out / "best.yaml"), "--out", f"{out}-best", *quick]) == 0
     best = best_first(read_trials(out))[0]

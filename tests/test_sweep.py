@@ -56,8 +56,24 @@ def test_words_and_nested_settings_and_what_else_differs(tmp_path: Path) -> None
     words = gathered([a, b], "method.select")
     assert (list(words.accuracies), words.numbers) == (["dynamic", "random"], ())
     mixed = gathered([a, b], "method.lambda_a")
-    assert (list(mixed.accuracies), mixed.numbers) == (["0.05", "None"], ())
+    assert (list(mixed.accuracies), mixed.numbers) == (["0.05", "null"], ())
     assert list(gathered([a, b], "method.taps").accuracies) == ["[0, 1]", "[0, 2]"]
+
+
+def test_values_are_told_apart_by_all_their_digits(tmp_path: Path) -> None:
+    values = (1234567, 1234568, 0.1234567, 0.1234568)
+    folders = [a_run(tmp_path / str(value), 0.5, sigma=value) for value in values]
+    assert list(gathered(folders).accuracies) == ["0.1234567", "0.1234568", "1234567", "1234568"]
+
+
+def test_other_images_names_and_code_are_named(tmp_path: Path) -> None:
+    folders = [a_run(tmp_path / str(sigma), 0.5, sigma=sigma) for sigma in (1.0, 2.0)]
+    info = read_run(Path(folders[1])).info
+    told = {"inputs": {"web images": "60 of 1x8x8, ab"}, "names": ("ant", "bee", "cat"), "provenance": {"commit": "c"}}
+    info = replace(info, **told)  # type: ignore[arg-type]
+    final = Evaluation(0.5, 0.9, 0.1, 100)
+    write_run(Path(folders[1]), info, RunResult(info, [], final, None, 1.0), "finished")
+    assert gathered(folders).others == ["data.names", "provenance.commit", "inputs.web images"]
 
 
 def test_what_cannot_be_drawn_is_one_sentence(tmp_path: Path) -> None:
@@ -103,6 +119,13 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert main(["plot", "a", "c", "c", "./c/", "--over", "method.sigma"]) == 0
     told = capsys.readouterr().out
     assert "runs" not in told  # a run that is given twice counts once
+    assert "over method.sigma   over-method.sigma.svg\n" in told
+    for name, value in (("d", "[80, 100, 120]"), ("e", "[80, 100, 140]")):
+        a_run(Path(name), 0.97, temperature=value)
+    assert main(["plot", "d", "e", "--over", "method.temperature"]) == 0
+    told = capsys.readouterr().out
+    assert "method.temperature = [80, 100, 120] 97.00 %\n" in told
+    assert "over method.temperature over-method.temperature.svg\n" in told
     assert Path("over-method.sigma.svg").exists()
     assert main(["plot", "--over", "method.sigma", "--compare", "a,c"]) == 0
     for wrong, said in [

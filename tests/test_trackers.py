@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import shutil
 import sys
 import threading
 import time
@@ -16,9 +17,11 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 import dfkd
+from dfkd.engine.records import Agreement, Estimate
 from dfkd.report import trackers
 from dfkd.report.files import read_run
 from dfkd.report.trackers import MLflow, WandB, check_trackers
@@ -97,6 +100,7 @@ class Server:
     works: float = math.inf
     attempts: int = 0
     logged: list[str] = field(default_factory=list)
+    identities: list[str] = field(default_factory=list)  # of the runs that were begun or gone on with
     state: str | int = "none"
 
     def log(self, name: str) -> None:
@@ -114,22 +118,29 @@ class Server:
         self.state = state
 
     def client(self, tracking_uri: str) -> SimpleNamespace:
-        def create_run(*_: Any, **__: Any) -> SimpleNamespace:
+        def open_run(identity: str) -> SimpleNamespace:
             self.state = "RUNNING"
+            self.identities.append(identity)
             return SimpleNamespace(info=SimpleNamespace(run_id="r"))
+
+        def search_runs(places: list[str], query: str) -> list[SimpleNamespace]:
+            identity = query.split("'")[1]
+            return [open_run(identity)] if identity in self.identities else []
 
         return SimpleNamespace(
             get_experiment_by_name=lambda name: None,
             create_experiment=lambda name: "1",
-            search_runs=lambda *_: [],
-            create_run=create_run,
+            search_runs=search_runs,
+            create_run=lambda place, run_name, tags: open_run(tags["dfkd.run"]),
+            update_run=lambda run, status: None,
             log_param=lambda *_: None,
             log_metric=lambda run, name, value, step: self.log(name),
             set_terminated=lambda run, state: self.end(state),
         )
 
-    def wandb_run(self, **_: Any) -> SimpleNamespace:
+    def wandb_run(self, id: str, **_: Any) -> SimpleNamespace:
         self.state = "RUNNING"
+        self.identities.append(id)
         return SimpleNamespace(
             log=self.log_all,
             summary={},
@@ -237,6 +248,31 @@ def test_trackers_are_told_how_the_run_ended(
     assert set(threading.enumerate()) <= before
 
 
+@pytest.mark.parametrize("name", ["mlflow", "wandb"])
+def test_a_resume_goes_on_and_a_new_run_in_the_same_folder_is_another(
+    name: str, server: Server, tmp_path: Path
+) -> None:
+    for _ in range(2):
+        torch.manual_seed(0)
+        with suppress(KeyboardInterrupt):
+            distil(tmp_path / "run", End(KeyboardInterrupt()), track=name)
+        torch.manual_seed(0)
+        distil(tmp_path / "run", track=name, resume=True)
+        shutil.rmtree(tmp_path / "run")
+    first, again, other, again_other = server.identities
+    assert first == again != other == again_other
+
+
+def test_a_run_from_before_identities_goes_on_under_that_of_its_path(
+    server: Server, finished_run: Path, folder: Path
+) -> None:
+    info = replace(read_run(finished_run).info, identity="")
+    for place in (folder, folder, folder.parent):
+        WandB(place).started(info)
+    first, again, other = server.identities
+    assert first == again != other
+
+
 class Fails(dfkd.Observer):
     def ended(self, status: str) -> None:
         raise OSError("no space")
@@ -282,6 +318,20 @@ def test_scores_that_are_not_finite_are_left_out(server: Server, finished_run: P
     observer.rounded(replace(record, evaluation=replace(record.evaluation, loss=math.nan)))
     assert "test/accuracy" in server.logged
     assert "test/loss" not in server.logged
+
+
+@pytest.mark.parametrize("tracker", [MLflow, WandB])
+def test_what_stands_for_test_images_is_logged_too(
+    tracker: type[MLflow] | type[WandB], server: Server, finished_run: Path, folder: Path
+) -> None:
+    stored = read_run(finished_run)
+    held = Agreement(0.875, 0.8, 0.93, 128, 0.1)
+    estimate = Estimate({"own": held, "inverted": held}, {"confidence": 0.5, "within": math.nan}, 0.1)
+    observer = tracker(folder)
+    observer.started(stored.info)
+    observer.rounded(replace(stored.rounds[-1], evaluation=None, estimate=estimate))
+    names = {name for name in server.logged if name.startswith(("heldout/", "signals/"))}
+    assert names == {"heldout/own/agreement", "heldout/inverted/agreement", "signals/confidence"}
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "neptune"])

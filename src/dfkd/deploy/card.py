@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from dfkd.deploy.export import EXPORT_FILE, EXPORT_FOLDER
@@ -12,15 +13,20 @@ from dfkd.engine.records import RunInfo
 from dfkd.errors import UserError
 from dfkd.methods import METHODS
 from dfkd.report.files import RUN_FILE, read_run
+from dfkd.report.image_kinds import REAL, SYNTHETIC, WEB, ImageKind, image_kind
 from dfkd.report.summary import count, duration, file_size, percent, sentence, stop_sentence
 from dfkd.report.without_test import estimate_sentence, last_estimate
 
 __all__ = ["card_of"]
 
 PROGRAM = "student.pt2"
-SYNTHETIC = "it learnt from synthetic images, made from the teacher alone"
-REAL = "it learnt from labelled training images"
-WEB = "it learnt from unlabelled images from elsewhere"
+LEARNT_FROM: Mapping[ImageKind, str] = MappingProxyType(
+    {
+        SYNTHETIC: "it learnt from synthetic images, made from the teacher alone",
+        WEB: "it learnt from unlabelled images from elsewhere",
+        REAL: "it learnt from labelled training images",
+    }
+)
 
 
 def card_of(folder: Path, repository: str, licence: str = "unknown") -> str:
@@ -48,7 +54,7 @@ def card_of(folder: Path, repository: str, licence: str = "unknown") -> str:
         )
     info, result = run.info, run.result
     about = _description(folder)
-    images = _images_of(info)
+    kind = _kind_of(info)
     adapted = about.get("adapted")
     final, first = result.final, result.teacher_evaluation
     estimate = last_estimate(run.rounds)
@@ -63,9 +69,10 @@ def card_of(folder: Path, repository: str, licence: str = "unknown") -> str:
         licence=licence,
         licence_text=_licence(licence),
         method=info.method,
-        made=images,
-        data_free=images == SYNTHETIC and not adapted,
+        made=LEARNT_FROM[kind],
+        data_free=kind == SYNTHETIC and not adapted,
         adapted=f": its BatchNorm statistics were estimated on {adapted['images']} real images" if adapted else "",
+        adaptation=_adaptation(adapted) if adapted else "",
         teacher=_network(info.teacher),
         student=_network(info.student),
         shape=" x ".join(map(str, info.image_shape)),
@@ -91,12 +98,23 @@ def card_of(folder: Path, repository: str, licence: str = "unknown") -> str:
     )
 
 
-def _images_of(info: RunInfo) -> str:
-    """What the student learnt from, by the needs of the method and of those it is made of."""
+def _kind_of(info: RunInfo) -> ImageKind:
+    """What the student learnt from; of runs that did not record their inputs yet, by the needs of the methods."""
+    if info.inputs:
+        return image_kind(info)
     inner = (part["method"] for part in info.settings.values() if isinstance(part, Mapping) and "method" in part)
     kinds = [METHODS[name] for name in (info.method, *inner) if name in METHODS]
     needs = {need for kind in kinds for need in kind().needs()}
     return REAL if Need.REAL in needs else WEB if Need.WEB in needs else SYNTHETIC
+
+
+def _adaptation(adapted: Mapping[str, Any]) -> str:
+    """What adapting did for the agreement with the teacher."""
+    return (
+        f"Then it was adapted to {adapted['images']} real images, without their labels: it agrees with the teacher on "
+        f"{percent(adapted.get('after'))} of them (each half judged with the statistics of the other half), before "
+        f"adaptation on {percent(adapted.get('before'))}."
+    )
 
 
 def _description(folder: Path) -> dict[str, Any]:

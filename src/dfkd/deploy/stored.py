@@ -1,5 +1,6 @@
 """The synthetic images that lie in the checkpoint of a run, read without its networks."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ __all__ = ["stored_images"]
 
 
 def stored_images(folder: Path, count: int, who: str = "synthesize") -> tuple[Bytes, Labels]:
-    """The newest ``count`` images in the checkpoint of a run, all processes together, with their labels.
+    """The newest ``count`` images in the checkpoint of a run, with their labels; every process has its share of them.
 
     Args:
         folder: of the run.
@@ -30,14 +31,25 @@ def stored_images(folder: Path, count: int, who: str = "synthesize") -> tuple[By
         raise UserError(f"{who} needs images, got {folder}, which is no run and has none; give a folder with --images")
     if not saves.exists():
         raise UserError(f"{who} needs a run with a checkpoint, got {folder} without; let it finish a round first")
-    parts = [_rows(path, who) for path in saves.pool_files("pool", who)]
+    paths = saves.pool_files("pool", who)
+    parts = [_rows(path, who) for path in paths]
     if not parts or "images" not in parts[0]:
         instead = "give its recipe instead of --run" if who == "synthesize" else "give images of your own"
         raise UserError(f"{who} needs a run whose method stores images, got {folder}; {instead}")
     images = torch.cat([part["images"] for part in parts])
     empty = torch.zeros(0, dtype=torch.int64)
     labels = torch.cat([part.get("labels", empty.new_zeros(len(part["images"]))) for part in parts])
-    return images[-count:], labels[-count:]
+    newest = _ages(paths, [len(part["images"]) for part in parts]).argsort(stable=True)[:count].flip(0)
+    return images[newest], labels[newest]
+
+
+def _ages(paths: Sequence[Path], sizes: Sequence[int]) -> Tensor:
+    """How many rows of its own process are newer than each row (n,) of the segments, which lie one after another."""
+    processes = [path.name.split("-")[1] for path in paths]  # pool-<process>-<pool>-...
+    totals = dict.fromkeys(processes, 0)
+    for process, size in zip(processes, sizes, strict=True):
+        totals[process] += size
+    return torch.cat([torch.arange(total - 1, -1, -1) for total in totals.values()])
 
 
 def _rows(path: Path, who: str) -> dict[str, Tensor]:

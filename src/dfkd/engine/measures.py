@@ -99,8 +99,9 @@ RUN_MEASURES: Mapping[str, Measure] = MappingProxyType(
             alarm=Alarm(
                 "distance",
                 0.02,  # five steps of 255: images closer than that look the same
-                "The synthetic images look all the same: the mean distance between two of them is {value:.4f} on a "
-                "scale of 0 to 1; lower the generator's learning rate, or renew its noise more often.",
+                "The images that the student learns from look all the same: the mean distance between two of them is "
+                "{value:.4f} on a scale of 0 to 1; where a generator makes them, lower its learning rate or renew its "
+                "noise more often.",
             ),
         ),
         "within_class_distance": Measure(

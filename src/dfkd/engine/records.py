@@ -54,6 +54,8 @@ class RunInfo:
     measures: dict[str, Measure] = field(default_factory=dict)  # what the method's metrics mean
     continues: str | None = None  # "stopped after round 7 of 20: why", where an earlier start was stopped
     fitted: Fitted | None = None  # how ``plan`` came about, where it was made for a time
+    test_images: int | None = None  # that evaluations look at; None in folders from before this was recorded
+    identity: str = ""  # random, made at the first start and kept by a resume: what trackers know the run by
 
 
 @dataclass(frozen=True)

@@ -132,21 +132,22 @@ def _seen_in_images(records: Sequence[RoundRecord], classes: int) -> list[Concer
     guess, concerns = 1 / classes, list[Concern | None]()
     if within is not None and within < LEAST_WITHIN:
         text = (
-            f"The synthetic images of a class look all alike: the distance between two of them is {percent(within)} of "
-            "that between any two; lower the generator's learning rate, or renew its noise more often."
+            "The images of a class that the student learns from look all alike: the distance between two of them is "
+            f"{percent(within)} of that between any two; where a generator makes them, lower its learning rate or "
+            "renew its noise more often, else give images that differ more."
         )
         concerns.append(Concern("within", text))
     if rough is not None and rough > NOISE and retention is not None and retention <= _beyond(guess, LOOKED_AT):
         text = (
-            "The synthetic images are noise: neighbouring pixels do not resemble each other, and the teacher puts "
-            f"{percent(retention)} of them into the class they were made for; lower the synthesis rate, or give it "
-            "more steps."
+            "The images that the student learns from are noise: neighbouring pixels do not resemble each other, and "
+            f"the teacher puts {percent(retention)} of them into the class they stand for; where they are synthesised, "
+            "lower the rate or take more steps, else give other images."
         )
         concerns.append(Concern("noise", text))
     if sure is not None and sure < guess + LEAST_CONFIDENCE * (1 - guess):
         text = (
             f"The teacher is sure of nothing the student learns from: its largest probability is {percent(sure)} on "
-            "average; check mean and std, and raise the synthesis steps."
+            "average; check mean and std, and, where images are synthesised, raise the steps."
         )
         concerns.append(Concern("unsure", text))
     if largest is not None and classes > 2 and largest > guess + MOST_OF_ONE * (1 - guess):

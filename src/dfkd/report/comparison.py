@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,10 +13,12 @@ from dfkd.ops.intervals import wilson
 from dfkd.report.charts import NARROW, TONES, WIDE, Line, Tone, line_chart, loss_names
 from dfkd.report.console import cells
 from dfkd.report.dotted import dotted_settings
-from dfkd.report.files import StoredRun, plain, read_run, write_whole
+from dfkd.report.files import StoredRun, read_run, write_whole
 from dfkd.report.html import render_template
+from dfkd.report.image_kinds import ImageKind, image_kind, subject_of
 from dfkd.report.sheets import SHEET_BYTES, Sheet, name_rows, sheets_in
 from dfkd.report.summary import Verdict, finished_rounds, last_evaluation, measure_names, number, percent, rows_of
+from dfkd.report.values import input_settings, value_text
 from dfkd.report.without_test import agreement_curves
 
 if TYPE_CHECKING:
@@ -32,24 +34,31 @@ __all__ = [
     "page_of",
     "short_names",
     "verdict_over",
+    "with_tones",
     "write_comparison",
 ]
 
 COMPARISON_FILE = "compare.html"
 MOST_RUNS = 2 * len(TONES)  # that curves can be told apart of; beyond it, those of the best runs are drawn
-# Of the machine and the moment: what may change speed, not what is compared.
-_SIDE = frozenset({"date", "command", "commit"})
+MOST_CLOSE = 4  # runs that are named as not told apart
+# Of the moment, and different for all runs.
+_SIDE = frozenset({"provenance.date", "provenance.command"})
 
 
 @dataclass(frozen=True)
 class RunBeside:
-    """A run as the page shows it: its curves have one tone, the second half of the runs dashed."""
+    """A run as the page shows it: its last images, and how its curves look."""
 
     name: str
     run: StoredRun
-    tone: Tone
-    dashed: bool
     sheet: Sheet | None
+    tone: Tone = TONES[0]
+    dashed: bool = False
+
+    @property
+    def kind(self) -> ImageKind:
+        """The kind of images that the student learnt from."""
+        return image_kind(self.run.info)
 
     @property
     def last_evaluation(self) -> Evaluation | None:
@@ -86,15 +95,17 @@ def write_comparison(folders: Sequence[Path], out: Path) -> Path:
 
 
 def runs_beside(folders: Sequence[Path], names: Sequence[str]) -> list[RunBeside]:
-    """The runs as a page shows them: each with its tone and, unless they are too large together, its last images."""
+    """The runs as a page shows them: each with its last images, unless these are too large together."""
     records = [read_run(folder) for folder in folders]
     sheets = [_last_sheet(run.info, folder) for run, folder in zip(records, folders, strict=True)]
     if sum(len(sheet.png) for sheet in sheets if sheet is not None) > SHEET_BYTES:
         sheets = [None] * len(sheets)
-    return [
-        RunBeside(name, run, TONES[i % len(TONES)], i % MOST_RUNS >= len(TONES), sheet)
-        for i, (name, run, sheet) in enumerate(zip(names, records, sheets, strict=True))
-    ]
+    return [RunBeside(name, run, sheet) for name, run, sheet in zip(names, records, sheets, strict=True)]
+
+
+def with_tones(runs: Sequence[RunBeside]) -> list[RunBeside]:
+    """Runs whose curves are drawn, at most :data:`MOST_RUNS`, each with its own look: from the seventh on dashed."""
+    return [replace(run, tone=TONES[i % len(TONES)], dashed=i % MOST_RUNS >= len(TONES)) for i, run in enumerate(runs)]
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:
@@ -109,7 +120,9 @@ def verdict_over(evaluations: Mapping[str, Evaluation | None]) -> Verdict:
         name: look for name, look in evaluations.items() if look is not None and number(look.accuracy) is not None
     }
     if len(scores) < 2:
-        return Verdict("open", "Nothing says which is better: fewer than two of the runs have test images.")
+        return Verdict(
+            "open", "Nothing says which is better: fewer than two of the runs were evaluated on test images."
+        )
     counts = {look.images for look in scores.values()}
     if len(counts) > 1:
         return Verdict("open", "The runs were evaluated on different test images: their accuracies do not compare.")
@@ -120,12 +133,13 @@ def verdict_over(evaluations: Mapping[str, Evaluation | None]) -> Verdict:
     interval = f"95 % interval {percent(low)} to {percent(high)}"
     text = f"{best} is best with {percent(top)} of {images:,} test images ({interval})"
     if close:
-        return Verdict("fair", f"{text}; so few images do not tell it from {' or '.join(close[:4])}.")
+        more = f" and {len(close) - MOST_CLOSE} more" if len(close) > MOST_CLOSE else ""
+        return Verdict("fair", f"{text}; so few images do not tell it from {' or '.join(close[:MOST_CLOSE])}{more}.")
     return Verdict("good", f"{text}; the others are below by more than chance.")
 
 
 def differing(infos: Mapping[str, RunInfo]) -> list[tuple[str, list[str]]]:
-    """(setting, its value in each run) for whatever is not the same in all: method, plan, networks, machine."""
+    """(setting, its value in each run) for what is not the same in all: also networks, inputs, code and machine."""
     flat = [_settings(info) for info in infos.values()]
     names = dict.fromkeys(key for settings in flat for key in settings)
     return [
@@ -137,17 +151,10 @@ def differing(infos: Mapping[str, RunInfo]) -> list[tuple[str, list[str]]]:
 
 
 def _settings(info: RunInfo) -> dict[str, str]:
-    tree = asdict(info)
-    parts = {"method": {"name": info.method, **tree["settings"]}}
-    parts |= {name: tree[name] for name in ("plan", "teacher", "student", "text", "provenance") if tree[name]}
-    parts["data"] = {"image_shape": list(info.image_shape), "classes": info.classes}
-    flat = dotted_settings(parts)
-    return {name: _text_of(value) for name, value in flat.items() if name.rpartition(".")[2] not in _SIDE}
-
-
-def _text_of(value: object) -> str:
-    numeric = number(value)
-    return f"{numeric:.12g}" if numeric is not None else str(plain(value))
+    parts = {"method": {"name": info.method, **info.settings}, "plan": info.plan}
+    parts |= {"teacher": info.teacher, "student": info.student, "provenance": info.provenance}
+    flat = dotted_settings({name: values for name, values in parts.items() if values}) | input_settings(info)
+    return {name: value_text(value) for name, value in flat.items() if name not in _SIDE}
 
 
 def _last_sheet(info: RunInfo, folder: Path) -> Sheet | None:
@@ -163,12 +170,13 @@ def page_of(
     infos = {run.name: run.run.info for run in runs}
     teachers = {str(info.teacher.get("sha256")) for info in infos.values()}
     plotted = sorted(runs, key=_rank)[:MOST_RUNS]
-    plotted = [run for run in runs if run in plotted]
+    plotted = with_tones([run for run in runs if run in plotted])  # in their order, so that no two look alike
     return render_template(
         "comparison.html.j2",
         {
             "runs": runs,
             "drawn": plotted,
+            "subject": subject_of(list(infos.values())),
             "heading": heading or f"{len(runs)} runs beside each other",
             "verdict": verdict or verdict_over(evaluations),
             "table": [(run.name, _cells(run)) for run in runs],

@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dfkd.engine.measures import RUN_MEASURES, Measure
 from dfkd.engine.records import Evaluation, RoundRecord
@@ -21,6 +21,7 @@ __all__ = ["Panel", "accuracy_panel", "bars", "chart", "comparison", "loss_panel
 Points = Sequence[tuple[float, float]]
 
 MOST_NAMES = 40  # bars with names; more bars are sorted and have none
+DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)))  # of the first lines, as many as there are tones, then of the next ones
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,8 @@ def comparison(runs: Mapping[str, Sequence[RoundRecord]], form: Format = "svg") 
     return draw_file((7.4, 3.1 + 0.2 * math.ceil(len(runs) / 3)), draw, form)
 
 
-def bars(counts: Mapping[str, float], across: str, form: Format = "svg") -> bytes:
-    """One bar for each name; dashed, their mean. Of many, the bars are sorted and have no names."""
+def bars(counts: Mapping[str, float], unit: str, form: Format = "svg") -> bytes:
+    """One bar for each name, of heights in ``unit``; dashed, their mean. Many bars are sorted and have no names."""
     names, values = list(counts), list(counts.values())
     many = len(names) > MOST_NAMES
     if many:
@@ -118,7 +119,7 @@ def bars(counts: Mapping[str, float], across: str, form: Format = "svg") -> byte
         plain_axes(axes)
         axes.bar(range(len(values)), values, color=TONES[0], width=1.0 if many else 0.7)
         axes.axhline(sum(values) / len(values), color=TONES[1], linewidth=1.0, linestyle=(0, (4, 3)), label="mean")
-        axes.set_ylabel(across)
+        axes.set_ylabel(unit)
         axes.set_xticks([] if many else range(len(names)), [] if many else names)
         axes.tick_params(axis="x", labelrotation=90 if max(map(len, names)) > 3 else 0)
         axes.set_xlabel(f"{len(names)} classes, sorted" if many else "")
@@ -140,11 +141,13 @@ def _draw(axes: "Axes", panel: Panel, legend: bool = True) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     plain_axes(axes)
-    for (name, points), tone in zip(panel.lines.items(), itertools.cycle(TONES)):
+    looks = itertools.cycle(itertools.product(DASHES, TONES))
+    for (name, points), (dashes, tone) in zip(panel.lines.items(), looks, strict=False):
         across = [x for x, _ in points]
         values = [y if math.isfinite(y) else math.nan for _, y in points]
         marker = "o" if len(points) <= 25 else ""
-        axes.plot(across, values, color=tone, linewidth=1.4, marker=marker, markersize=2.6, label=name)
+        style: Any = {"color": tone, "linestyle": dashes, "linewidth": 1.4, "marker": marker, "markersize": 2.6}
+        axes.plot(across, values, label=name, **style)
     for name, level in (panel.levels or {}).items():
         axes.axhline(level, color=INK, linewidth=1.0, linestyle=(0, (4, 3)), label=name)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=panel.whole))

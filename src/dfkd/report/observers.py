@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from dfkd.engine.records import Ending, Evaluation, Observer, RoundRecord, RunInfo, RunResult
+from dfkd.engine.records import Ending, Observer, RoundRecord, RunInfo, RunResult
 from dfkd.errors import UserError
 from dfkd.extras import install_extra
 from dfkd.report.files import Status, keep_rounds, record_line, status_of, write_run, write_whole, writing
@@ -131,13 +131,12 @@ class TensorBoard(Observer):
             self._writer = SummaryWriter(str(self.folder), purge_step=purge)
 
     def rounded(self, record: RoundRecord) -> None:
-        """Write the metrics, the evaluation and the samples of the round."""
+        """Write the numbers and the samples of the round."""
         if self._writer is None:
             return
         step = finished_rounds(record)
-        for name, value in {**record.metrics, **scores_of(record.evaluation)}.items():
-            if math.isfinite(value):
-                self._writer.add_scalar(name, value, step)
+        for name, value in scalars_of(record).items():
+            self._writer.add_scalar(name, value, step)
         sheet = sheet_of(record, self._layout)
         if sheet is not None:
             self._writer.add_image("samples", _array(sheet), step, dataformats="HWC")
@@ -163,12 +162,16 @@ def _array(sheet: Image.Image) -> object:
     return np.asarray(sheet.convert("RGB"))
 
 
-def scores_of(evaluation: Evaluation | None) -> dict[str, float]:
-    """The scores on test images by the names they have beside the metrics of a round; none without an evaluation."""
-    if evaluation is None:
-        return {}
-    return {
-        "test/accuracy": evaluation.accuracy,
-        "test/agreement": evaluation.agreement,
-        "test/loss": evaluation.loss,
-    }
+def scalars_of(record: RoundRecord) -> dict[str, float]:
+    """What trackers log of a round, as far as it is finite: metrics, scores on test images, and the estimate.
+
+    The estimate's names are ``heldout/<kind>/agreement`` and ``signals/<name>``
+    (:class:`~dfkd.engine.records.Estimate`).
+    """
+    values = dict(record.metrics)
+    if record.evaluation is not None:
+        values |= {f"test/{name}": getattr(record.evaluation, name) for name in ("accuracy", "agreement", "loss")}
+    if record.estimate is not None:
+        values |= {f"heldout/{kind}/agreement": look.agreement for kind, look in record.estimate.sets.items()}
+        values |= {f"signals/{name}": value for name, value in record.estimate.signals.items()}
+    return {name: value for name, value in values.items() if math.isfinite(value)}

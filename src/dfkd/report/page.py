@@ -1,6 +1,5 @@
 """One HTML file that tells whether a run went well. It needs no network, runs no script, and prints."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,9 +13,10 @@ from dfkd.report.charts import NARROW, TONES, WIDE, Line, line_chart, loss_names
 from dfkd.report.collapse import Concern, warnings_of
 from dfkd.report.console import cells
 from dfkd.report.dotted import dotted_settings
-from dfkd.report.files import StoredRun, plain, read_run, status_of, write_whole
+from dfkd.report.files import StoredRun, read_run, status_of, write_whole
 from dfkd.report.gallery import CURVES, FIGURES_FOLDER, Gallery, read_gallery
 from dfkd.report.html import render_template
+from dfkd.report.image_kinds import image_kind
 from dfkd.report.sheets import fitting, name_rows, sheets_in, sheets_of
 from dfkd.report.summary import (
     Number,
@@ -36,8 +36,9 @@ from dfkd.report.summary import (
     rows_of,
     sentence,
     stop_sentence,
-    verdict_of,
 )
+from dfkd.report.values import value_text
+from dfkd.report.verdict import verdict_of
 from dfkd.report.without_test import (
     agreement_curves,
     agreement_rows,
@@ -113,6 +114,7 @@ def _context(
     rows = [*rows_of(info, rounds, result), *others]
     return {
         "info": info,
+        "kind": image_kind(info),
         "teacher": info.teacher.get("name") or "teacher",
         "student": info.student.get("name") or "student",
         "shape": " × ".join(str(size) for size in info.image_shape),
@@ -130,10 +132,9 @@ def _context(
         "health": _health_charts(rounds, info),
         "sheets": [name_rows(info, *sheet) for sheet in fitting(sheets)],
         "figures": [
-            (figure, [f"{name}: {value:.4g}" if value < 1000 else f"{name}: {value:,.0f}" for name, value in numbers])
+            (figure, [f"{name}: {_short_number(value)}" for name, value in list(figure.numbers.items())[:MOST_NUMBERS]])
             for figure in gallery.figures
             if figure.name not in CURVES and not (figure.name == "classes" and sheets)  # the last sheet shows that
-            for numbers in [list(figure.numbers.items())[:MOST_NUMBERS]]
         ],
         "skipped": gallery.skipped,
         "classes": _class_bars(run),
@@ -152,16 +153,15 @@ def _without_test(rounds: Sequence[RoundRecord], result: RunResult | None) -> di
     estimate = last_estimate(rounds)
     if estimate is None or not estimate.sets:
         return {"estimate": "", "estimate_rows": [], "estimate_chart": [], "signals": [], "picked": ""}
-    lines = [
-        Line(kind, agreement_curves(rounds, kind), tone)
-        for kind, tone in (("own", TONES[0]), ("inverted", TONES[1]))
-        if kind in estimate.sets
-    ]
+    kinds = [("own", "images of the run's method"), ("inverted", "images made from the teacher alone")]
+    curves = [(tone, *kind) for tone, kind in zip(TONES, kinds, strict=False) if kind[0] in estimate.sets]
+    lines = [Line(kind, agreement_curves(rounds, kind), tone) for tone, kind, _ in curves]
     title = "Agreement on held-out synthetic images over rounds"
     charts = [_chart("", line_chart(title, lines, size=size, as_percent=True)) for size in (WIDE, NARROW)]
     return {
         "estimate": estimate_sentence(estimate),
         "estimate_rows": agreement_rows(estimate),
+        "estimate_legend": [(tone, name) for tone, _, name in curves],
         "estimate_chart": [(name, chart) for name, chart in zip(("wide", "narrow"), charts, strict=True) if chart],
         "signals": signal_notes(estimate),
         "picked": picked_sentence(result),
@@ -203,6 +203,12 @@ def _tiles(rows: Sequence[Row], rounds: Sequence[RoundRecord]) -> list[tuple[str
         ("Time", duration(student.seconds), _progress(rounds)),
     ]
     return [tile for tile in tiles if tile[1] != "–"]
+
+
+def _short_number(value: float) -> str:
+    if number(value) is None:
+        return "–"
+    return f"{value:.4g}" if value < 1000 else f"{value:,.0f}"
 
 
 def _ratio(part: Number, total: Number) -> str:
@@ -265,18 +271,10 @@ def _sections(info: RunInfo) -> list[tuple[str, list[tuple[str, str]]]]:
         ("Provenance", info.provenance),
     ]
     return [
-        (title, [(name, _as_text(value)) for name, value in dotted_settings(values).items()])
+        (title, [(name, value_text(value)) for name, value in dotted_settings(values).items()])
         for title, values in parts
         if values
     ]
-
-
-def _as_text(value: object) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, float):
-        return f"{value:g}"
-    return json.dumps(plain(value), ensure_ascii=False)
 
 
 def _loading(info: RunInfo, result: RunResult | None) -> str:

@@ -146,15 +146,16 @@ def write_audit(folder: Path, audit: Audit, images: Bytes, private: Rows, facts:
     Raises:
         UserError: the folder cannot be written.
     """
+    reference = "held-out" if audit.heldout else "other private"  # images that the synthetic ones are compared with
     page = render_template(
         "audit.html.j2",
         {
             "verdict": audit_verdict(audit),
             "audit": audit,
             "facts": facts,
-            "spaces": [_space(name, space, images, private) for name, space in audit.spaces.items()],
+            "spaces": [_space(name, space, images, private, reference) for name, space in audit.spaces.items()],
             "attacks": [(_ATTACKS[name], _attack_cells(attack)) for name, attack in audit.attacks.items()],
-            "reference": "held-out" if audit.heldout else "private, each held out in turn,",
+            "reference": reference,
         },
     )
     write_whole(folder / AUDIT_FILE, page.encode())
@@ -163,7 +164,7 @@ def write_audit(folder: Path, audit: Audit, images: Bytes, private: Rows, facts:
     return folder / AUDIT_FILE
 
 
-def _space(name: str, space: Distances, images: Bytes, private: Rows) -> _Space:
+def _space(name: str, space: Distances, images: Bytes, private: Rows, reference: str) -> _Space:
     title, unit = _SPACES[name]
     return _Space(
         title,
@@ -171,7 +172,7 @@ def _space(name: str, space: Distances, images: Bytes, private: Rows) -> _Space:
         nearness_of(space),
         (f"{float(space.nearest.median()):.4f}", f"{float(space.reference.median()):.4f}"),
         (f"{float(space.nearest.min()):.4f}", f"{float(space.reference.min()):.4f}"),
-        _curves(space, unit),
+        _curves(space, unit, reference),
         _pairs(space, images, private),
     )
 
@@ -193,20 +194,21 @@ def _pairs(space: Distances, images: Bytes, private: Rows) -> bytes:
     return png(with_names(image_grid(pairs, rows, len(closest)), ("synthetic", "private"), ratios))
 
 
-def _curves(space: Distances, unit: str) -> tuple[bytes, bytes]:
-    """Shares of synthetic and of held-out images below a distance, and below a ratio: two charts."""
+def _curves(space: Distances, unit: str, reference: str) -> tuple[bytes, bytes]:
+    """Shares of synthetic and of ``reference`` images below a distance, and below a ratio: two charts."""
     series: Sequence[tuple[str, Tensor, Tensor]] = (
         (f"nearest private image\n({unit})", space.nearest, space.reference),
         ("that distance over the mean\nof the 50 nearest", space.ratio, space.reference_ratio),
     )
-    near, relative = (draw_file((3.6, 2.6), partial(_draw_shares, across, pair)) for across, *pair in series)
+    names = ("synthetic", reference)
+    near, relative = (draw_file((3.6, 2.6), partial(_draw_shares, across, names, pair)) for across, *pair in series)
     return near, relative
 
 
-def _draw_shares(across: str, pair: Sequence[Tensor], figure: "Figure") -> None:
+def _draw_shares(across: str, names: Sequence[str], pair: Sequence[Tensor], figure: "Figure") -> None:
     axes = figure.add_subplot()
     plain_axes(axes)
-    for values, tone, label in zip(pair, (TONES[1], TONES[0]), ("synthetic", "held-out"), strict=True):
+    for values, tone, label in zip(pair, (TONES[1], TONES[0]), names, strict=True):
         axes.ecdf(values.numpy(), color=tone, linewidth=1.4, label=label)
     axes.set_xlabel(across)
     axes.set_ylabel("images below")

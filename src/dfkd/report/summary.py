@@ -1,4 +1,4 @@
-"""What a run comes to, in numbers and sentences: table rows and a verdict."""
+"""What a run comes to, in numbers and sentences, and as table rows."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -106,11 +106,12 @@ def sentence(words: str) -> str:
 
 
 def stop_sentence(records: Sequence[RoundRecord], reason: str) -> str:
-    """Where and why a run ended before its last round: ``stopped after round 7 of 20: reason``."""
-    progress = (
-        f"after round {finished_rounds(records[-1])} of {records[-1].rounds}" if records else "before its first round"
-    )
-    return f"stopped {progress}: {reason}"
+    """Where and why a run ended before its last round: ``stopped after round 7 of 20: reason``.
+
+    Copies of a run may have no records.
+    """
+    progress = f" after round {finished_rounds(records[-1])} of {records[-1].rounds}" if records else ""
+    return f"stopped{progress}: {reason}"
 
 
 def fitted_sentence(info: RunInfo) -> str:
@@ -208,41 +209,3 @@ def _row(role: str, net: dict[str, object], evaluation: Evaluation | None, secon
         bytes=number(net.get("bytes")),
         seconds=seconds,
     )
-
-
-def verdict_of(info: RunInfo, rounds: Sequence[RoundRecord], result: RunResult | None) -> Verdict:
-    """Did it work? Judged by the share of the teacher's accuracy that the student keeps, else by agreement.
-
-    From 97 % on that is "good", from 90 % on "fair", below "poor".
-    """
-    teacher, student = rows_of(info, rounds, result)
-    accuracy, agreement = number(student.accuracy), number(student.agreement)
-    reference = number(teacher.accuracy)
-    share = accuracy / reference if accuracy is not None and reference else agreement
-    size = _size(teacher.parameters, student.parameters)
-    level = _level(share)
-    if level == "open":
-        return Verdict(level, f"Nothing says yet how good the student{size} is: no test images were given.")
-    evaluation = last_evaluation(rounds) if result is None else result.final
-    images = "" if evaluation is None else f"of {evaluation.images:,} test images"
-    opening = {"good": "This went well", "fair": "This went fairly well", "poor": "This fell short"}[level]
-    if accuracy is None:
-        comparison = f"chooses the same class as the teacher on {percent(agreement)} {images}"
-        return Verdict(level, f"{opening}: the student{size} {comparison}.")
-    text = f"{opening}: the student{size} gets {percent(accuracy)} {images} right."
-    if not reference:
-        return Verdict(level, f"{text} It agrees with the teacher on {percent(agreement)}.")
-    conclusion = f"so the student keeps {100 * accuracy / reference:.1f} % of its accuracy"
-    return Verdict(level, f"{text} The teacher gets {percent(reference)}, {conclusion}.")
-
-
-def _size(teacher: Number, student: Number) -> str:
-    if not teacher or student is None or student >= teacher:
-        return ""
-    return f", with {100 * student / teacher:.3g} % of the teacher's parameters,"
-
-
-def _level(share: Number) -> str:
-    if share is None:
-        return "open"
-    return "good" if share >= 0.97 else "fair" if share >= 0.9 else "poor"

@@ -10,8 +10,9 @@ from dfkd.engine.records import RunInfo
 from dfkd.errors import UserError
 from dfkd.report.canvas import TONES, Format, draw_file, plain_axes
 from dfkd.report.dotted import dotted_settings
-from dfkd.report.files import StoredRun, plain
+from dfkd.report.files import StoredRun
 from dfkd.report.summary import number
+from dfkd.report.values import input_settings, value_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,7 +78,7 @@ def sweep_of(runs: Mapping[str, StoredRun], name: str) -> Sweep:
         if accuracy is None:
             lacks = "that has not finished" if run.result is None else "without accuracy on test images"
             raise UserError(f"plot --over needs finished runs with an accuracy, got {folder} {lacks}; leave it out")
-        accuracies.setdefault(_text(row[name]), (row[name], []))[1].append(accuracy)
+        accuracies.setdefault(value_text(row[name]), (row[name], []))[1].append(accuracy)
     if len(accuracies) < 2:
         sentence = f"only {', '.join(accuracies)}" if accuracies else "no runs"
         raise UserError(f"plot --over needs at least two values of {name}, got {sentence}; add runs with others")
@@ -133,23 +134,18 @@ def _mark(axes: "Axes", sweep: Sweep, places: Sequence[float]) -> None:
 
 
 def _others(runs: Mapping[str, StoredRun], name: str) -> list[str]:
-    """Settings beside ``name`` that are not the same in all runs."""
+    """Settings, inputs and code beside ``name`` that are not the same in all runs."""
     rows = []
     for run in runs.values():
         nets = {
             f"{role}.{key}": value for role in ("teacher", "student") for key, value in _net(run.info, role).items()
         }
-        rows.append({"method": run.info.method, **settings_in(run.info), **nets})
+        code = {"provenance.commit": run.info.provenance.get("commit")}
+        rows.append({"method": run.info.method, **settings_in(run.info), **nets, **input_settings(run.info), **code})
     names = dict.fromkeys(key for row in rows for key in row)
-    return [key for key in names if key != name and len({_text(row.get(key)) for row in rows}) > 1]
+    return [key for key in names if key != name and len({value_text(row.get(key)) for row in rows}) > 1]
 
 
 def _net(info: RunInfo, role: str) -> dict[str, object]:
     about = info.teacher if role == "teacher" else info.student
-    return {key: about.get(key) for key in ("kind", "parameters", "sha256")}
-
-
-def _text(value: object) -> str:
-    """A value as people write it."""
-    numeric = number(value)
-    return f"{numeric:g}" if numeric is not None else str(plain(value))
+    return {key: about.get(key) for key in ("kind", "layers", "parameters", "sha256")}

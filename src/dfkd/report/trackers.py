@@ -1,8 +1,8 @@
 """Experiment trackers: Weights & Biases and MLflow, one observer each. TensorBoard is in ``dfkd.report.observers``.
 
 Both read where and how from their own environment (``WANDB_MODE=offline``, ``MLFLOW_TRACKING_URI``). Numbers that are
-not finite are left out. A resumed run goes on under the same identity, which is that of its folder. A tracker that
-cannot be reached refuses the start of a run; a run that has started goes on without it.
+not finite are left out. A resumed run goes on under the identity that it was given at its first start (``RunInfo``). A
+tracker that cannot be reached refuses the start of a run; a run that has started goes on without it.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, final
 
@@ -20,7 +20,7 @@ from dfkd.errors import UserError
 from dfkd.extras import install_extra
 from dfkd.report.dotted import dotted_settings
 from dfkd.report.files import plain
-from dfkd.report.observers import scores_of
+from dfkd.report.observers import scalars_of
 from dfkd.report.summary import finished_rounds
 
 __all__ = ["MLflow", "WandB", "check_trackers"]
@@ -108,7 +108,7 @@ class WandB(Observer):
         try:
             self._run = wandb.init(
                 project=self.project,
-                id=_identity(self.folder),
+                id=_identity(info, self.folder),
                 name=self.folder.name,
                 resume="allow",
                 dir=str(self.folder),
@@ -123,7 +123,7 @@ class WandB(Observer):
         """Log the numbers of the round."""
         run = self._run
         if run is not None:
-            self._link.send(lambda: run.log(dict(_numbers(record)), step=finished_rounds(record)))
+            self._link.send(lambda: run.log(scalars_of(record), step=finished_rounds(record)))
 
     def finished(self, result: RunResult) -> None:
         """Close the tracker's run."""
@@ -164,7 +164,7 @@ class MLflow(Observer):
         where = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(self.folder / 'mlflow.db').resolve()}"
         try:
             self._client = MlflowClient(tracking_uri=where)
-            self._run, new = self._begin()
+            self._run, new = self._begin(_identity(info, self.folder))
             for name, value in dotted_settings(_about(info)).items() if new else ():
                 self._client.log_param(self._run, name, str(value)[:500])
         except Exception as error:  # no server, a wrong address: whatever its library makes of it
@@ -187,7 +187,7 @@ class MLflow(Observer):
         self._close(STATES[status])
 
     def _log(self, record: RoundRecord) -> None:
-        for name, value in _numbers(record):
+        for name, value in scalars_of(record).items():
             self._client.log_metric(self._run, name, value, step=finished_rounds(record))
 
     def _close(self, state: str) -> None:
@@ -195,11 +195,10 @@ class MLflow(Observer):
         if run:
             self._link.attempt(lambda: self._client.set_terminated(run, state))
 
-    def _begin(self) -> tuple[str, bool]:
-        """The tracker's run of this folder, and whether it is new."""
+    def _begin(self, identity: str) -> tuple[str, bool]:
+        """The tracker's run with this identity, and whether it is new."""
         experiment = self._client.get_experiment_by_name(self.experiment)
         place = experiment.experiment_id if experiment is not None else self._client.create_experiment(self.experiment)
-        identity = _identity(self.folder)
         earlier = self._client.search_runs([place], f"tags.`dfkd.run` = '{identity}'")
         if earlier:
             self._client.update_run(earlier[0].info.run_id, status="RUNNING")
@@ -208,8 +207,9 @@ class MLflow(Observer):
         return str(created.info.run_id), True
 
 
-def _identity(folder: Path) -> str:
-    return hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+def _identity(info: RunInfo, folder: Path) -> str:
+    """What the tracker knows the run by; runs that began before it was recorded go on under that of their path."""
+    return info.identity or hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
 
 
 def _about(info: RunInfo) -> dict[str, Any]:
@@ -224,12 +224,6 @@ def _about(info: RunInfo) -> dict[str, Any]:
         }
     )
     return facts
-
-
-def _numbers(record: RoundRecord) -> Iterator[tuple[str, float]]:
-    """The finite ones among the metrics of a round and the scores on test images."""
-    values = {**record.metrics, **scores_of(record.evaluation)}
-    yield from ((name, value) for name, value in values.items() if math.isfinite(value))
 
 
 def _reason(error: Exception) -> str:

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dfkd.report.charts import Points, scatter_chart
-from dfkd.report.comparison import MOST_RUNS, Chart, charts_of, runs_beside
+from dfkd.report.comparison import MOST_RUNS, Chart, charts_of, runs_beside, with_tones
 from dfkd.report.files import RUN_FILE, write_whole
 from dfkd.report.html import render_template
 from dfkd.report.summary import Verdict, duration, number, percent
-from dfkd.report.trials import Trial, best_first, not_told_apart, read_search, read_trials, trial_folder
+from dfkd.report.trials import BEST_FILE, Trial, best_first, not_told_apart, read_search, read_trials, trial_folder
+from dfkd.report.values import value_text
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -78,9 +79,8 @@ def _page(folder: Path, about: Mapping[str, Any], trials: Sequence[Trial]) -> st
     ordered = best_first(trials)
     names = list(about["ranges"])
     with_runs = [trial for trial in ordered if (trial_folder(folder, trial.number) / RUN_FILE).is_file()]
-    drawn = runs_beside(
-        [trial_folder(folder, t.number) for t in with_runs[:MOST_RUNS]], [_name(t) for t in with_runs[:MOST_RUNS]]
-    )
+    plotted = with_runs[:MOST_RUNS]
+    drawn = with_tones(runs_beside([trial_folder(folder, t.number) for t in plotted], [_name(t) for t in plotted]))
     tested = [trial for trial in ordered if trial.accuracy is not None]
     pair, counts = about["pair"], _counts(trials)
     return render_template(
@@ -90,7 +90,7 @@ def _page(folder: Path, about: Mapping[str, Any], trials: Sequence[Trial]) -> st
             "method": about["settings"].get("method", ""),
             "counts": counts,
             "verdict": search_verdict(trials),
-            "next": about.get("next") if ordered and ordered[0].state == "complete" else None,
+            "next": about.get("next") if (folder / BEST_FILE).is_file() else None,
             "heads": [*names, "agreement", "95 % interval", "rounds", "time"],
             "table": [(_name(trial), _cells(trial, names)) for trial in ordered],
             "strong": 0 if ordered and ordered[0].state == "complete" else None,
@@ -105,7 +105,7 @@ def _page(folder: Path, about: Mapping[str, Any], trials: Sequence[Trial]) -> st
             "tested": [(_name(t), (percent(t.agreement), percent(t.accuracy))) for t in tested],
             "test_images": tested[0].tested if tested else 0,
             "correlation": rank_correlation(trials),
-            "fixed": [(name, _spell(value)) for name, value in about["settings"].items() if name not in names],
+            "fixed": [(name, value_text(value)) for name, value in about["settings"].items() if name not in names],
             "folder": str(folder),
         },
     )
@@ -162,6 +162,7 @@ def _choice(value: Any) -> str:
 
 
 def _spell(value: Any) -> str:
+    """A value that was drawn: four digits are enough to tell it from others."""
     if isinstance(value, bool) or value is None:
         return _choice(value)
     numeric = number(value)

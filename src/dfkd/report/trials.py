@@ -14,6 +14,7 @@ from dfkd.errors import UserError
 from dfkd.report.files import DAMAGE, plain, write_whole
 
 __all__ = [
+    "BEST_FILE",
     "SEARCH_FILE",
     "TRIALS_FILE",
     "Trial",
@@ -28,6 +29,7 @@ __all__ = [
 
 SEARCH_FILE = "search.json"
 TRIALS_FILE = "trials.json"
+BEST_FILE = "best.yaml"  # the settings of the best trial as a recipe, written when a search of the shell has ended
 TrialState = Literal["running", "complete", "pruned", "failed"]
 
 

@@ -12,6 +12,7 @@ __all__ = [
     "agreement_rows",
     "estimate_sentence",
     "last_estimate",
+    "main_agreement",
     "picked_sentence",
     "set_name",
     "short_estimate",
@@ -72,9 +73,14 @@ def picked_sentence(result: RunResult | None) -> str:
     )
 
 
+def main_agreement(estimate: Estimate) -> Agreement | None:
+    """The agreement on the images that rules go by unless told otherwise; None where there are none."""
+    return estimate.sets.get("inverted") or estimate.sets.get("own")
+
+
 def short_estimate(estimate: Estimate) -> str:
-    """For one line of the terminal: on the images that rules go by unless told otherwise."""
-    agreement = estimate.sets.get("inverted") or estimate.sets.get("own")
+    """The main agreement for one line of the terminal."""
+    agreement = main_agreement(estimate)
     return "" if agreement is None else f"agreement without test images {percent(agreement.agreement)}"
 
 
