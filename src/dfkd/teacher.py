@@ -99,8 +99,8 @@ def teach(
     check_weights(net)
     if not any(p.requires_grad for p in net.parameters()):
         raise UserError("teach needs a network with weights to train, got none that ask for gradients; unfreeze it")
-    images, labels = _labelled(images, labels, "training", least=2)
-    test = None if test is None else _labelled(*test, "test")
+    images, labels = _labelled_tensors(images, labels, "training", least=2)
+    test = None if test is None else _labelled_tensors(*test, "test")
     with gradients_on(), torch.random.fork_rng(devices=seeded_devices(runtime)):
         runtime.launch()
         began = time.monotonic()
@@ -224,7 +224,7 @@ def _optimizer(probe: Probe, plan: TeachPlan) -> Optimizer:
     return SGD(parameters, lr=plan.lr, momentum=plan.momentum, weight_decay=plan.weight_decay, fused=True)
 
 
-def _labelled(images: Any, labels: Any, split: str, least: int = 1) -> tuple[Bytes, Labels]:
+def _labelled_tensors(images: Any, labels: Any, split: str, least: int = 1) -> tuple[Bytes, Labels]:
     """Images and their labels as tensors, checked against each other."""
     images, labels = as_tensor(images, "teach", "images"), as_tensor(labels, "teach", "labels")
     if images.dtype != torch.uint8 or images.dim() != 4 or len(images) < least:
