@@ -100,7 +100,7 @@ def test_modules_that_run_several_times_are_no_stages() -> None:
     assert found.sides == ((4, 8, 8), (6, 4, 4), (6, 2, 2))
     probe = Probe(OneActivation(), mean=[0.5], std=[0.5], stages=found.stages)
     assert [tuple(m.shape[1:]) for m in probe(torch.rand(2, 1, 8, 8), maps=True).maps] == list(found.sides)
-    with pytest.raises(UserError, match="student needs stages that run once .*, got 'relu', which runs 3 times; the"):
+    with pytest.raises(UserError, match=r"student needs stages that run once .*, got 'relu', which runs 3 times; the"):
         survey(OneActivation(), (1, 8, 8), role="student", stages=("a", "relu"))
 
 

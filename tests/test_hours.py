@@ -21,7 +21,7 @@ from dfkd.engine import driver, hours, laps
 from dfkd.engine import estimate as module
 from dfkd.engine.driver import Watch, run
 from dfkd.engine.estimate import Estimate
-from dfkd.engine.hours import RESERVE, fit_plan, longest, shorten
+from dfkd.engine.hours import RESERVE, fit_plan, most_rounds, shorten
 from dfkd.engine.plan import Plan
 from dfkd.engine.records import Observer, RoundRecord
 from dfkd.report.files import read_run
@@ -32,14 +32,14 @@ MEAN, STD = STATISTICS["digits"]
 
 
 @given(st.integers(1, 300), st.integers(0, 30), st.integers(0, 40), st.floats(0, 4000))
-def test_the_longest_plan_is_that_of_trying_all(rounds: int, warmup: int, start: int, seconds: float) -> None:
+def test_the_most_rounds_are_those_of_trying_all(rounds: int, warmup: int, start: int, seconds: float) -> None:
     plan = Plan(rounds=rounds, warmup=warmup)
 
     def total(shorter: Plan) -> float:
         return start + 11.0 * shorter.rounds + 3.0 * shorter.warmup
 
     fits = [n for n in range(1, rounds + 1) if total(shorten(plan, n)) <= seconds]
-    assert longest(plan, seconds, total) == max(fits, default=0)
+    assert most_rounds(plan, seconds, total) == max(fits, default=0)
 
 
 def test_what_a_shorter_plan_keeps() -> None:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, weight_norm
 
 import dfkd
 from dfkd.data.overlap import web_overlap
@@ -26,7 +27,7 @@ from dfkd.engine.driver import Watch, run
 from dfkd.engine.plan import Plan
 from dfkd.engine.records import Keep
 from dfkd.engine.runtime import Runtime
-from dfkd.engine.sharing import share_head, widen
+from dfkd.engine.sharing import _look, share_head, widen
 from dfkd.engine.web import chosen_images, group_features
 from dfkd.errors import UserError
 from dfkd.identity import weights_hash
@@ -371,6 +372,64 @@ def test_share_head_gives_the_student_the_teachers_classifier(teacher: str, stud
     S.train()
     loss = S(torch.rand(4, *shape)).square().sum()
     assert all(bool(g.isfinite().all()) for g in torch.autograd.grad(loss, list(S.parameters())))  # nothing idle
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("student", ["resnet8", "wrn10-2"])
+def test_share_head_takes_teachers_of_other_precision(student: str, dtype: torch.dtype) -> None:
+    shape = (1, 8, 8)
+    T = build("wrn16-1", 5, 1).net.to(dtype)
+    S, same = (share_head(net, build(student, 5, 1).net, shape) for net in (T, T.float()))
+    assert [p.shape for p in S.parameters()] == [p.shape for p in same.parameters()]
+    assert torch.equal(head_of(S).weight, head_of(T).weight)
+    assert S(torch.rand(2, *shape)).dtype == torch.float32
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+@pytest.mark.parametrize("norm", [parametrizations.weight_norm, weight_norm])
+def test_a_classifier_that_computes_its_weights_is_shared_but_not_written(norm: Callable[..., nn.Module]) -> None:
+    shape = (1, 8, 8)
+    T, S = build("wrn16-1", 5, 1).net, build("resnet8", 5, 1).net
+    norm(S.get_submodule("head"))
+    with pytest.raises(
+        UserError, match="share_head needs a student whose classifier has plain parameters, got one that"
+    ):
+        share_head(T, S, shape)
+    norm(T.get_submodule("head"))
+    S = share_head(T, build("resnet8", 5, 1).net, shape)
+    assert torch.equal(head_of(S).weight, head_of(T).weight)
+
+
+def test_kd3_shares_no_classifier_that_computes_its_weights(digits_teacher: nn.Module) -> None:
+    task = make(digits_teacher)
+    parametrizations.weight_norm(head_of(task.student.net))
+    with pytest.raises(UserError, match="share_head needs a student whose classifier has plain parameters"):
+        KD3(pad=1).setup(task, PLAN)
+
+
+class Fails(nn.Module):
+    """Its second forward pass fails."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net, self.passes = net, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        if self.passes > 1:
+            raise ValueError("over")
+        y: Tensor = self.net(x)
+        return y
+
+
+def test_a_look_that_fails_leaves_no_hooks_and_the_modes() -> None:
+    net = Fails(build("resnet8", 5, 1).net).train()
+    head = net.get_submodule("net.head")
+    assert isinstance(head, nn.Linear)
+    with pytest.raises(ValueError, match="over"):
+        _look(net, head, (1, 8, 8))
+    assert all(module.training for module in net.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
 
 
 def test_a_widened_student_is_built_again_from_numbers() -> None:

@@ -23,7 +23,7 @@ from dfkd.defaults import DEFAULT_METHOD
 from dfkd.engine.anatomy import Anatomy, survey
 from dfkd.engine.core import Method, Task
 from dfkd.engine.runtime import Runtime
-from dfkd.engine.sharing import widened_by
+from dfkd.engine.sharing import widening_of
 from dfkd.engine.verify import Verified, verify
 from dfkd.errors import UserError
 from dfkd.inputs import as_classifier, facts_of, with_fields
@@ -176,9 +176,9 @@ def fit_student(
     Raises:
         UserError: a pair that cannot be made to fit.
     """
-    before = widened_by(student.net)
+    before = widening_of(student.net)
     net = method.fit(teacher.net, student.net, image_size)
-    unchanged = widened_by(net) == before
+    unchanged = widening_of(net) == before
     return replace(student, net=net) if unchanged else Classifier(net, spec=student.spec, name=student.name)
 
 

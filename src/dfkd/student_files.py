@@ -14,7 +14,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from dfkd.engine.checkpoint import write_aside
 from dfkd.engine.probe import Probe
 from dfkd.engine.records import Picked, RunInfo
-from dfkd.engine.sharing import widened_by
+from dfkd.engine.sharing import widening_of
 from dfkd.identity import VERSION
 from dfkd.report.files import plain
 from dfkd.weights import without_wrappers
@@ -107,7 +107,7 @@ def _own_names(net: nn.Module) -> dict[str, str]:
 def _network(net: nn.Module, spec: Mapping[str, object] | None) -> dict[str, object]:
     """How to build the network again: as it was named, or its class; and how it was widened."""
     kind = {"class": f"{type(net).__module__}.{type(net).__qualname__}"}
-    projector = widened_by(net)
+    projector = widening_of(net)
     return {**(spec or kind), **({} if projector is None else {"projector": projector})}
 
 

@@ -117,11 +117,11 @@ def run(task: Task, method: Method[Any], plan: Plan, watch: Watch | None = None,
             _set_rate(optimizer, plan.rate(round))
             outcome = _turns(task, method, state, plan, round, learnable, objective, optimizer, watch)
             record = _apply_rules(task, watch, _look(task, state, plan, watch, round, outcome, began))
-            _warn_of_nonfinite(watch, record)
             last = _ask(task, watch, record)
             due = watch.checkpoint and (last or _agree(task, time.monotonic() - saved_at >= watch.save_every))
             if due or "loss/student" in record.metrics:
                 _check_finite(task, watch, outcome.loss, round)
+            _warn_of_nonfinite(watch, record)
             if watch.checkpoint and due:
                 check_grown(parts, state)
                 _save(task, state, optimizer, watch, watch.checkpoint, round + 1)

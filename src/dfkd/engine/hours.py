@@ -20,7 +20,7 @@ from dfkd.engine.estimate import Estimate, estimator
 from dfkd.engine.plan import Plan
 from dfkd.errors import UserError
 
-__all__ = ["Fit", "fit_plan", "longest", "shorten"]
+__all__ = ["Fit", "fit_plan", "most_rounds", "shorten"]
 
 RESERVE = 0.1
 """Share of the time for what is not in an estimate: held-out images and the agreement on them, figures, export."""
@@ -51,7 +51,7 @@ def fit_plan(task: Task, method: Method[Any], plan: Plan, watch: Watch, hours: f
     began = time.monotonic()
     estimate_of = estimator(task, method, plan, watch, out)
     seconds = (1 - RESERVE) * 3600 * hours - (time.monotonic() - began)
-    rounds = longest(plan, seconds, lambda shorter: estimate_of(shorter).total)
+    rounds = most_rounds(plan, seconds, lambda shorter: estimate_of(shorter).total)
     if task.runtime.world > 1:  # every process measured for itself
         own_rounds = float(rounds) if task.runtime.rank == 0 else 0.0
         rounds = int(task.runtime.total(torch.tensor(own_rounds, dtype=torch.float64, device=task.runtime.device)))
@@ -65,7 +65,7 @@ def fit_plan(task: Task, method: Method[Any], plan: Plan, watch: Watch, hours: f
     return Fit(fitted, estimate_of(fitted), hours, plan)
 
 
-def longest(plan: Plan, seconds: float, total: Callable[[Plan], float]) -> int:
+def most_rounds(plan: Plan, seconds: float, total: Callable[[Plan], float]) -> int:
     """The most rounds, up to those of ``plan``, whose plan takes at most ``seconds``; 0: not even one.
 
     ``total`` says what a plan takes, and grows with its rounds.

@@ -11,7 +11,7 @@ from dfkd.nets.heads import map_projector, vector_projector
 from dfkd.nets.tail import last_map
 from dfkd.nets.zoo import forget_layers
 
-__all__ = ["check_outputs", "feature_projection", "projection", "share_head", "widen", "widened_by"]
+__all__ = ["check_outputs", "copy_head", "feature_projection", "projection", "share_head", "widen", "widening_of"]
 
 _WIDENED = "_widened_by"  # an attribute of a widened network: the arguments of `widen`
 
@@ -32,19 +32,36 @@ def share_head(teacher: nn.Module, student: nn.Module, image_size: tuple[int, in
         ``student``.
 
     Raises:
-        UserError: a network without a linear classifier, or another number of classes or of outputs (of two classes a
-            network may have one).
+        UserError: a network without a linear classifier, a student whose classifier computes its weights, or another
+            number of classes or of outputs (of two classes a network may have one).
     """
     wider = projection(teacher, student, image_size)
     if wider is not None:
         widen(student, image_size, **wider)
     teacher_head = _linear(teacher, survey(teacher, image_size, None, "teacher"), "teacher")
     student_head = _linear(student, survey(student, image_size, None, "student"), "student")
-    with torch.no_grad():
-        student_head.weight.copy_(teacher_head.weight)
-        if student_head.bias is not None and teacher_head.bias is not None:
-            student_head.bias.copy_(teacher_head.bias)
+    copy_head(teacher_head, student_head)
     return student
+
+
+@torch.no_grad()
+def copy_head(teacher_head: nn.Linear, student_head: nn.Linear) -> None:
+    """Give ``student_head`` the weights (k, d) of ``teacher_head``, and its bias (k,) where both have one.
+
+    Raises:
+        UserError: the student's are computed in each forward pass (weight norm, other parametrizations).
+    """
+    for name in ("weight", "bias"):
+        numbers = getattr(teacher_head, name), getattr(student_head, name)
+        if any(part is None for part in numbers):
+            continue
+        if name not in student_head._parameters:
+            raise UserError(
+                "share_head needs a student whose classifier has plain parameters, got one that computes its "
+                f"{name} in each forward pass (weight norm or the like); take that off its head first, by "
+                "torch.nn.utils.parametrize.remove_parametrizations or torch.nn.utils.remove_weight_norm"
+            )
+        numbers[1].copy_(numbers[0])
 
 
 def projection(teacher: nn.Module, student: nn.Module, image_size: tuple[int, int, int]) -> dict[str, Any] | None:
@@ -129,7 +146,7 @@ def widen(
     return student.to(head.weight.device, head.weight.dtype).train(training)
 
 
-def widened_by(net: nn.Module) -> dict[str, Any] | None:
+def widening_of(net: nn.Module) -> dict[str, Any] | None:
     """The arguments with which :func:`widen` changed ``net``; None where it did not.
 
     They belong beside its weights: who builds the network again from its name has to widen it in the same way.
@@ -149,26 +166,39 @@ class _Look(NamedTuple):
 def _look(net: nn.Module, head: nn.Linear, image_size: tuple[int, int, int]) -> _Look:
     """Run ``net`` once, in eval mode, on a ramp from dark to bright and back; its modes are restored."""
     modes = {module: module.training for module in net.modules()}
-    place = last_map(net.eval(), image_size)
+    try:
+        place = last_map(net.eval(), image_size)
+        maps, features = _read_ramp(net, head, place, image_size)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    positive = bool((features >= 0).all())
+    if maps is None:
+        return _Look(None, (0, 0), False, positive)
+    mean = maps.mean(dim=(2, 3))
+    rounding = max(1e-4, 4 * torch.finfo(maps.dtype).eps)  # of half precision the networks' own
+    pooled = mean.shape == features.shape and torch.allclose(mean, features, rtol=rounding, atol=rounding / 10)
+    return _Look(place, (maps.shape[2], maps.shape[3]), pooled, positive)
+
+
+@torch.no_grad()
+def _read_ramp(
+    net: nn.Module, head: nn.Linear, place: str | None, image_size: tuple[int, int, int]
+) -> tuple[Tensor | None, Tensor]:
+    """The map (2, c, h, w) that ``place`` makes of a ramp and its negative, and what the head reads (2, d)."""
     maps: list[Tensor] = []
     features: list[Tensor] = []
     handles = [head.register_forward_pre_hook(lambda module, inputs: features.append(inputs[0].flatten(1)))]
     if place is not None:
         at = net.get_submodule(place)
         handles.append(at.register_forward_hook(lambda module, inputs, output: maps.append(output)))
-    with torch.no_grad():
-        ramp = torch.linspace(-2, 2, image_size[1] * image_size[2], device=head.weight.device)
+    try:
+        ramp = torch.linspace(-2, 2, image_size[1] * image_size[2], device=head.weight.device).to(head.weight.dtype)
         net(torch.stack([ramp, -ramp]).view(2, 1, *image_size[1:]).expand(2, *image_size).contiguous())
-    for handle in handles:
-        handle.remove()
-    for module, mode in modes.items():
-        module.training = mode
-    positive = bool((features[-1] >= 0).all())
-    if not maps:
-        return _Look(None, (0, 0), False, positive)
-    mean = maps[-1].mean(dim=(2, 3))
-    pooled = mean.shape == features[-1].shape and torch.allclose(mean, features[-1], rtol=1e-4, atol=1e-5)
-    return _Look(place, (maps[-1].shape[2], maps[-1].shape[3]), pooled, positive)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return (maps[-1] if maps else None), features[-1]
 
 
 def _linear(net: nn.Module, facts: Anatomy, role: str) -> nn.Linear:

@@ -29,7 +29,7 @@ from dfkd.engine.core import Cache, Clock, Method, Metrics, Need, State, Task
 from dfkd.engine.limits import Count, NotNegative, Positive, PositiveShare, Share, Whole
 from dfkd.engine.measures import Measure
 from dfkd.engine.plan import Plan
-from dfkd.engine.sharing import check_outputs, feature_projection, projection, widen
+from dfkd.engine.sharing import check_outputs, copy_head, feature_projection, projection, widen
 from dfkd.engine.views import View
 from dfkd.engine.web import SELECTION_MEASURES, own_rows, read_blocks, selection_metrics, selection_views, web_of
 from dfkd.errors import UserError
@@ -136,7 +136,7 @@ class KD3(Method[KD3State]):
         none = torch.zeros(0, dtype=torch.int64, device=task.runtime.device)
         state = KD3State(own_rows(task, self.pool_share), none, none)
         if self.share_head:
-            student_head.load_state_dict(teacher_head.state_dict())
+            copy_head(teacher_head, student_head)
             parts = [name for name, _ in student_head.named_parameters()]
             state.fixed_parameters = tuple(f"{task.student.head_name}.{name}" for name in parts)
         if self.mdcl != "none":

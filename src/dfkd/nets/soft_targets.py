@@ -23,7 +23,7 @@ def what_is_modelled(
     rest = find_tail(teacher, image_shape, layer, space)
     return (
         "the logits"
-        if rest.last
+        if rest.models_logits
         else f"the output of {'' if space == 'pre_act' else 'the activation after '}{rest.layer}"
     )
 

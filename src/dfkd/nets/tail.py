@@ -42,7 +42,7 @@ class Tail:
         self.layer, self.weight = layer, weight.detach()
 
     @property
-    def last(self) -> bool:
+    def models_logits(self) -> bool:
         """Are the units the logits, with nothing that follows?"""
         return self._place is None
 
@@ -118,7 +118,7 @@ def find_tail(
         return _classifier(net, image_shape, linears, logits, outputs)
     if layer != "auto":
         return _tail_at(net, image_shape, steps, layer, space, outputs)
-    before = [step for step in linears if not _makes(step, logits, outputs)]
+    before = [step for step in linears if not _is_classifier_step(step, logits, outputs)]
     if before:
         try:
             return _tail_at(net, image_shape, steps, before[-1].name, space, outputs)
@@ -127,7 +127,7 @@ def find_tail(
     return _classifier(net, image_shape, linears, logits, outputs)
 
 
-def _makes(step: _Step, logits: Tensor, outputs: Output) -> bool:
+def _is_classifier_step(step: _Step, logits: Tensor, outputs: Output) -> bool:
     """Is this layer's output that of the network, up to what the kind of its outputs implies?"""
     if step.output.shape != logits.shape:
         return False
@@ -138,7 +138,7 @@ def _classifier(
     net: nn.Module, image_shape: tuple[int, int, int], linears: list[_Step], logits: Tensor, outputs: Output
 ) -> Tail:
     for step in reversed(linears):
-        if _makes(step, logits, outputs):
+        if _is_classifier_step(step, logits, outputs):
             place = None if outputs in ("logits", "one logit") else step.name
             return Tail(net, image_shape, step.name, place, step.module.weight, outputs)  # type: ignore[arg-type]
     raise UserError(
@@ -159,7 +159,7 @@ def _tail_at(
         )
     place = layer if space == "pre_act" else _activation(steps, turns[0])
     tail = Tail(net, image_shape, layer, place, turns[0].module.weight, outputs)
-    units = torch.linspace(-1, 1, turns[0].output.shape[1], device=turns[0].output.device)[None]
+    units = torch.linspace(-1, 1, turns[0].output.shape[1]).to(turns[0].output)[None]
     if not torch.equal(tail(units), tail(units, background=1.0)):
         raise UserError(
             f"soft targets need a layer that everything after it depends on alone, got {layer!r}, "
@@ -196,8 +196,8 @@ def _trace(net: nn.Module, image_shape: tuple[int, int, int]) -> tuple[list[_Ste
 
     handles = [module.register_forward_hook(note) for module in names]
     try:
-        device = next((p.device for p in net.parameters()), torch.device("cpu"))
-        logits = tensor_of(net(torch.zeros(1, *image_shape, device=device)))
+        like = next((p for p in net.parameters() if p.is_floating_point()), torch.empty(0))
+        logits = tensor_of(net(torch.zeros(1, *image_shape, device=like.device, dtype=like.dtype)))
     finally:
         for handle in handles:
             handle.remove()
