@@ -19,7 +19,7 @@ from dfkd.data.readers import STATISTICS, read_images
 from dfkd.defaults import NOISE_METHOD
 from dfkd.methods import METHODS
 from dfkd.report.files import plain
-from dfkd.tune.short import small, trial_plan
+from dfkd.tune.short import shrunk_method, trial_plan
 
 TEACHER = "wrn16-1"
 
@@ -69,7 +69,7 @@ def main() -> None:
     print(found.advice, flush=True)
     students: dict[str, Any] = {}
     for name in (method, NOISE_METHOD):
-        made: Any = small(methods()[name], 8)
+        made: Any = shrunk_method(methods()[name], 8)
         plan = trial_plan(METHODS[method].default_plan, told.rounds)
         torch.manual_seed(0)
         began = time.monotonic()

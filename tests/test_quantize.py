@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import dfkd
 from dfkd.cli.main import main
 from dfkd.deploy.quantize import _warn_of_loss
-from dfkd.deploy.stages import Looks, Stage
+from dfkd.deploy.stages import Stage, StageMeter
 from dfkd.engine.records import Observer
 from dfkd.nets.quantized import Bits, quantized_bytes, with_quantizers
 from dfkd.nets.ranges import Largest, check_ranges, freeze_ranges, ranges_of
@@ -205,10 +205,10 @@ def test_too_few_images_are_refused(digits_teacher: nn.Module) -> None:
 
 
 def counting_images(looks: list[int]) -> Callable[..., Stage]:
-    """``Looks._stage`` that notes on how many synthetic images it measures."""
-    stage = Looks._stage
+    """``StageMeter._stage`` that notes on how many synthetic images it measures."""
+    stage = StageMeter._stage
 
-    def look(self: Looks, *args: Any) -> Stage:
+    def look(self: StageMeter, *args: Any) -> Stage:
         looks.append(len(args[-1]))
         return stage(self, *args)
 
@@ -224,7 +224,7 @@ def test_a_whole_run_reports_three_stages_and_loads_again(
     out = tmp_path / "q"
     images = dfkd.read_images("digits", "train").images[:200]
     looks: list[int] = []
-    monkeypatch.setattr(Looks, "_stage", counting_images(looks))
+    monkeypatch.setattr(StageMeter, "_stage", counting_images(looks))
     done = dfkd.quantize(
         teacher, "W8A8", method(), images=images, calibration=64, plan=plan(), out=out, test="digits", **DIGITS
     )

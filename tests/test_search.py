@@ -270,7 +270,11 @@ def test_a_trial_whose_settings_do_not_go_together_fails_alone(tmp_path: Path) -
 def test_a_trial_whose_method_does_not_fit_the_pair_fails_alone(tmp_path: Path) -> None:
     """The deep generator makes no images of 8 pixels; the search, and a second call of it, go on without it."""
     ranges = {"method.generator": Range(choices=("conv", "deep")), "method.lr": Range(0.001, 0.1)}
-    search = {"ranges": ranges, "plan": replace(PLAN, rounds=1), "watch": dfkd.Watching(samples_every=0)}
+    search: dict[str, Any] = {
+        "ranges": ranges,
+        "plan": replace(PLAN, rounds=1),
+        "watch": dfkd.Watching(samples_every=0),
+    }
     with pytest.warns(UserWarning, match=r"method.generator = auto is outside its range"):
         first = room.search(
             network(8), network(4), METHOD, out=tmp_path / "s", trials=4, device="cpu", **search, **DATA

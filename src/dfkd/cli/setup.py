@@ -88,8 +88,10 @@ def _without_other_method(base: Tree, words: Any) -> Tree:
     """A recipe without its method's settings, where ``words``, which are put over it, name another method."""
     section = base.get("method")
     name = words.get("name") if isinstance(words, Mapping) else words
-    own_name = section.get("name") if isinstance(section, Mapping) else None
-    if name is None or own_name is None or str(_plain_name(name)).lower() == str(_plain_name(own_name)).lower():
+    if not isinstance(section, Mapping) or name is None or section.get("name") is None:
+        return base
+    own_name = section["name"]
+    if str(_plain_name(name)).lower() == str(_plain_name(own_name)).lower():
         return base
     if len(section) > 1:
         warnings.warn(f"the recipe's settings of {own_name} are left out, for the method is {name}", stacklevel=3)
