@@ -149,6 +149,7 @@ def test_a_caller_without_gradients_gets_a_student_and_the_teacher_back(off: Any
         ({"observers": [3]}, r"distill needs observers that are objects of a dfkd.Observer, got int; give"),
         ({"estimate": "yes"}, r"distill needs estimate as True, False or held-out images, got str; give"),
         ({"estimate": np.zeros((2, 1, 8, 8))}, r"estimate needs uint8 images of shape \(n, \*\(1, 8, 8\)\), got"),
+        ({"out": 3}, r"distill needs out as a path, got int; give a text or a pathlib.Path"),
         ({"runtime": "cpu"}, r"distill needs runtime as a dfkd.Machine, got str; write dfkd.Machine\(...\), or give"),
         ({"data": {}}, r"distill needs data as a dfkd.Images, got dict; write"),
         ({"watch": [Observer()]}, r"distill needs watch as a dfkd.Watching, got list; write"),

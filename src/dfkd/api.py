@@ -111,7 +111,7 @@ def distill(
         watch: evaluations, samples, saves, figures, export; nothing in it changes the student.
         stop: rules that end the run earlier, by agreement with the teacher on held-out images, and the hours that the
             plan is shortened to fit, as measured before the first round; off by default.
-        out: run folder, new or empty; without it nothing is written.
+        out: run folder, new or empty; without it nothing is written. A text may begin with ``~``.
         resume: continue the run in ``out`` where it stopped.
         observers: told about every round, beside the built-in ones; one may end the run
             (:meth:`~dfkd.engine.records.Observer.rounded`).
@@ -123,9 +123,9 @@ def distill(
     """
     raw_sections: dict[str, Any] = {"data": data, "text": text, "runtime": runtime, "watch": watch, "stop": stop}
     sections = with_fields("distill", raw_sections, values)
-    _check_kinds(plan, observers)
+    _check_kinds(plan, observers, out)
     sections["watch"] = replace(sections["watch"], estimate=_held_out_choice(sections["watch"].estimate))
-    machine, folder = runtime_of(sections["runtime"]), None if out is None else Path(out).expanduser()
+    machine, folder = runtime_of(sections["runtime"]), Path(out).expanduser() if isinstance(out, str) else out
     with threads_of(sections["runtime"]), gradients_on(), end_with_lost_process(machine, folder):
         return _distill(
             as_classifier(teacher),
@@ -222,8 +222,10 @@ def _distill(
     return Distilled(student.net.eval(), result, _export(folder, runtime, settings.onnx), weights)
 
 
-def _check_kinds(plan: object, observers: object) -> None:
-    """Refuse what Python passes as a plan or as observers and is none."""
+def _check_kinds(plan: object, observers: object, out: object) -> None:
+    """Refuse what Python passes as a plan, as observers or as a folder and is none."""
+    if not isinstance(out, str | Path | None):
+        raise UserError(f"distill needs out as a path, got {type(out).__name__}; give a text or a pathlib.Path")
     if not isinstance(plan, Plan | None):
         raise UserError(f"distill needs plan as a dfkd.Plan, got {type(plan).__name__}; write dfkd.Plan(rounds=...)")
     if not isinstance(observers, list | tuple):

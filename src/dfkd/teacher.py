@@ -168,7 +168,7 @@ def save_teacher(
         "versions": {"dfkd": VERSION, "torch": torch.__version__, "python": platform.python_version()},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    path = folder.expanduser() / "weights.safetensors"
+    path = folder / "weights.safetensors"
     text = json.dumps(plain(about), indent=1) + "\n"
     write_aside(path, lambda aside: save_file(weights, aside))
     write_aside(path.with_suffix(".json"), lambda aside: aside.write_text(text))
