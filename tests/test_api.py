@@ -95,6 +95,40 @@ def test_a_student_and_a_record_come_back(digits_teacher: nn.Module) -> None:
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in [*student.modules(), *digits_teacher.modules()])
 
 
+class Grows(nn.Module):
+    """It makes a layer in its first forward pass."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not hasattr(self, "scale"):
+            self.scale = nn.BatchNorm1d(10, affine=False)
+        y: Tensor = self.net(x)
+        return y + 0 * self.scale(y)
+
+
+def test_a_teacher_that_makes_a_layer_in_its_first_pass_is_taken(digits_teacher: nn.Module) -> None:
+    digits_teacher.train()
+    teacher = Grows(digits_teacher)
+    assert go(teacher, method=dfkd.NoiseInput()).record.stopped is None
+    assert "scale" in dict(teacher.named_children())
+    assert digits_teacher.training
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_a_teacher_comes_back_in_the_memory_it_came_in(layout: torch.memory_format, digits_teacher: nn.Module) -> None:
+    digits_teacher.to(memory_format=layout)  # type: ignore[call-overload]
+    tensors = {**dict(digits_teacher.named_parameters()), **dict(digits_teacher.named_buffers())}
+    before = {name: (tensor, tensor.data_ptr(), tensor.stride(), tensor.device) for name, tensor in tensors.items()}
+    for channels_last in (True, False):
+        go(digits_teacher, channels_last=channels_last)
+        tensors = {**dict(digits_teacher.named_parameters()), **dict(digits_teacher.named_buffers())}
+        after = {name: (tensor, tensor.data_ptr(), tensor.stride(), tensor.device) for name, tensor in tensors.items()}
+        assert all(after[name][0] is before[name][0] and after[name][1:] == before[name][1:] for name in before)
+
+
 def test_the_caller_gets_back_what_was_lent(digits_teacher: nn.Module) -> None:
     digits_teacher.train()
     digits_teacher.get_submodule("norm").eval()

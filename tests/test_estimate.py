@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dfkd.cli.main import main
 from dfkd.cli.rehearse import warnings_of
+from dfkd.data import space
 from dfkd.engine import driver, laps
 from dfkd.engine import estimate as module
 from dfkd.engine.checkpoint import Checkpoint, pools_of
@@ -217,6 +218,25 @@ def test_memory_grows_with_the_method() -> None:
     assert many.pool == 50 * 2 * 20 * (64 + 8)
     assert few.pool == 30 * (64 + 8)
     assert 0 < many.memory < many.memory_free
+
+
+def test_memory_of_a_container_is_what_its_groups_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = tmp_path / "cgroup"
+    own.write_text("4:memory:/elsewhere\n0::/job/step\n")
+    for name, limit, used, caches in (("job", "1000", 700, 50), ("job/step", "max", 400, 10)):
+        group = tmp_path / "groups" / name
+        group.mkdir(parents=True)
+        (group / "memory.max").write_text(f"{limit}\n")
+        (group / "memory.current").write_text(f"{used}\n")
+        (group / "memory.stat").write_text(f"anon 7\ninactive_file {caches}\n")
+    groups = space._free_in_groups(tmp_path / "groups", own)
+    assert groups == [350]
+    (tmp_path / "groups/job/step/memory.max").write_text("300\n")  # lowered below what is used
+    assert space._free_in_groups(tmp_path / "groups", own) == [0, 350]
+    assert space._free_in_groups(tmp_path / "groups", tmp_path / "none") == []
+    whole = space.free_memory(torch.device("cpu"))
+    monkeypatch.setattr(space, "_free_in_groups", lambda: [350])
+    assert space.free_memory(torch.device("cpu")) == 350 < whole
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ def _distill(
     watch = Watch(**{name: getattr(settings, name) for name in RHYTHM})
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=seeded_devices(runtime)))
-        stack.callback(put_back, teacher.net, flags_of(teacher.net))
+        stack.callback(put_back, flags_of(teacher.net))
         stack.callback(lay_out_contiguously, student.net)
         runtime.launch()
         source = None if isinstance(text, Text) and Need.TEXT not in method.needs() else text

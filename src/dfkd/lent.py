@@ -18,35 +18,40 @@ def seeded_devices(runtime: Runtime) -> list[int]:
 
 
 class Flags(NamedTuple):
-    """Gradient flags, modes, and what was not float32, of a network."""
+    """What a network was when it was lent: of each parameter its gradient flag and its numbers where they lay, the
+    buffers of each module, and its mode. Layers that it makes later are not among them.
+    """
 
-    gradients: list[bool]
-    modes: list[bool]
-    others: dict[str, Tensor]
+    parameters: list[tuple[nn.Parameter, bool, Tensor]]
+    buffers: list[tuple[nn.Module, str, Tensor]]
+    modes: list[tuple[nn.Module, bool]]
 
 
 def flags_of(net: nn.Module) -> Flags:
-    """What a run changes of a network that is not its own, to be put back."""
-    tensors = {**dict(net.named_parameters()), **dict(net.named_buffers())}
-    registered = {
-        name: t.data
-        for name, t in tensors.items()
-        if not is_lazy(t) and t.is_floating_point() and t.dtype != torch.float32
-    }
-    return Flags([p.requires_grad for p in net.parameters()], [m.training for m in net.modules()], registered)
+    """What a run changes of a network that is not its own, to be put back; nothing is copied."""
+    parameters = [(p, p.requires_grad, p.data) for p in net.parameters() if not is_lazy(p)]
+    buffers = [
+        (module, name, buffer)
+        for module in net.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    return Flags(parameters, buffers, [(module, module.training) for module in net.modules()])
 
 
-def put_back(net: nn.Module, flags: Flags) -> None:
-    """The user's network asks for gradients, is in the modes, and has the numbers that it was given with."""
-    for parameter, requires_grad in zip(net.parameters(), flags.gradients, strict=True):
-        if not is_lazy(parameter):
-            parameter.requires_grad_(requires_grad)
-    for module, mode in zip(net.modules(), flags.modes, strict=True):
+@torch.no_grad()
+def put_back(flags: Flags) -> None:
+    """The user's network asks for gradients, is in the modes, and has the numbers that it was given with.
+
+    They are those that it came with, so their device, memory format and precision are, too.
+    """
+    for parameter, requires_grad, data in flags.parameters:
+        parameter.data = data
+        parameter.requires_grad_(requires_grad)
+    for module, name, buffer in flags.buffers:  # another device, format or precision makes new ones
+        module._buffers[name] = buffer
+    for module, mode in flags.modes:
         module.training = mode
-    tensors = {**dict(net.named_parameters()), **dict(net.named_buffers())}
-    for name, data in flags.others.items():
-        tensors[name].data = data.to(tensors[name].device)
-    lay_out_contiguously(net)
 
 
 def lay_out_contiguously(net: nn.Module) -> None:

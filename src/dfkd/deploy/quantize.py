@@ -139,7 +139,7 @@ def _synthesise(teacher: Classifier, method: Method[Any], plan: Plan, sections: 
     """Images of the method's warm-up, with the network as its own student."""
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))
-        stack.callback(put_back, teacher.net, flags_of(teacher.net))
+        stack.callback(put_back, flags_of(teacher.net))
         runtime = runtime_of(sections["runtime"]).launch()
         pair = teacher, replace(teacher, net=copy.deepcopy(teacher.net).requires_grad_(True))
         task = build_task(*pair, data=sections["data"], text=sections["text"], runtime=runtime)

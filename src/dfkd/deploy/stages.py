@@ -102,7 +102,7 @@ class StageMeter:
         data = self.sections["data"]
         with ExitStack() as stack:
             for classifier in self.pair:
-                stack.callback(put_back, classifier.net, flags_of(classifier.net))
+                stack.callback(put_back, flags_of(classifier.net))
             task = build_task(*self.pair, data=data, text=None, runtime=runtime_of(self.sections["runtime"]).launch())
             stack.callback(task.teacher.release)
             stack.callback(task.student.release)

@@ -147,7 +147,7 @@ class _Room:
                 for name, one in nets.items()
             ]
         finally:
-            put_back(self.teacher.net, flags)
+            put_back(flags)
         students_within = [row for row in rows[1:] if latency is None or row.seconds <= latency]
         if not students_within:
             limits = {"--latency": latency, "--parameters": parameters}
@@ -171,7 +171,7 @@ class _Room:
             return missing, inverted_set(task, HELDOUT).cpu() if trials else torch.empty(0)
         finally:
             task.teacher.release()
-            put_back(self.teacher.net, flags)
+            put_back(flags)
 
     def try_all(
         self,

@@ -277,7 +277,7 @@ def _task(what: Search, teacher: Classifier, student: Classifier, with_inputs: b
     source = what.text if with_inputs and Need.TEXT in what.method.needs() else None
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))
-        stack.callback(put_back, teacher.net, flags_of(teacher.net))
+        stack.callback(put_back, flags_of(teacher.net))
         task = prepare(teacher, student, what.runtime.launch(), data, source, None, what.method).task
         stack.callback(task.teacher.release)
         stack.callback(task.student.release)
