@@ -1,6 +1,8 @@
 """The account of a run: work against closed forms, phases against the clock, and nothing changed by looking."""
 
 import json
+import subprocess
+import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -58,6 +60,13 @@ def test_ceilings_and_memory_are_positive_and_memory_never_falls() -> None:
     before = peak_memory(CPU)
     torch.ones(2**20)
     assert peak_memory(CPU) >= before > 2**20
+
+
+def test_where_the_system_does_not_tell_no_memory_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
+    assert peak_memory(CPU) == 0
+    lines = "import sys; sys.modules['resource'] = None; import dfkd.engine.estimate, dfkd.engine.account"
+    subprocess.run([sys.executable, "-c", lines], check=True)
 
 
 @pytest.mark.parametrize("name", ["NAYER", "SpaceshipNet"])

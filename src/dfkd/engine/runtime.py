@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dfkd.engine.joint import join
+from dfkd.engine.work import wait
 from dfkd.errors import UserError
 from dfkd.imports import first_line
 from dfkd.types import Scalar
@@ -266,8 +267,7 @@ class Runtime:
 
     def wait(self) -> None:
         """Wait until the device has done all it was asked to: before a clock is read, never in an inner loop."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        wait(self.device)
 
     def streams(self) -> dict[str, Any]:
         """The state of every random stream, for a checkpoint."""
