@@ -212,7 +212,11 @@ def test_bad_labels(labels: Any, says: str) -> None:
 def _plainly_taught(images: Any, labels: Any) -> nn.Module:
     torch.manual_seed(5)
     net, plan = nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), TeachPlan(epochs=1, batch_size=4, pad=0)
-    settings: dict[str, Any] = {"mean": np.float32([0.5]), "std": np.float32([0.25]), "test": (images, labels)}
+    settings: dict[str, Any] = {
+        "mean": np.array([0.5], np.float32),
+        "std": np.array([0.25], np.float32),
+        "test": (images, labels),
+    }
     return teach(net, images, labels, plan, runtime=Runtime(device="cpu"), **settings).net
 
 
@@ -253,7 +257,7 @@ def test_a_wrapped_teacher_is_saved_as_its_own_class_names_it_with_numbers_of_nu
         image_shape=(1, 8, 8),
         names=(),
         classes=np.int64(2),  # type: ignore[arg-type]
-        mean=np.float32([0.5]),  # type: ignore[arg-type]
+        mean=np.array([0.5], np.float32),  # type: ignore[arg-type]
         std=torch.tensor([0.25]),  # type: ignore[arg-type]
         plan=TeachPlan(epochs=np.int64(1)),  # type: ignore[arg-type]
         seed=0,
