@@ -408,6 +408,7 @@ def test_a_wrapped_student_is_saved_as_its_own_class_names_it(
 def test_a_run_in_the_home_folder(digits_teacher: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     done = go(digits_teacher, plan=tiny_plan(), out="~/runs/x")
+    assert (tmp_path / "runs/x/run.json").exists()
     net = a_student(seed=2)
     load_weights(net, Path("~/runs/x"))
     assert states_equal(net, done.student)
