@@ -37,7 +37,7 @@ def a_run(folder: Path, info: RunInfo, accuracy: float, images: int = 1000, fini
     labels = torch.arange(2).repeat_interleave(10)
     pictures = torch.full((20, 1, 8, 8), 128, dtype=torch.uint8)
     look = seen(accuracy, images)
-    rounds = [RoundRecord(r, 4, False, 1.0, {"loss/bn": 6.0 - r}, look, (pictures, labels)) for r in range(4)]
+    rounds = [RoundRecord(r, 4, False, 1.0, {"loss/bn": 6.0 - r, "lr": 0.1}, look, (pictures, labels)) for r in range(4)]
     watchers = [RunFile(folder), JsonLines(folder / "metrics.jsonl"), Samples(folder / "samples")]
     for watcher in watchers:
         watcher.started(info)
@@ -65,6 +65,8 @@ def test_the_page_has_every_run_and_what_differs(tmp_path: Path) -> None:
         assert f'<th scope="row">{name}</th>' in text
     assert "provenance.date" not in text
     assert "method.steps" not in text
+    captions = re.findall(r"<figcaption>([^<]*)<", text)
+    assert {"Bn loss", "Learning rate of the student"} <= set(captions)
     assert "var(--first" in text
     assert "var(--fourth" in text  # the third run's tone
 

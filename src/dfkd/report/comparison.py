@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dfkd.engine.measures import is_loss
 from dfkd.engine.records import Evaluation, RoundRecord, RunInfo
 from dfkd.errors import UserError
 from dfkd.ops.intervals import wilson
@@ -17,7 +18,17 @@ from dfkd.report.files import StoredRun, read_run, write_whole
 from dfkd.report.html import render_template
 from dfkd.report.image_kinds import ImageKind, image_kind, subject_of
 from dfkd.report.sheets import SHEET_BYTES, Sheet, name_rows, sheets_in
-from dfkd.report.summary import Verdict, finished_rounds, last_evaluation, measure_names, number, percent, rows_of
+from dfkd.report.summary import (
+    Verdict,
+    finished_rounds,
+    known_measures,
+    last_evaluation,
+    measure_names,
+    number,
+    percent,
+    rows_of,
+    sentence,
+)
 from dfkd.report.values import input_settings, value_text
 from dfkd.report.without_test import agreement_curves
 
@@ -211,8 +222,16 @@ def charts_of(runs: Sequence[RunBeside]) -> list[Chart]:
         _over("Agreement with the teacher", runs, partial(_scores, field="agreement"), as_percent=True),
         _over("Accuracy over seconds", runs, partial(_scores, field="accuracy", seconds=True), as_percent=True),
     ]
-    panels += [_over(name.removeprefix("loss/"), runs, partial(_metric, name=name)) for name in _common(runs)]
+    panels += [_over(_caption(name, runs), runs, partial(_metric, name=name)) for name in _common(runs)]
     return [chart for chart in panels if chart is not None]
+
+
+def _caption(name: str, runs: Sequence[RunBeside]) -> str:
+    """A loss by its name, any other metric as the first run that knows it calls it."""
+    if is_loss(name):
+        return sentence(f"{name.removeprefix('loss/')} loss")
+    known = [measures[name] for run in runs if name in (measures := known_measures(run.run.info))]
+    return sentence(known[0].heading) if known else name.replace("_", " ")
 
 
 def _over(
