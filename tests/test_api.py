@@ -121,10 +121,14 @@ def test_a_teacher_that_makes_a_layer_in_its_first_pass_is_taken(digits_teacher:
 def test_a_teacher_comes_back_in_the_memory_it_came_in(layout: torch.memory_format, digits_teacher: nn.Module) -> None:
     digits_teacher.to(memory_format=layout)  # type: ignore[call-overload]
     tensors = {**dict(digits_teacher.named_parameters()), **dict(digits_teacher.named_buffers())}
+    for name, parameter in digits_teacher.named_parameters():  # of a training just before
+        parameter.grad = torch.zeros_like(parameter)
+        tensors[f"{name}.grad"] = parameter.grad
     before = {name: (tensor, tensor.data_ptr(), tensor.stride(), tensor.device) for name, tensor in tensors.items()}
     for channels_last in (True, False):
         go(digits_teacher, channels_last=channels_last)
         tensors = {**dict(digits_teacher.named_parameters()), **dict(digits_teacher.named_buffers())}
+        tensors |= {f"{n}.grad": p.grad for n, p in digits_teacher.named_parameters() if p.grad is not None}
         after = {name: (tensor, tensor.data_ptr(), tensor.stride(), tensor.device) for name, tensor in tensors.items()}
         assert all(after[name][0] is before[name][0] and after[name][1:] == before[name][1:] for name in before)
 

@@ -1,5 +1,6 @@
 """KD3: selection, loss, shared classifier and projector, overlap and pictures, against loops."""
 
+import copy
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -378,10 +379,12 @@ def test_share_head_gives_the_student_the_teachers_classifier(teacher: str, stud
 @pytest.mark.parametrize("student", ["resnet8", "wrn10-2"])
 def test_share_head_takes_teachers_of_other_precision(student: str, dtype: torch.dtype) -> None:
     shape = (1, 8, 8)
-    T = build("wrn16-1", 5, 1).net.to(dtype)
-    S, same = (share_head(net, build(student, 5, 1).net, shape) for net in (T, T.float()))
+    T = build("wrn16-1", 5, 1).net
+    other = copy.deepcopy(T).to(dtype)
+    S, same = (share_head(net, build(student, 5, 1).net, shape) for net in (other, T))
+    assert next(other.parameters()).dtype == dtype
     assert [p.shape for p in S.parameters()] == [p.shape for p in same.parameters()]
-    assert torch.equal(head_of(S).weight, head_of(T).weight)
+    assert torch.equal(head_of(S).weight, head_of(other).weight.float())
     assert S(torch.rand(2, *shape)).dtype == torch.float32
 
 

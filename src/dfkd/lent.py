@@ -18,25 +18,33 @@ def seeded_devices(runtime: Runtime) -> list[int]:
 
 
 class Flags(NamedTuple):
-    """What a network was when it was lent: of each parameter its gradient flag and its numbers where they lay, the
-    buffers of each module, and its mode. Layers that it makes later are not among them.
+    """What a network was when it was lent; layers that it makes later are not among them.
+
+    Attributes:
+        requires_grad: of each parameter.
+        numbers: of each parameter and its gradient, where they lay.
+        buffers: of each module, by name.
+        modes: of each module, whether it trains.
     """
 
-    parameters: list[tuple[nn.Parameter, bool, Tensor]]
+    requires_grad: list[tuple[nn.Parameter, bool]]
+    numbers: list[tuple[Tensor, Tensor]]
     buffers: list[tuple[nn.Module, str, Tensor]]
     modes: list[tuple[nn.Module, bool]]
 
 
 def flags_of(net: nn.Module) -> Flags:
     """What a run changes of a network that is not its own, to be put back; nothing is copied."""
-    parameters = [(p, p.requires_grad, p.data) for p in net.parameters() if not is_lazy(p)]
+    parameters = [p for p in net.parameters() if not is_lazy(p)]
+    numbers = [(t, t.data) for p in parameters for t in (p, p.grad) if t is not None]
     buffers = [
         (module, name, buffer)
         for module in net.modules()
         for name, buffer in module._buffers.items()
         if buffer is not None
     ]
-    return Flags(parameters, buffers, [(module, module.training) for module in net.modules()])
+    modes = [(module, module.training) for module in net.modules()]
+    return Flags([(p, p.requires_grad) for p in parameters], numbers, buffers, modes)
 
 
 @torch.no_grad()
@@ -45,8 +53,9 @@ def put_back(flags: Flags) -> None:
 
     They are those that it came with, so their device, memory format and precision are, too.
     """
-    for parameter, requires_grad, data in flags.parameters:
-        parameter.data = data
+    for tensor, data in flags.numbers:
+        tensor.data = data
+    for parameter, requires_grad in flags.requires_grad:
         parameter.requires_grad_(requires_grad)
     for module, name, buffer in flags.buffers:  # another device, format or precision makes new ones
         module._buffers[name] = buffer
