@@ -37,7 +37,9 @@ def a_run(folder: Path, info: RunInfo, accuracy: float, images: int = 1000, fini
     labels = torch.arange(2).repeat_interleave(10)
     pictures = torch.full((20, 1, 8, 8), 128, dtype=torch.uint8)
     look = seen(accuracy, images)
-    rounds = [RoundRecord(r, 4, False, 1.0, {"loss/bn": 6.0 - r, "lr": 0.1}, look, (pictures, labels)) for r in range(4)]
+    rounds = [
+        RoundRecord(r, 4, False, 1.0, {"loss/bn": 6.0 - r, "lr": 0.1}, look, (pictures, labels)) for r in range(4)
+    ]
     watchers = [RunFile(folder), JsonLines(folder / "metrics.jsonl"), Samples(folder / "samples")]
     for watcher in watchers:
         watcher.started(info)

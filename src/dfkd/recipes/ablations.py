@@ -203,7 +203,9 @@ def _stts() -> Iterator[Row]:
         yield from _vary(base, terms)
         yield from _vary(base, {"activation": (None, {"lambda_d": 0.0})}, note="a control of ours: no targets at all")
         printed: Plain = {"act_reduction": "sum", "kl_tau2": False}
-        yield from _vary(base, {"literal": (None, printed)}, note="L_a as a sum over the map, L_d without τ², as printed")
+        yield from _vary(
+            base, {"literal": (None, printed)}, note="L_a as a sum over the map, L_d without τ², as printed"
+        )
         settings = {"sigma": 2.0, "lambda_a": 0.05, **base.settings}
         sweep = {
             **{f"sigma{value}": (None, {"sigma": value}) for value in (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)},

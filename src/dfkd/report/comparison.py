@@ -230,8 +230,8 @@ def _caption(name: str, runs: Sequence[RunBeside]) -> str:
     """A loss by its name, any other metric as the first run that knows it calls it."""
     if is_loss(name):
         return sentence(f"{name.removeprefix('loss/')} loss")
-    known = [measures[name] for run in runs if name in (measures := known_measures(run.run.info))]
-    return sentence(known[0].heading) if known else name.replace("_", " ")
+    candidates = [measures[name] for run in runs if name in (measures := known_measures(run.run.info))]
+    return sentence(candidates[0].heading) if candidates else name.replace("_", " ")
 
 
 def _over(
