@@ -178,8 +178,9 @@ def _kd3() -> Iterator[Row]:
             steps = {"steps": round(7.82 * percent)}
             yield from _vary(base, {f"pool{percent}": (paper, {"pool_share": percent / 100})}, steps)
     tenth = _base("kd3/cifar10-resnet34-resnet18")
+    weights: Variants = {f"alpha{value}": (None, {"alpha": value}) for value in (0.001, 0.1, 1.0)}
+    yield from _vary(tenth, weights, note=f"{_FIGURE}; α weighs a mean over the batch here, a sum of 64 in print")
     sweep: Variants = {
-        **{f"alpha{value}": (None, {"alpha": value}) for value in (0.001, 0.1, 1.0)},
         **{f"tau{value}": (None, {"temperature": value}) for value in (0.1, 0.5, 0.7)},
         **{f"v{value}": (None, {"v_th": value}) for value in (0.9, 0.925, 0.975)},
     }
