@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from dfkd import extras
 from dfkd.cli.commands import COMMANDS
@@ -25,7 +25,7 @@ from dfkd.cli.do_doctor import EXTRAS, examine
 from dfkd.cli.fields import notes, options, spell
 from dfkd.cli.main import main
 from dfkd.cli.parse import fill, flags, merge
-from dfkd.cli.setup import find_method, load, resolve
+from dfkd.cli.setup import find_method, load, resolve, with_recipe
 from dfkd.data.readers import read_images
 from dfkd.engine.lock import lock_folder
 from dfkd.engine.plan import Plan
@@ -363,6 +363,24 @@ def test_print_config_is_a_recipe(distil: list[str], capsys: pytest.CaptureFixtu
     assert tree["plan"]["rounds"] == 3
     assert tree["data"]["mean"] == [0.3053]
     assert not Path("runs").exists()
+
+
+def test_a_teacher_that_saw_no_mirrored_images_teaches_none(tmp_path: Path) -> None:
+    """`dfkd teach --data digits` writes how the teacher was trained; a method's default follows it."""
+    weights = tmp_path / "weights.safetensors"
+    save_file({"weight": torch.zeros(1)}, weights)
+
+    def method_for(taught: dict[str, Any], *words: str) -> Any:
+        weights.with_suffix(".json").write_text(json.dumps({"plan": taught}))
+        tree = flags(["--teacher", str(tmp_path), *words], Distill, "recipe", ["method"])
+        return resolve(Distill, with_recipe(tree))[1]
+
+    assert not method_for({"flip": False}).flip
+    assert method_for({"flip": True}).flip
+    assert method_for({}).flip
+    assert method_for({"flip": False}, "--method.flip", "true").flip
+    assert method_for({"flip": False}, "--data", "cifar10").flip  # a known data set is known
+    assert not method_for({"flip": True}, "--data", "mnist").flip
 
 
 def test_inspect_without_a_name_lists_the_networks(capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,6 +39,7 @@ class Sidecar:
     projector: Mapping[str, Any] | None = None  # how the student was widened to its teacher's classifier
     bits: str | None = None  # of a quantized student, such as W4A4
     outputs: Output = "logits"  # what the network returns
+    mirrored: bool | None = None  # whether its training images were mirrored at random
 
 
 @dataclass(frozen=True)
@@ -327,6 +328,9 @@ def _sidecar(row: Any) -> Sidecar:
         raise TypeError("names")
     if row.get("outputs", "logits") not in OUTPUTS:
         raise ValueError("a kind of outputs")
+    mirrored = (row.get("plan") or {}).get("flip")
+    if not isinstance(mirrored, bool | None):
+        raise TypeError("flip")
     return Sidecar(
         name=name,
         classes=None if row.get("classes") is None else _count(row["classes"]),
@@ -338,6 +342,7 @@ def _sidecar(row: Any) -> Sidecar:
         projector=None if projector is None else _projector(projector),
         bits=None if network.get("bits") is None else str(network["bits"]),
         outputs=row.get("outputs", "logits"),
+        mirrored=mirrored,
     )
 
 

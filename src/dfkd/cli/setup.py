@@ -124,7 +124,7 @@ def resolve(cls: type[T], tree: Tree) -> tuple[T, Method[Any], Plan]:
         raise UserError(f"recipe needs to be one that distils, got one for {tree['bits']}; give it to `dfkd quantize`")
     chosen = tree.get("method", {})
     chosen = {"name": DEFAULT_METHOD, **chosen} if isinstance(chosen, Mapping) else chosen
-    method = _method(chosen, "method", tree.get("data"))
+    method = _method(chosen, "method", tree.get("data"), _upright(tree))
     plan_tree = tree.get("plan", {})
     if not isinstance(plan_tree, Mapping):
         raise UserError(f"plan needs settings of its own (name: value), got {plan_tree!r}; indent them below it")
@@ -133,10 +133,10 @@ def resolve(cls: type[T], tree: Tree) -> tuple[T, Method[Any], Plan]:
     return settings, method, plan
 
 
-def _method(setting: Any, at: str, data: Any) -> Method[Any]:
+def _method(setting: Any, at: str, data: Any, upright: bool) -> Method[Any]:
     """A method with its settings; methods it is made of first, each from settings of its own.
 
-    ``data`` are the settings of the images, from which some defaults follow.
+    ``data`` are the settings of the images, from which some defaults follow; ``upright``: a mirrored one is another.
     """
     if not isinstance(setting, Mapping) or "name" not in setting:
         actual, last = setting if setting is not None else "none", at.rpartition(".")[2]
@@ -146,20 +146,38 @@ def _method(setting: Any, at: str, data: Any) -> Method[Any]:
         )
     kind = find_method(str(setting["name"]))
     inner = inner_method_fields(kind)
-    ready = {part: _method(setting.get(part), f"{at}.{part}", data) for part in inner}
+    ready = {part: _method(setting.get(part), f"{at}.{part}", data, upright) for part in inner}
     values = {key: value for key, value in setting.items() if key not in ("name", *inner)}
-    return fill(kind, {**_augmentation(kind, data), **values}, f"{at}.", ready)
+    return fill(kind, {**_augmentation(kind, data, upright), **values}, f"{at}.", ready)
 
 
-def _augmentation(kind: type[Method[Any]], data: Any) -> Tree:
-    """What a known data set makes of a method's defaults: digits are not mirrored, small images are shifted less."""
+def _preset(data: Any) -> str | None:
+    """The known data set that the images are of."""
     preset = data.get("preset") if isinstance(data, Mapping) else None
-    if not isinstance(preset, str) or preset not in DATASETS:
-        return {}
+    return preset if isinstance(preset, str) and preset in DATASETS else None
+
+
+def _upright(tree: Tree) -> bool:
+    """Is a mirrored image another one? So it is in some known data sets, and where the teacher was taught so."""
+    preset, teacher = _preset(tree.get("data")), tree.get("teacher")
+    if preset is not None:
+        return DATASETS[preset].upright
+    place = (teacher.get("weights") or teacher.get("name")) if isinstance(teacher, Mapping) else None
+    if not isinstance(place, str) or not Path(place).expanduser().exists():
+        return False
+    try:
+        return read_sidecar(find_weights(Path(place))).mirrored is False
+    except UserError:  # told with its remedy when the teacher is loaded
+        return False
+
+
+def _augmentation(kind: type[Method[Any]], data: Any, upright: bool) -> Tree:
+    """What the images make of a method's defaults: upright ones are not mirrored, small known ones are shifted less."""
+    preset = _preset(data)
     defaults = {item.name: item.default for item in fields(kind)}  # type: ignore[arg-type]
-    flip = {"flip": False} if isinstance(defaults.get("flip"), bool) and DATASETS[preset].upright else {}
+    flip = {"flip": False} if isinstance(defaults.get("flip"), bool) and upright else {}
     pad = defaults.get("pad")
-    if not isinstance(pad, int) or data.get("image_size") is not None:
+    if preset is None or not isinstance(pad, int) or data.get("image_size") is not None:
         return flip
     return {**flip, "pad": min(pad, min(DATASETS[preset].image_size[1:]) // 8)}
 
