@@ -146,3 +146,14 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert main(["report", "a", "nowhere"]) == 2
     assert "nowhere" in capsys.readouterr().err
     assert json.loads(Path("a/run.json").read_text())["status"] == "finished"
+
+
+def test_layers_are_compared_only_where_both_runs_tell_of_them() -> None:
+    new = replace(
+        an_info(), teacher={**an_info().teacher, "layers": "aa"}, student={**an_info().student, "layers": "b"}
+    )
+    other = replace(new, student={**new.student, "layers": "c"})
+    assert differing({"old": an_info(), "new": new}) == []
+    assert differing({"new": new, "other": other}) == [("student.layers", ["b", "c"])]
+    newer_torch = replace(other, provenance={**other.provenance, "torch": "9"})
+    assert [name for name, _ in differing({"new": new, "newer": newer_torch})] == ["provenance.torch"]

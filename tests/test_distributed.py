@@ -23,7 +23,7 @@ from dfkd.engine.estimate import Estimate as Expected
 from dfkd.engine.estimate import estimate
 from dfkd.engine.evaluate import evaluate
 from dfkd.engine.hours import fit_plan
-from dfkd.engine.joint import join, separate, unjoinable
+from dfkd.engine.joint import join, separate, unjoinable_paths
 from dfkd.engine.plan import Plan
 from dfkd.engine.probe import Probe
 from dfkd.engine.records import Agreement, Estimate
@@ -324,7 +324,7 @@ def test_only_plain_batch_norm_is_joined(group: None) -> None:
     expected = net(x)
     join(join(net))
     assert [type(layer.forward) is partial for layer in net] == [True, False, False]
-    assert unjoinable(net) == ["1", "2"]
+    assert unjoinable_paths(net) == ["1", "2"]
     torch.testing.assert_close(net(x), expected)
     separate(net)
     assert ["forward" in vars(layer) for layer in net] == [False, False, True]

@@ -450,6 +450,16 @@ def test_a_picture_with_damaged_exif_is_read_as_it_is(tmp_path: Path) -> None:
     assert _pixels.decode(tmp_path / "x.jpg", 3, None).shape == (3, 8, 8)
 
 
+def test_a_damaged_png_is_no_picture(tmp_path: Path) -> None:
+    """To read EXIF data of a PNG decodes its pixels; an error there is no matter of EXIF data."""
+    Image.fromarray(pixels(1, 64, 64, 3)).save(tmp_path / "x.png")
+    body = bytearray((tmp_path / "x.png").read_bytes())
+    body[len(body) // 2] ^= 0xFF
+    (tmp_path / "x.png").write_bytes(bytes(body))
+    with pytest.raises(UserError, match="needs a sound image"):
+        _pixels.decode(tmp_path / "x.png", 3, None)
+
+
 def test_folders_with_pictures_of_other_kinds_are_told(tmp_path: Path) -> None:
     fill(tmp_path / "a", 1)
     fill(tmp_path / "b", 2, suffix=".tiff")

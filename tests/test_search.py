@@ -294,7 +294,38 @@ def test_a_search_of_which_no_trial_can_begin_ends(tmp_path: Path) -> None:
 
     with pytest.raises(UserError, match="what is not there"):
         room.conduct(what(trials=9), Refusing(lambda values, k: 0.5), tmp_path / "s")
+    assert [trial.state for trial in read_trials(tmp_path / "s")] == ["running"] * 3
+    mended = room.conduct(what(trials=4), Fake(lambda values, k: 0.5), tmp_path / "s")  # it was not the settings
+    assert [trial.state for trial in mended.trials] == ["complete"] * 4
+
+
+@pytest.mark.usefixtures("_no_page")
+def test_trials_that_are_refused_twice_fail_and_others_are_tried(tmp_path: Path) -> None:
+    class Refusing(Fake):
+        def run(self, *arguments: Any) -> None:
+            raise UserError("NAYER needs what is not there, got nothing; change it")
+
+    for _ in range(2):
+        with pytest.raises(UserError, match="what is not there"):
+            room.conduct(what(trials=9), Refusing(lambda values, k: 0.5), tmp_path / "s")
     assert [trial.state for trial in read_trials(tmp_path / "s")] == ["failed"] * 3
+    found = room.conduct(what(trials=5), Fake(lambda values, k: 0.5), tmp_path / "s")
+    assert [trial.state for trial in found.trials] == ["failed"] * 3 + ["complete"] * 2
+
+
+def test_repeats_count_for_nothing(tmp_path: Path) -> None:
+    """Neither for the pruner nor for the model; one that was killed before it was told is no trial."""
+    ledger = Ledger(tmp_path, {"method.lr": Range(choices=(1, 2, 3))}, {"method.lr": 9}, 0, True)
+    for _ in range(3):
+        claim = ledger.take(9)
+        assert claim is not None
+        ledger.tell(claim[0].number, 0.5, "complete")
+        claim[1].close()
+    states = [trial.state.name for trial in ledger.study.get_trials()]
+    assert states.count("COMPLETE") == 3
+    ledger.study.ask().set_user_attr("repeats", 0)
+    assert ledger.take(9) is None
+    assert len(ledger.trials()) == 3
 
 
 @pytest.mark.usefixtures("_no_page")

@@ -29,7 +29,7 @@ from dfkd.errors import UserError
 from dfkd.exam import check_teacher, check_varies
 from dfkd.identity import run_info, settings_of
 from dfkd.inputs import as_classifier, check_measured, runtime_of, threads_of, with_fields
-from dfkd.lent import flags_of, lay_out_contiguously, put_back, seeded_devices
+from dfkd.lent import lay_out_contiguously, loan_of, put_back, seeded_devices
 from dfkd.methods import METHODS
 from dfkd.nets.zoo import Classifier
 from dfkd.prepare import Vectors, as_tensor, check_labelled, method_or_default, prepare
@@ -169,7 +169,7 @@ def _distill(
     watch = Watch(**{name: getattr(settings, name) for name in RHYTHM})
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=seeded_devices(runtime)))
-        stack.callback(put_back, flags_of(teacher.net))
+        stack.callback(put_back, loan_of(teacher.net))
         stack.callback(lay_out_contiguously, student.net)
         runtime.launch()
         source = None if isinstance(text, Text) and Need.TEXT not in method.needs() else text

@@ -40,6 +40,7 @@ __all__ = [
     "check_labels",
     "embedding_of",
     "fit_student",
+    "labelled_tensors",
     "method_or_default",
     "prepare",
 ]
@@ -112,7 +113,7 @@ def prepare(
     if pool is not None and pool.skipped and runtime.rank == 0:
         total = pool.skipped + len(pool)
         warnings.warn(f"{pool.skipped:,} of {total:,} web images cannot be read and are left out", stacklevel=3)
-    training = _check_labelled(data.real, shape, names, k, "real")
+    training = None if data.real is None else labelled_tensors(data.real, shape, names, k, "real")
     probes: list[Verified] = []
     with ExitStack() as stack:
         for role, net, anatomy in (("teacher", teacher.net, old), ("student", student.net, new)):
@@ -277,14 +278,17 @@ def check_labelled(dataset: Labelled | None, task: Task, role: str) -> tuple[Ten
     Raises:
         UserError: images or labels of another kind, shape or range.
     """
-    return _check_labelled(dataset, task.image_shape, task.names, task.classes, role)
+    return None if dataset is None else labelled_tensors(dataset, task.image_shape, task.names, task.classes, role)
 
 
-def _check_labelled(
-    dataset: Labelled | None, shape: tuple[int, int, int], names: tuple[str, ...], classes: int, role: str
-) -> tuple[Tensor, Tensor] | None:
-    if dataset is None:
-        return None
+def labelled_tensors(
+    dataset: Labelled, shape: tuple[int, int, int], names: tuple[str, ...], classes: int, role: str
+) -> tuple[Tensor, Tensor]:
+    """Labelled images as uint8 (n, c, h, w) of this shape and int64 (n,), labels in the order of the class names.
+
+    Raises:
+        UserError: images or labels of another kind, shape or range.
+    """
     if isinstance(dataset, str | Path):
         split = "test" if role == "test" else "train"
         dataset = read_images(dataset, split, side=shape[1:], channels=shape[0])

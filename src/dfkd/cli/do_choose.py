@@ -8,6 +8,7 @@ from typing import Any
 
 from dfkd.cli.config import Choose, Distill
 from dfkd.cli.names import check_name
+from dfkd.cli.parse import Tree
 from dfkd.cli.setup import load, name_and_sidecar, resolve, seed_everything, wide_console, with_weights_path
 from dfkd.defaults import NOISE_METHOD
 from dfkd.engine.core import Method
@@ -40,7 +41,7 @@ def run(settings: Choose) -> int:
         minutes=settings.minutes,
         latency=None if settings.latency is None else settings.latency / 1000,
         parameters=settings.parameters,
-        methods={name: _method(name, settings.data.preset) for name in METHODS},
+        methods={name: _method(name, settings) for name in METHODS},
         data=data,
         text=settings.text,
         runtime=settings.runtime,
@@ -54,10 +55,14 @@ def run(settings: Choose) -> int:
     return 0
 
 
-def _method(name: str, preset: str | None) -> Method[Any]:
-    """A method with its defaults and what a known data set makes of them."""
-    data = {} if preset is None else {"data": {"preset": preset}}
-    return resolve(Distill, {"method": {"name": name}, **data})[1]
+def _method(name: str, settings: Choose) -> Method[Any]:
+    """A method with its defaults, as a run with this teacher and these images would have them."""
+    tree: Tree = {"method": {"name": name}}
+    if settings.data.preset is not None:
+        tree["data"] = {"preset": settings.data.preset}
+    if settings.teacher.weights is not None:
+        tree["teacher"] = {"weights": settings.teacher.weights}
+    return resolve(Distill, tree)[1]
 
 
 def _print_trial(run: Tried) -> None:

@@ -88,12 +88,12 @@ def _without_other_method(base: Tree, words: Any) -> Tree:
     """A recipe without its method's settings, where ``words``, which are put over it, name another method."""
     section = base.get("method")
     name = words.get("name") if isinstance(words, Mapping) else words
-    if not isinstance(section, Mapping) or name is None or section.get("name") is None:
+    if not isinstance(section, Mapping) or name is None:
         return base
-    own_name = section["name"]
+    own_name = section.get("name", DEFAULT_METHOD)
     if str(_plain_name(name)).lower() == str(_plain_name(own_name)).lower():
         return base
-    if len(section) > 1:
+    if set(section) - {"name"}:
         warnings.warn(f"the recipe's settings of {own_name} are left out, for the method is {name}", stacklevel=3)
     return {key: value for key, value in base.items() if key != "method"}
 
@@ -124,7 +124,7 @@ def resolve(cls: type[T], tree: Tree) -> tuple[T, Method[Any], Plan]:
         raise UserError(f"recipe needs to be one that distils, got one for {tree['bits']}; give it to `dfkd quantize`")
     chosen = tree.get("method", {})
     chosen = {"name": DEFAULT_METHOD, **chosen} if isinstance(chosen, Mapping) else chosen
-    method = _method(chosen, "method", tree.get("data"), _upright(tree))
+    method = _method(chosen, "method", tree.get("data"), _is_upright(tree))
     plan_tree = tree.get("plan", {})
     if not isinstance(plan_tree, Mapping):
         raise UserError(f"plan needs settings of its own (name: value), got {plan_tree!r}; indent them below it")
@@ -157,7 +157,7 @@ def _preset(data: Any) -> str | None:
     return preset if isinstance(preset, str) and preset in DATASETS else None
 
 
-def _upright(tree: Tree) -> bool:
+def _is_upright(tree: Tree) -> bool:
     """Is a mirrored image another one? So it is in some known data sets, and where the teacher was taught so."""
     preset, teacher = _preset(tree.get("data")), tree.get("teacher")
     if preset is not None:

@@ -1,9 +1,8 @@
 """Bytes to bytes: layout, channels and size of images, shared by the readers and the web rows."""
 
 import math
-import os
 import warnings
-from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
@@ -24,11 +23,10 @@ PIXELS_PER_BYTE = 64
 _GRAY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "F"})
 
 
-def warn_of_left_out(folder: Path) -> None:
-    """Say how many pictures below ``folder`` are of kinds that are not read."""
-    endings = Counter(Path(name).suffix.lower() for _, _, names in os.walk(folder) for name in names)
-    if left_out := {ending: endings[ending] for ending in sorted(UNREAD & endings.keys())}:
-        listing = ", ".join(f"{count:,} {ending}" for ending, count in left_out.items())
+def warn_of_left_out(folder: Path, unread: Mapping[str, int]) -> None:
+    """Say how many pictures below ``folder`` are of kinds that are not read, by ending; nothing where none is."""
+    if unread:
+        listing = ", ".join(f"{unread[ending]:,} {ending}" for ending in sorted(unread))
         warnings.warn(f"{folder}: {listing} are left out; convert them to png or jpg", stacklevel=3)
 
 
@@ -107,7 +105,8 @@ def decode(file: Path | IO[bytes], channels: int | None, size: tuple[int, int] |
 
 def pixels_of(image: Image.Image, channels: int | None, size: tuple[int, int] | None) -> ByteArray:
     """An opened image as C H W, coloured and resized as :func:`decode` does it. Pillow's errors pass through."""
-    image = _upright(image)
+    image.load()  # damaged pixels are an error; of some formats reading EXIF data decodes them and hides it
+    image = turned_picture(image)
     if "transparency" in image.info and image.mode == "P":
         image = image.convert("RGBA")  # the palette may keep alpha as bytes
     gray = channels == 1 or (channels is None and image.mode in _GRAY_MODES)
@@ -116,7 +115,7 @@ def pixels_of(image: Image.Image, channels: int | None, size: tuple[int, int] | 
     return pixels[None] if gray else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def turned_picture(image: Image.Image) -> Image.Image:
     """The picture with the side up that its EXIF data say; as it is where they say nothing, or are damaged."""
     try:
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1

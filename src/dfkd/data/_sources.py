@@ -10,6 +10,7 @@ import os
 import re
 import tarfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from dfkd.data._limits import Bounded, most_bytes
-from dfkd.data._pixels import SUFFIXES, ByteArray, decode
+from dfkd.data._pixels import SUFFIXES, UNREAD, ByteArray, decode, warn_of_left_out
 from dfkd.errors import UserError
 
 Blocks = Iterator[tuple[ByteArray, int]]  # images N C H W, and how many among them were unreadable
@@ -35,10 +36,20 @@ _LARGEST_NAME = 2**20  # bytes of what stands in an archive about the next membe
 _THREADS = 16  # that decode, at most; Pillow lets go of the interpreter's lock
 
 
-def image_files(folder: Path) -> list[Path]:
-    """All image files below ``folder``, sorted; links to folders are not followed."""
-    paths = (Path(root) / name for root, _, names in os.walk(folder) for name in names)
-    return sorted(path for path in paths if path.suffix.lower() in SUFFIXES and path.is_file())
+def image_files(folder: Path, unread: Counter[str] | None = None) -> list[Path]:
+    """All image files below ``folder``, sorted; links to folders are not followed.
+
+    ``unread``, if given, gets the endings of pictures of kinds that are not read, with their numbers.
+    """
+    files = []
+    for root, _, names in os.walk(folder):
+        for path in (Path(root) / name for name in names):
+            ending = path.suffix.lower()
+            if ending in SUFFIXES and path.is_file():
+                files.append(path)
+            elif ending in UNREAD and unread is not None:
+                unread[ending] += 1
+    return sorted(files)
 
 
 def archives(pattern: str) -> list[Path]:
@@ -186,7 +197,9 @@ def labelled_folder(
     """
     folder = _part(root, split)
     classes = _natural_order([path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "."])
-    files = [(path, label) for label, name in enumerate(classes) for path in image_files(folder / name)]
+    unread: Counter[str] = Counter()
+    files = [(path, label) for label, name in enumerate(classes) for path in image_files(folder / name, unread)]
+    warn_of_left_out(folder, unread)
     if not files:
         raise UserError(f"read_images needs images in {folder}/<class>/, got none; give a folder of classes")
     first = decode(files[0][0], channels, size)

@@ -12,7 +12,7 @@ from dfkd.data.text import clean, wordnet
 from dfkd.errors import UserError
 from dfkd.types import Labels
 
-__all__ = ["check_labels", "in_order"]
+__all__ = ["check_label_range", "in_order"]
 
 
 def in_order(images: ImageSet, names: Sequence[str], classes: int, role: str) -> ImageSet:
@@ -34,7 +34,7 @@ def in_order(images: ImageSet, names: Sequence[str], classes: int, role: str) ->
             that of the classes, or labels beyond the classes.
     """
     if images.names:
-        check_labels(images.labels, len(images.names), role)
+        check_label_range(images.labels, len(images.names), role)
     wanted_names = tuple(names) or tuple(str(label) for label in range(classes))
     places = _places(images.names, wanted_names)
     labels = set(images.labels.unique().tolist())
@@ -44,11 +44,11 @@ def in_order(images: ImageSet, names: Sequence[str], classes: int, role: str) ->
         images = replace(images, labels=table[images.labels])
     elif images.folders:
         _check_folders(images, unknown_folders, tuple(names), classes, role)
-    check_labels(images.labels, classes, role)
+    check_label_range(images.labels, classes, role)
     return replace(images, names=tuple(names), folders=False)
 
 
-def check_labels(labels: Labels, classes: int, role: str) -> None:
+def check_label_range(labels: Labels, classes: int, role: str) -> None:
     """Every label is that of a class.
 
     Raises:

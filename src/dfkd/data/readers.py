@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dfkd.data._formats import read_cifar, read_idx
 from dfkd.data._limits import zip_members
-from dfkd.data._pixels import as_nchw, recolour, resize, warn_of_left_out
+from dfkd.data._pixels import as_nchw, recolour, resize
 from dfkd.data._sources import labelled_folder
 from dfkd.data.text import class_list
 from dfkd.datasets import DATASETS
@@ -83,7 +83,6 @@ def read_images(
         return _finish(_PUBLISHED[name](place or None, split, size), size, channels)
     path = Path(place if name == "folder" else source).expanduser()
     if path.is_dir():
-        warn_of_left_out(path)
         pixels, rows, classes = labelled_folder(path, split, size, channels)
         labels = torch.tensor(rows, dtype=torch.int64)
         return ImageSet(torch.from_numpy(pixels), labels, classes, f"{path.name} {split}", folders=True)

@@ -8,6 +8,7 @@ import math
 import mmap
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
@@ -22,6 +23,7 @@ from dfkd.data._sources import Blocks, archives, decoded_archives, decoded_files
 from dfkd.errors import UserError
 
 KEPT_BYTES = 256 * 2**20  # of a mapped file, about as much counts as this process's memory at any time
+CONVERSION = 2  # of files into rows, part of a cache's name: 2 turns pictures as their EXIF data say
 FAULT_BYTES = 2**16  # the system maps the neighbours of a page that is read, too
 
 
@@ -139,8 +141,9 @@ def open_rows(
         )
     if not Path(name).is_dir():
         raise UserError(f"open_rows needs a .npy file, a folder or .tar shards, got {str(source)!r}; check the path")
-    files = image_files(Path(name))
-    warn_of_left_out(Path(name))
+    unread: Counter[str] = Counter()
+    files = image_files(Path(name), unread)
+    warn_of_left_out(Path(name), unread)
     return _convert(
         name, files, image_shape, cache, _report_progress(decoded_files(files, image_shape), len(files), watch)
     )
@@ -188,7 +191,7 @@ def _convert(
         _refuse_empty(name, len(images), skipped)
         return Rows(images, skipped)
     # The number of unreadable images is part of the name, so that one rename publishes everything.
-    stem = f"rows-{'x'.join(map(str, image_shape))}-{fingerprint(name, files)}"
+    stem = f"rows{CONVERSION}-{'x'.join(map(str, image_shape))}-{fingerprint(name, files)}"
     for ready in sorted(cache.glob(f"{stem}-skipped*.npy")):
         return Rows(np.load(ready, mmap_mode="r"), int(ready.stem.rpartition("skipped")[2]))
     try:

@@ -10,8 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dfkd.data.classes import in_order
-from dfkd.data.readers import ImageSet, read_images
+from dfkd.data.readers import Labelled
 from dfkd.deploy.folders import EXPORT_FILE, FEWEST, check_replaceable, images_for, replacing
 from dfkd.deploy.int8 import write_int8
 from dfkd.deploy.latency import time_in_turns
@@ -22,8 +21,9 @@ from dfkd.engine.runtime import Runtime
 from dfkd.errors import UserError
 from dfkd.identity import network_bytes, provenance
 from dfkd.ops.pixels import as_images
+from dfkd.prepare import labelled_tensors
 from dfkd.report.files import plain, write_whole
-from dfkd.types import Bytes, Images
+from dfkd.types import Bytes, Images, Labels
 
 __all__ = ["EXPORT_FILE", "EXPORT_FOLDER", "Artefact", "Exported", "Format", "Normalisation", "export"]
 
@@ -96,7 +96,7 @@ def export(
     batch: int | None = None,
     network: str | None = None,
     out: str | Path | None = None,
-    test: ImageSet | str | Path | None = None,
+    test: Labelled | None = None,
 ) -> Exported:
     """Write the student of a run for deployment, and compare every file with PyTorch.
 
@@ -132,7 +132,8 @@ def export(
         chosen = _without_missing(chosen, skipped)
     samples = images_for(student, 2 * max(calibration, batch or 1), images)
     _check_enough(len(samples), chosen, batch)
-    labelled = None if test is None else _labelled_images(test, student.predictor)
+    of_network = student.predictor.image_size, student.predictor.names, len(student.predictor.names)
+    labelled = None if test is None else labelled_tensors(test, *of_network, "test")
     calibrating, compared = (as_images(_full_batches(half, batch)) for half in (samples[0::2], samples[1::2]))
     with replacing(folder) as aside:
         module = _bare(student.predictor) if normalisation == "outside" else student.predictor
@@ -150,7 +151,7 @@ def export(
             len(compared),
             len(calibrating) if "int8" in chosen else 0,
             skipped,
-            0 if labelled is None else len(labelled.images),
+            0 if labelled is None else len(labelled[0]),
         )
         _record(exported, student, normalisation, batch, aside)
     return exported
@@ -319,29 +320,18 @@ def _logits(run: Callable[[Tensor], Tensor], images: Tensor, batch: int | None) 
     return torch.cat([run(part.contiguous()).clone() for part in images.split(batch or 64)])
 
 
-def _labelled_images(test: ImageSet | str | Path, predictor: Predictor) -> ImageSet:
-    """Test images of the network's size, with labels in the order of its classes."""
-    channels, *side = predictor.image_size
-    source = (
-        test if isinstance(test, ImageSet) else read_images(test, "test", side=(side[0], side[1]), channels=channels)
-    )
-    if tuple(source.images.shape[1:]) != predictor.image_size:
-        raise UserError(
-            f"export needs test images of shape {predictor.image_size}, got {tuple(source.images.shape[1:])}; "
-            "resize them"
-        )
-    return in_order(source, predictor.names, len(predictor.names), "test")
-
-
 def _accuracy(
-    run: Callable[[Tensor], Tensor], labelled: ImageSet, normalise: Callable[[Images], Tensor], batch: int | None
+    run: Callable[[Tensor], Tensor],
+    labelled: tuple[Bytes, Labels],
+    normalise: Callable[[Images], Tensor],
+    batch: int | None,
 ) -> float:
     """Share of labelled images that a file gets right; the last call of a fixed batch is filled with repetitions."""
     hits = 0
-    for images, labels in zip(labelled.images.split(batch or 64), labelled.labels.split(batch or 64), strict=True):
+    for images, labels in zip(*(part.split(batch or 64) for part in labelled), strict=True):
         logits = run(normalise(as_images(_repeat_to(images, batch or len(images)))).contiguous())
         hits += int((logits[: len(labels)].argmax(dim=1) == labels).sum())
-    return hits / len(labelled.labels)
+    return hits / len(labelled[1])
 
 
 def _check_finite(rows: Sequence[Artefact]) -> None:

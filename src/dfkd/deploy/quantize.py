@@ -28,7 +28,7 @@ from dfkd.engine.plan import Plan
 from dfkd.engine.records import Observer, RunResult
 from dfkd.errors import UserError
 from dfkd.inputs import as_classifier, runtime_of, with_fields
-from dfkd.lent import flags_of, put_back
+from dfkd.lent import loan_of, put_back
 from dfkd.methods import METHODS
 from dfkd.nets.quantized import Bits, with_quantizers
 from dfkd.nets.ranges import check_ranges, freeze_ranges
@@ -139,7 +139,7 @@ def _synthesise(teacher: Classifier, method: Method[Any], plan: Plan, sections: 
     """Images of the method's warm-up, with the network as its own student."""
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))
-        stack.callback(put_back, flags_of(teacher.net))
+        stack.callback(put_back, loan_of(teacher.net))
         runtime = runtime_of(sections["runtime"]).launch()
         pair = teacher, replace(teacher, net=copy.deepcopy(teacher.net).requires_grad_(True))
         task = build_task(*pair, data=sections["data"], text=sections["text"], runtime=runtime)

@@ -14,7 +14,7 @@ from dfkd.engine.probe import Probe
 from dfkd.errors import UserError
 from dfkd.identity import network_bytes
 from dfkd.inputs import runtime_of
-from dfkd.lent import flags_of, put_back
+from dfkd.lent import loan_of, put_back
 from dfkd.nets.quantized import Bits, quantized_bytes
 from dfkd.nets.ranges import check_ranges, ranges_of
 from dfkd.nets.zoo import Classifier
@@ -102,7 +102,7 @@ class StageMeter:
         data = self.sections["data"]
         with ExitStack() as stack:
             for classifier in self.pair:
-                stack.callback(put_back, flags_of(classifier.net))
+                stack.callback(put_back, loan_of(classifier.net))
             task = build_task(*self.pair, data=data, text=None, runtime=runtime_of(self.sections["runtime"]).launch())
             stack.callback(task.teacher.release)
             stack.callback(task.student.release)

@@ -134,13 +134,18 @@ def estimator(
 ) -> Callable[[Plan], Estimate]:
     """What :func:`estimate` measures of ``plan``, to be extrapolated to it and to plans with fewer rounds."""
     watch = watch or Watch()
-    state, streams = copy.deepcopy(task.student.net.state_dict()), task.runtime.streams()
+    extra = {
+        name: copy.deepcopy(value)
+        for name, value in task.student.net.state_dict().items()
+        if not isinstance(value, Tensor)
+    }
+    streams = task.runtime.streams()
     free = free_memory(task.runtime.device) + _bytes_in_use(task)
     try:
         with preserving(task.student), tempfile.TemporaryDirectory(prefix="dfkd-dry-run-") as folder:
             measured = _measure(task, method, plan, watch, Path(folder))
     finally:
-        task.student.net.load_state_dict(state)  # what a module keeps beside its tensors (get_extra_state), too
+        task.student.net.load_state_dict(extra, strict=False)  # what a module keeps beside its tensors
         task.runtime.restore_streams(streams)
     disk_free = free_disk(out)
     return lambda other: extrapolate(measured, other, watch, free, disk_free)

@@ -15,13 +15,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from dfkd.ops.moments import moments
 from dfkd.types import Moments
 
-__all__ = ["join", "joint_moments", "separate", "unjoinable"]
+__all__ = ["join", "joint_moments", "separate", "unjoinable_paths"]
 
 
 def join(module: nn.Module) -> nn.Module:
     """Let every BatchNorm layer of ``module`` normalise, in train mode, by the joint batch of all processes.
 
-    Layers whose forward pass is not torch's own (:func:`unjoinable`) stay as they are: they may do more than normalise.
+    Layers whose forward pass is not torch's own (:func:`unjoinable_paths`) stay as they are: they may do more than
+    normalise.
     """
     for layer in _batch_norms(module):
         if _is_plain(layer):
@@ -37,7 +38,7 @@ def separate(module: nn.Module) -> nn.Module:
     return module
 
 
-def unjoinable(module: nn.Module) -> list[str]:
+def unjoinable_paths(module: nn.Module) -> list[str]:
     """Paths of BatchNorm layers that :func:`join` leaves as they are: their forward pass is one of their own."""
     layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, _BatchNorm)}
     return [name for name, layer in layers.items() if not (_is_plain(layer) or _is_joined(layer))]

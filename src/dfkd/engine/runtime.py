@@ -103,7 +103,7 @@ class Runtime:
         if self.fabric is not None:
             self.device = self.fabric.device
         self.precision, self.compiled, self.channels_last = precision, compile, channels_last
-        self.backend, self.compile_mode, self.seed, self.sync_bn = backend, compile_mode, _whole(seed), sync_bn
+        self.backend, self.compile_mode, self.seed, self.sync_bn = backend, compile_mode, _whole_seed(seed), sync_bn
         self._compiled: dict[Any, Any] = {}
         self._joined = False
         self._graphs_before = _graphs() if compile else 0
@@ -299,7 +299,7 @@ def _seed_from(state: Tensor) -> int:
     return int.from_bytes(hashlib.sha256(state.numpy().tobytes()).digest()[:8], "big") % 2**63
 
 
-def _whole(seed: object) -> int:
+def _whole_seed(seed: object) -> int:
     """A seed as Python's own integer, whose products do not overflow."""
     try:
         return operator.index(seed)  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dfkd.engine.joint import join, unjoinable
+from dfkd.engine.joint import join, unjoinable_paths
 from dfkd.engine.probe import Probe, check_normalisation
 from dfkd.engine.runtime import Runtime
 from dfkd.errors import UserError
@@ -147,7 +147,7 @@ def _is_of_zoo(net: nn.Module) -> bool:
 
 
 def _notes_on_unjoinable(net: nn.Module, role: str) -> list[str]:
-    paths = unjoinable(net)
+    paths = unjoinable_paths(net)
     if not paths:
         return []
     kinds = sorted({type(net.get_submodule(path)).__name__ for path in paths})

@@ -29,7 +29,7 @@ from dfkd.report.summary import (
     rows_of,
     sentence,
 )
-from dfkd.report.values import input_settings, value_text
+from dfkd.report.values import has_comparable_layers, input_settings, value_text
 from dfkd.report.without_test import agreement_curves
 
 if TYPE_CHECKING:
@@ -152,7 +152,8 @@ def verdict_over(evaluations: Mapping[str, Evaluation | None]) -> Verdict:
 def differing(infos: Mapping[str, RunInfo]) -> list[tuple[str, list[str]]]:
     """(setting, its value in each run) for what is not the same in all: also networks, inputs, code and machine."""
     flat = [_settings(info) for info in infos.values()]
-    names = dict.fromkeys(key for settings in flat for key in settings)
+    skipped = () if has_comparable_layers(infos.values()) else ("teacher.layers", "student.layers")
+    names = dict.fromkeys(key for settings in flat for key in settings if key not in skipped)
     return [
         (name, values)
         for name in names

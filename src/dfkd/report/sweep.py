@@ -12,7 +12,7 @@ from dfkd.report.canvas import TONES, Format, draw_file, plain_axes
 from dfkd.report.dotted import dotted_settings
 from dfkd.report.files import StoredRun
 from dfkd.report.summary import number
-from dfkd.report.values import input_settings, value_text
+from dfkd.report.values import has_comparable_layers, input_settings, value_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -135,17 +135,13 @@ def _mark(axes: "Axes", sweep: Sweep, places: Sequence[float]) -> None:
 
 def _others(runs: Mapping[str, StoredRun], name: str) -> list[str]:
     """Settings, inputs and code beside ``name`` that are not the same in all runs."""
-    rows = []
+    rows, keys = [], ["kind", "parameters", "sha256"]
+    if has_comparable_layers(run.info for run in runs.values()):
+        keys.append("layers")
     for run in runs.values():
-        nets = {
-            f"{role}.{key}": value for role in ("teacher", "student") for key, value in _net(run.info, role).items()
-        }
+        pair = {"teacher": run.info.teacher, "student": run.info.student}
+        nets = {f"{role}.{key}": about.get(key) for role, about in pair.items() for key in keys}
         code = {"provenance.commit": run.info.provenance.get("commit")}
         rows.append({"method": run.info.method, **settings_in(run.info), **nets, **input_settings(run.info), **code})
     names = dict.fromkeys(key for row in rows for key in row)
     return [key for key in names if key != name and len({value_text(row.get(key)) for row in rows}) > 1]
-
-
-def _net(info: RunInfo, role: str) -> dict[str, object]:
-    about = info.teacher if role == "teacher" else info.student
-    return {key: about.get(key) for key in ("kind", "layers", "parameters", "sha256")}

@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from dfkd.engine.records import RunInfo
 from dfkd.report.dotted import dotted_settings
 from dfkd.report.files import plain
 
-__all__ = ["input_settings", "value_text"]
+__all__ = ["has_comparable_layers", "input_settings", "value_text"]
 
 MOST_NAMES = 20  # class names that are listed; of more, their number and a fingerprint
 
@@ -30,6 +30,13 @@ def input_settings(info: RunInfo) -> dict[str, object]:
         "stop": {} if info.fitted is None else {"hours": info.fitted.hours},
     }
     return dotted_settings({name: values for name, values in parts.items() if values})
+
+
+def has_comparable_layers(infos: Iterable[RunInfo]) -> bool:
+    """Do all runs hold the hashes of their layers, made by one version of torch? Another may print layers otherwise."""
+    runs = list(infos)
+    versions = {info.provenance.get("torch") for info in runs}
+    return len(versions) == 1 and all("layers" in net for info in runs for net in (info.teacher, info.student))
 
 
 def _listing(names: Sequence[str]) -> str:

@@ -19,7 +19,7 @@ from dfkd.engine.core import Method, unmet
 from dfkd.engine.heldout import inverted_set
 from dfkd.errors import UserError
 from dfkd.inputs import as_classifier, facts_of, runtime_of, threads_of, with_fields
-from dfkd.lent import flags_of, put_back
+from dfkd.lent import loan_of, put_back
 from dfkd.methods import METHODS
 from dfkd.nets.count import count_macs, count_parameters
 from dfkd.nets.zoo import Classifier, build
@@ -126,7 +126,7 @@ class _Room:
         """The teacher and the students within the limits, each measured beside the others."""
         runtime = runtime_of(self.machine)
         image = torch.zeros(1, *self.shape, device=runtime.device)
-        flags = flags_of(self.teacher.net)
+        loan = loan_of(self.teacher.net)
         net = self.teacher.net.to(runtime.device).eval()
         try:
             smaller = students_for(net, self.shape, self.classes, names)
@@ -147,7 +147,7 @@ class _Room:
                 for name, one in nets.items()
             ]
         finally:
-            put_back(flags)
+            put_back(loan)
         students_within = [row for row in rows[1:] if latency is None or row.seconds <= latency]
         if not students_within:
             limits = {"--latency": latency, "--parameters": parameters}
@@ -163,7 +163,7 @@ class _Room:
         self, student: str, methods: Mapping[str, Method[Any]], trials: bool
     ) -> tuple[dict[str, tuple[str, ...]], Tensor]:
         """What each method lacks with this student, and the images that ``trials`` are judged on."""
-        flags = flags_of(self.teacher.net)
+        loan = loan_of(self.teacher.net)
         pair = self.teacher, self._student(student)
         task = prepare(*pair, runtime_of(self.machine).launch(), self.data, self.text).task
         try:
@@ -171,7 +171,7 @@ class _Room:
             return missing, inverted_set(task, HELDOUT).cpu() if trials else torch.empty(0)
         finally:
             task.teacher.release()
-            put_back(flags)
+            put_back(loan)
 
     def try_all(
         self,

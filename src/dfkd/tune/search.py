@@ -4,7 +4,7 @@ import copy
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -28,7 +28,7 @@ from dfkd.exam import check_teacher
 from dfkd.identity import settings_of, weights_hash
 from dfkd.imports import first_line
 from dfkd.inputs import as_classifier, runtime_of, threads_of, with_fields
-from dfkd.lent import flags_of, put_back
+from dfkd.lent import loan_of, put_back
 from dfkd.methods import METHODS
 from dfkd.nets.zoo import Classifier
 from dfkd.prepare import check_labelled, method_or_default, prepare
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 __all__ = ["HELDOUT", "Door", "Search", "Searched", "conduct", "search", "trial_watching"]
 
 HELDOUT = 512  # images that trials are judged on: one image is 0.2 % of agreement
-MOST_UNBEGUN = 3  # trials in a row whose run could not begin: then something else is wrong
+MOST_REFUSALS = 3  # trials in a row whose run could not begin, after which a search ends
 Told = Callable[[Trial], None]
 
 
@@ -230,21 +230,11 @@ def conduct(
     images = _open(what, door, folder, dict(note or {}))
     defaults = {name: value_of(what.method, what.plan, name) for name in what.ranges}
     ledger = Ledger(folder, what.ranges, defaults, what.runtime.seed, what.prune)
-    outside = [name for name, value in defaults.items() if value not in what.ranges[name]]
-    if outside and not ledger.trials():
-        listed = ", ".join(f"{name} = {defaults[name]}" for name in outside)
-        warnings.warn(f"no trial has the settings that are given: {listed} is outside its range", stacklevel=2)
-    unbegun = 0
-    while claim := ledger.take(what.trials, last=until is not None and time.monotonic() >= until):
-        proposal, hold = claim
-        with hold:
-            refusal = _carry_out(what, door, ledger, proposal, images)
-        unbegun = 0 if refusal is None else unbegun + 1
-        ended = next(trial for trial in _record_trials(ledger) if trial.number == proposal.number)
-        if tell is not None:
-            tell(ended)
-        if refusal is not None and unbegun == MOST_UNBEGUN:
-            raise refusal
+    names_outside = [name for name, value in defaults.items() if value not in what.ranges[name]]
+    if names_outside and not ledger.trials():
+        listing = ", ".join(f"{name} = {defaults[name]}" for name in names_outside)
+        warnings.warn(f"no trial has the settings that are given: {listing} is outside its range", stacklevel=2)
+    _carry_out_all(what, door, ledger, images, until, tell or (lambda trial: None))
     trials = _record_trials(ledger)
     if what.data.test is not None and not any(trial.state == "running" for trial in trials):
         trials = _examine(ledger, what, door, trials)
@@ -252,6 +242,68 @@ def conduct(
     best = settings_with(what.method, what.plan, first[0].values if first and first[0].state == "complete" else {})
     write_search_page(folder)
     return Searched(folder, tuple(trials), *best)
+
+
+def _carry_out_all(what: Search, door: Door, ledger: Ledger, images: Tensor, until: float | None, tell: Told) -> None:
+    """Trials one after another, until theirs or this process's time is used up."""
+    with closing(_Refused(ledger)) as refused:
+        while claim := ledger.take(what.trials, last=until is not None and time.monotonic() >= until):
+            proposal, hold = claim
+            refusal = _carry_out(what, door, ledger, proposal, images)
+            if refusal is None:
+                hold.close()
+                ended_numbers = [*refused.blame_settings(), proposal.number]
+            else:
+                ended_numbers = refused.add(proposal.number, refusal, hold)
+            _announce(ledger, ended_numbers, tell)
+            if refusal is not None and refused.in_a_row == MOST_REFUSALS:
+                raise refusal
+        if refused.trials and not any(trial.state in ("complete", "pruned") for trial in _record_trials(ledger)):
+            raise refused.trials[-1][1]
+        _announce(ledger, refused.blame_settings(), tell)
+
+
+def _announce(ledger: Ledger, numbers: Sequence[int], tell: Told) -> None:
+    """Record all trials, and tell of those with these numbers."""
+    for trial in _record_trials(ledger):
+        if trial.number in numbers:
+            tell(trial)
+
+
+class _Refused:
+    """Trials whose runs could not begin, and which this process holds until it is known why.
+
+    Where the run of another trial begins, their settings are to blame and they have failed. Where none does, something
+    else may be wrong (a full disk, a busy GPU): they are let go and tried again by the next call, once.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger, self.in_a_row = ledger, 0
+        self.trials: list[tuple[int, UserError, ExitStack]] = []
+
+    def add(self, number: int, refusal: UserError, hold: ExitStack) -> list[int]:
+        """Hold a trial, or let it fail where it was refused before; the numbers of those that failed."""
+        self.in_a_row += 1
+        if self.ledger.count_refusal(number) == 1:
+            self.trials.append((number, refusal, hold))
+            return []
+        self.ledger.tell(number, None, "failed", str(refusal))
+        hold.close()
+        return [number]
+
+    def blame_settings(self) -> list[int]:
+        """Let all of them fail; their numbers."""
+        for number, refusal, _ in self.trials:
+            self.ledger.tell(number, None, "failed", str(refusal))
+        numbers = [number for number, _, _ in self.trials]
+        self.close()
+        return numbers
+
+    def close(self) -> None:
+        """Let go of all of them."""
+        for _, _, hold in self.trials:
+            hold.close()
+        self.trials, self.in_a_row = [], 0
 
 
 def _open(what: Search, door: Door, folder: Path, note: dict[str, Any]) -> Tensor:
@@ -277,7 +329,7 @@ def _task(what: Search, teacher: Classifier, student: Classifier, with_inputs: b
     source = what.text if with_inputs and Need.TEXT in what.method.needs() else None
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))
-        stack.callback(put_back, flags_of(teacher.net))
+        stack.callback(put_back, loan_of(teacher.net))
         task = prepare(teacher, student, what.runtime.launch(), data, source, None, what.method).task
         stack.callback(task.teacher.release)
         stack.callback(task.student.release)
@@ -304,7 +356,7 @@ def _carry_out(what: Search, door: Door, ledger: Ledger, trial: "Asked", images:
     """One trial: its run, from where it is; and what it came to.
 
     Returns:
-        Why the run could not begin with these settings, which is then the trial's failure; None where it did.
+        Why the run could not begin; None where it did, or where its settings do not go together.
     """
     folder = trial_folder(ledger.folder, trial.number)
     record = _ended_run(folder)
@@ -317,8 +369,7 @@ def _carry_out(what: Search, door: Door, ledger: Ledger, trial: "Asked", images:
         try:
             door.run(method, plan, folder, (folder / RUN_FILE).exists(), images, Pruner(trial))
         except UserError as error:
-            if not (folder / RUN_FILE).exists():  # what these settings need is not there
-                ledger.tell(trial.number, None, "failed", str(error))
+            if not (folder / RUN_FILE).exists():
                 return error
             if _ended_run(folder) is None:
                 raise

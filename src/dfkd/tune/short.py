@@ -1,4 +1,4 @@
-"""Methods and plans made short and shrunk_method, for trials that take a minute."""
+"""Methods and plans made short and small, for trials that take a minute."""
 
 from collections.abc import Mapping
 from dataclasses import fields, replace

@@ -32,6 +32,8 @@ PARTS = 10
 """Trials are compared after every tenth of their rounds, so that rounds themselves may be searched."""
 PRUNED = "pruned: "
 UNPRUNED_TRIALS, UNPRUNED_PARTS = 4, 3  # no trial is pruned before so many have finished, nor in its first tenths
+REFUSALS = "refusals"
+"""Counts how often a trial's run could not begin."""
 REPEATS = "repeats"
 """Marks a proposal that equals a trial, with that trial's number."""
 MODEL_PROPOSALS, MOST_PROPOSALS = 10, 200  # repeats of the model before settings are drawn at random; and in all
@@ -87,7 +89,7 @@ class Ledger:
             most: trials of the whole search.
             last: begin none; only take up one that was killed.
 
-        A proposal with the settings of a trial that has ended is given that trial's value at once, and counts for none.
+        A proposal with the settings of another trial is dropped: it is marked, and counts for nothing.
 
         Returns:
             A trial that was killed before a new one; None where there is nothing to do, or nothing new to try.
@@ -98,7 +100,9 @@ class Ledger:
         with search_lock(self.folder), _quiet():
             trials = self.study.get_trials(deepcopy=False)
             for trial in trials:
-                if trial.state == states.RUNNING and (hold := claim(self.folder, trial.number)):
+                if trial.state == states.RUNNING and REPEATS in trial.user_attrs:  # killed before it was told
+                    self.study.tell(trial.number, state=states.FAIL)
+                elif trial.state == states.RUNNING and (hold := claim(self.folder, trial.number)):
                     return optuna.trial.Trial(self.study, trial._trial_id), hold
             begun = sum(trial.state != states.WAITING and REPEATS not in trial.user_attrs for trial in trials)
             if last or begun >= most:
@@ -133,9 +137,7 @@ class Ledger:
             if twin is None or twin.number == proposal.number:
                 return proposal
             proposal.set_user_attr(REPEATS, twin.number)
-            ended = twin.state if twin.state.is_finished() else optuna.trial.TrialState.FAIL
-            value = twin.value if ended == optuna.trial.TrialState.COMPLETE else None
-            self.study.tell(proposal.number, value, ended)
+            self.study.tell(proposal.number, state=optuna.trial.TrialState.FAIL)  # so that it counts for nothing
         return None
 
     def tell(self, number: int, value: float | None, state: str, reason: str | None = None) -> None:
@@ -149,6 +151,14 @@ class Ledger:
                 self.study._storage.set_trial_user_attr(trial._trial_id, "reason", reason)
             values = value if state == "complete" else None
             self.study.tell(number, values, optuna.trial.TrialState[names[state]], skip_if_finished=True)
+
+    def count_refusal(self, number: int) -> int:
+        """Note that a trial's run could not begin; how often that has been, in all processes and calls."""
+        with search_lock(self.folder), _quiet():
+            trial = next(one for one in self.study.get_trials(deepcopy=False) if one.number == number)
+            refusals = int(trial.user_attrs.get(REFUSALS, 0)) + 1
+            self.study._storage.set_trial_user_attr(trial._trial_id, REFUSALS, refusals)
+        return refusals
 
     def trials(self) -> "list[FrozenTrial]":
         """Every trial that began, without proposals that repeated one."""
