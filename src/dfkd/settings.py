@@ -54,7 +54,7 @@ class Images:
     classes: Classes | None = None  # names, their number, or the name of a shipped list
     test: Labelled | None = None  # labelled images that only report: digits, cifar10[:DIR], FILE.npz, folder:DIR
     web: Unlabelled | None = None  # unlabelled images for methods that select: folder, .npy, .tar shards
-    real: Labelled | None = None  # labelled training images, for the yardstick with data only
+    real: Labelled | None = None  # labelled training images, for a method that learns from real data
 
     def __post_init__(self) -> None:
         check(self, "data")
@@ -109,7 +109,7 @@ class Watching:
     samples_every: Whole = 10  # rounds between sheets of synthetic images; 0: none
     save_every: NotNegative = 0.0  # least seconds between checkpoints; 0: after every round
     tensorboard: bool = False  # also write TensorBoard events
-    track: Literal["none", "wandb", "mlflow"] = "none"  # also log to Weights & Biases or MLflow, as they are set up
+    track: Literal["none", "wandb", "mlflow"] = "none"  # also log there, as its environment variables say
     quiet: bool = False  # no progress display
     export: bool = True  # also write the student as a torch.export program
     onnx: Literal["none", "fp32", "int8"] = "none"  # at the end also as ONNX, int8: and quantized, like `dfkd export`
@@ -128,7 +128,7 @@ class Stopping:
     patience: Count | None = None  # rounds without a higher agreement after which the run ends
     until_agreement: PositiveShare | None = None  # the agreement at which the run ends
     hours: Positive | None = None  # shorten the plan, before the first round, until it fits this time
-    held_out: Literal["inverted", "own"] = "inverted"  # whose: made from the teacher alone, or by the run's method
+    held_out: Literal["inverted", "own"] = "inverted"  # images made from the teacher alone, or by the run's method
     picked: bool | None = None  # keep the student of the highest agreement, too; default: where it is measured
 
     def __post_init__(self) -> None:
