@@ -71,18 +71,24 @@ def is_loss(name: str) -> bool:
     return name.startswith("loss/")
 
 
-def class_entropy_measure(remedy: str) -> Measure:
-    """The measure ``class_entropy`` of a batch of synthetic images; its alarm ends in ``remedy``, what to change."""
+def class_entropy_measure(
+    remedy: str,
+    title: str = "class entropy of a batch",
+    finding: str = "The synthetic images show few of the {classes} classes: the entropy of a batch",
+) -> Measure:
+    """The measure ``class_entropy``, of synthetic images unless ``title`` and ``finding`` say otherwise.
+
+    Its alarm begins with the ``finding`` and ends in the ``remedy``, what to change.
+    """
     return Measure(
-        "class entropy of a batch",
+        title,
         "nats",
         level="log classes",
         level_name="balanced classes, {level:.2f}",
         alarm=Alarm(
             "entropy",
             0.5,
-            "The synthetic images show few of the {classes} classes: the entropy of a batch is {value:.2f} nats, "
-            f"balanced classes have {{level:.2f}}; {remedy}.",
+            f"{finding} is {{value:.2f}} nats, balanced classes have {{level:.2f}}; {remedy}.",
             of_level=True,
         ),
     )

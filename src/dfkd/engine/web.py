@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dfkd.data.rows import Rows
 from dfkd.engine.core import Metrics, Task
-from dfkd.engine.measures import Alarm, Measure
+from dfkd.engine.measures import Measure, class_entropy_measure
 from dfkd.engine.probe import Probe
 from dfkd.engine.views import Bars, Cloud, Grid, View, affordable
 from dfkd.errors import UserError
@@ -31,18 +31,10 @@ SELECTION_MEASURES: Mapping[str, Measure] = MappingProxyType(
         "selected": Measure("web images selected", minor=True),
         "selected_share": Measure("web images selected", meaning="share of the pool"),
         "selected_classes": Measure("classes among the selected images", level="classes", level_name="all {level:.0f}"),
-        "class_entropy": Measure(
+        "class_entropy": class_entropy_measure(
+            "loosen the selection, or give more or closer web images",
             "class entropy of the selection",
-            "nats",
-            level="log classes",
-            level_name="balanced classes, {level:.2f}",
-            alarm=Alarm(
-                "entropy",
-                0.5,
-                "The selected images belong to few of the {classes} classes: the entropy of these is {value:.2f} nats, "
-                "balanced classes have {level:.2f}; loosen the selection, or give more or closer web images.",
-                of_level=True,
-            ),
+            "The selected images belong to few of the {classes} classes: the entropy of these",
         ),
     }
 )
