@@ -404,6 +404,7 @@ def test_a_wrapped_student_is_saved_as_its_own_class_names_it(
     go(digits_teacher, wrap(bare), plan=tiny_plan(), out=tmp_path, export=True, estimate=True, picked=True)
     about = json.loads((tmp_path / "student.json").read_text())
     assert about["network"] == {"class": "dfkd.nets.resnet.ResNet"}
+    assert read_run(tmp_path).info.student["kind"] == "ResNet"
     assert (tmp_path / "student.pt2").exists()
     for name in ("student", "picked"):
         fresh = a_student(seed=2)
@@ -411,9 +412,12 @@ def test_a_wrapped_student_is_saved_as_its_own_class_names_it(
         assert name == "picked" or states_equal(fresh, bare)
 
 
-def test_a_run_in_the_home_folder(digits_teacher: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_run_in_the_home_folder(
+    kind: type, digits_teacher: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    done = go(digits_teacher, plan=tiny_plan(), out="~/runs/x")
+    done = go(digits_teacher, plan=tiny_plan(), out=kind("~/runs/x"))
     assert (tmp_path / "runs/x/run.json").exists()
     net = a_student(seed=2)
     load_weights(net, Path("~/runs/x"))

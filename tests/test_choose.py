@@ -17,7 +17,7 @@ from dfkd.methods import METHODS
 from dfkd.nets.zoo import ZOO, build
 from dfkd.ops.intervals import wilson
 from dfkd.tune import choose as room
-from dfkd.tune.advice import Tried, recommend
+from dfkd.tune.advice import ShortTrial, recommend
 from dfkd.tune.candidates import Candidate, shortlist, students_for
 from dfkd.tune.short import shrunk_method, trial_plan
 
@@ -61,7 +61,7 @@ def test_the_table_has_the_sizes_that_a_count_by_hand_gives() -> None:
         assert student.seconds > 0
     macs = [student.macs or 0 for student in found.students]
     assert macs == sorted(macs, reverse=True)
-    assert found.tried == ()
+    assert found.trials == ()
     assert found.advice.method is None
     assert found.missing["NAYER"] == ()
     assert "a pool of unlabelled images" in found.missing["KD3"]
@@ -113,10 +113,10 @@ def test_a_student_that_cannot_be_counted_is_ranked_by_its_time() -> None:
     teacher, counted = a_network("big", 1.0, 1.0), a_network("half", 0.5, 2.0)
     odd = Candidate("odd", 500, None, 0.0008, 1.25)
     assert odd.work_share(teacher) == pytest.approx(0.8)
-    tried = [Tried("NAYER", name, score(0.9)) for name in ("half", "odd")]
-    advice = recommend(tried, [counted, odd], teacher)
+    trials = [ShortTrial("NAYER", name, score(0.9)) for name in ("half", "odd")]
+    advice = recommend(trials, [counted, odd], teacher)
     assert advice.student == "half"
-    alone = recommend(tried[1:], [odd], teacher)
+    alone = recommend(trials[1:], [odd], teacher)
     assert "odd has 50.0% of the teacher's parameters, and takes 80% of its time an image" in alone.reasons
 
 
@@ -145,28 +145,28 @@ def test_a_trial_is_no_larger_than_the_method(name: str) -> None:
 def test_the_smallest_student_that_is_not_told_apart_is_recommended() -> None:
     teacher = a_network("big", 1.0, 1.0)
     students = [a_network("half", 0.5), a_network("quarter", 0.25), a_network("tenth", 0.1, 4.0)]
-    tried = [
-        Tried("A", "quarter", score(0.6)),
-        Tried("B", "quarter", score(0.8)),
-        Tried(NOISE_METHOD, "quarter", score(0.3)),
-        Tried("C", "quarter", None, reason="it broke"),
-        Tried("B", "half", score(0.83)),
-        Tried("B", "tenth", score(0.5)),
+    trials = [
+        ShortTrial("A", "quarter", score(0.6)),
+        ShortTrial("B", "quarter", score(0.8)),
+        ShortTrial(NOISE_METHOD, "quarter", score(0.3)),
+        ShortTrial("C", "quarter", None, reason="it broke"),
+        ShortTrial("B", "half", score(0.83)),
+        ShortTrial("B", "tenth", score(0.5)),
     ]
-    advice = recommend(tried, students, teacher)
+    advice = recommend(trials, students, teacher)
     assert (advice.method, advice.student) == ("B", "quarter")
     assert "B agreed with the teacher on 80.00 %" in advice.reasons[0]
     assert any("25.0% of the teacher's parameters" in reason for reason in advice.reasons)
     assert not any("noise" in reason or "do not tell" in reason for reason in advice.reasons)
-    close = recommend([*tried[:1], Tried("B", "quarter", score(0.62)), *tried[2:]], students, teacher)
+    close = recommend([*trials[:1], ShortTrial("B", "quarter", score(0.62)), *trials[2:]], students, teacher)
     assert any("do not tell it from A" in reason for reason in close.reasons)
 
 
 def test_trials_that_are_no_better_than_noise_say_so() -> None:
     students = [a_network("half", 0.5)]
-    tried = [Tried("A", "half", score(0.3)), Tried(NOISE_METHOD, "half", score(0.29))]
-    assert any("noise did as well" in reason for reason in recommend(tried, students, students[0]).reasons)
-    only = recommend(tried[1:], students, students[0])
+    trials = [ShortTrial("A", "half", score(0.3)), ShortTrial(NOISE_METHOD, "half", score(0.29))]
+    assert any("noise did as well" in reason for reason in recommend(trials, students, students[0]).reasons)
+    only = recommend(trials[1:], students, students[0])
     assert (only.method, only.student) == (None, None)
     assert "more --minutes" in only.reasons[0]
 
@@ -174,10 +174,10 @@ def test_trials_that_are_no_better_than_noise_say_so() -> None:
 def test_every_fitting_method_is_tried_then_the_best_with_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, str, float]] = []
 
-    def fake(self: Any, name: str, method: Any, student: str, images: torch.Tensor, seconds: float) -> Tried:
+    def fake(self: Any, name: str, method: Any, student: str, images: torch.Tensor, seconds: float) -> ShortTrial:
         asked.append((name, student, seconds))
         assert images.shape == (room.HELDOUT, 1, 8, 8)
-        return Tried(name, student, score(0.7 if name == "CMI" else 0.4))
+        return ShortTrial(name, student, score(0.7 if name == "CMI" else 0.4))
 
     monkeypatch.setattr(room._Room, "_try", fake)
     monkeypatch.setattr(room, "HELDOUT", 16)

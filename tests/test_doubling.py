@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dfkd.ops.doubling import DoublingConv, conv_doubled, folding
+from dfkd.ops.doubling import DoublingConv, doubled_conv, folding
 
 
 @pytest.mark.parametrize("side", [1, 3, 5, 7])
@@ -19,7 +19,7 @@ def test_it_is_doubling_and_convolving_with_all_gradients(side: int, last: bool,
     b = torch.randn(3, dtype=torch.float64, requires_grad=True) if bias else None
     given = [x, weight] if b is None else [x, weight, b]
     want = F.conv2d(F.interpolate(x, scale_factor=2), weight, b, padding=side // 2)
-    got = conv_doubled(x, weight, b, folding(side))
+    got = doubled_conv(x, weight, b, folding(side))
     torch.testing.assert_close(got, want)
     assert got.is_contiguous(memory_format=layout)
     upstream = torch.randn_like(want)
@@ -56,7 +56,7 @@ def test_it_costs_half_of_the_products_or_less() -> None:
         with FlopCounterMode(display=False) as plain:
             F.conv2d(F.interpolate(x, scale_factor=2), weight, padding=side // 2)
         with FlopCounterMode(display=False) as ours:
-            conv_doubled(x, weight, None, folding(side))
+            doubled_conv(x, weight, None, folding(side))
         sums = 2 * weight.numel() * 4 * (side // 2 + 1) ** 2  # adding the weights up: once, whatever the batch
         assert (ours.get_total_flops() - sums) / plain.get_total_flops() == pytest.approx(most)
 

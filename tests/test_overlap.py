@@ -23,7 +23,7 @@ from dfkd.identity import weights_hash
 from dfkd.nets.zoo import build
 from dfkd.report.console import Progress
 from dfkd.report.files import read_run
-from dfkd.report.summary import overlap_told
+from dfkd.report.summary import overlap_sentence
 from settings import tiny_plan
 
 
@@ -119,10 +119,10 @@ def test_a_picture_that_darkens_to_the_right_has_edges(side: tuple[int, int]) ->
 def test_the_sentence() -> None:
     end = "within 4 bits of 64 (difference hash) of one of 10,000 evaluation images"
     same = "of them alike pixel by pixel (correlation 0.9 or more)"
-    told = overlap_told(NearDuplicates(50_000, 10_000, 1_234, 56, 4))
+    told = overlap_sentence(NearDuplicates(50_000, 10_000, 1_234, 56, 4))
     assert told == f"1,234 of 50,000 web images are {end}, 56 {same}"
-    assert overlap_told(NearDuplicates(50_000, 10_000, 1, 0, 4)) == f"1 of 50,000 web images is {end}, none {same}"
-    assert overlap_told(NearDuplicates(50_000, 10_000, 0, 0, 4)) == f"none of 50,000 web images are {end}"
+    assert overlap_sentence(NearDuplicates(50_000, 10_000, 1, 0, 4)) == f"1 of 50,000 web images is {end}, none {same}"
+    assert overlap_sentence(NearDuplicates(50_000, 10_000, 0, 0, 4)) == f"none of 50,000 web images are {end}"
 
 
 # ---- in a run -------------------------------------------------------------------------------------------------------

@@ -111,7 +111,7 @@ def distill(
         watch: evaluations, samples, saves, figures, export; nothing in it changes the student.
         stop: rules that end the run earlier, by agreement with the teacher on held-out images, and the hours that the
             plan is shortened to fit, as measured before the first round; off by default.
-        out: run folder, new or empty; without it nothing is written. A text may begin with ``~``.
+        out: run folder, new or empty; without it nothing is written. It may begin with ``~``.
         resume: continue the run in ``out`` where it stopped.
         observers: told about every round, beside the built-in ones; one may end the run
             (:meth:`~dfkd.engine.records.Observer.rounded`).
@@ -125,7 +125,7 @@ def distill(
     sections = with_fields("distill", raw_sections, values)
     _check_kinds(plan, observers, out)
     sections["watch"] = replace(sections["watch"], estimate=_held_out_choice(sections["watch"].estimate))
-    machine, folder = runtime_of(sections["runtime"]), Path(out).expanduser() if isinstance(out, str) else out
+    machine, folder = runtime_of(sections["runtime"]), None if out is None else Path(out).expanduser()
     with threads_of(sections["runtime"]), gradients_on(), end_with_lost_process(machine, folder):
         return _distill(
             as_classifier(teacher),

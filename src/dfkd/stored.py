@@ -22,7 +22,7 @@ from dfkd.data._limits import zip_members
 from dfkd.data._pickles import names_in_pickle
 from dfkd.errors import UserError
 
-__all__ = ["Extra", "kind_held", "named_parts", "open_weights"]
+__all__ = ["Extra", "kind_in_words", "named_parts", "open_weights"]
 
 _RENAME = "save net.state_dict() with torch.save or safetensors"
 # What to do with a file that is no checkpoint.
@@ -120,7 +120,7 @@ def named_parts(value: object) -> Iterator[tuple[str, Any]]:
     yield from ((str(key), part) for key, part in parts.items())
 
 
-def kind_held(value: object) -> str:
+def kind_in_words(value: object) -> str:
     """What a value is, in words."""
     if isinstance(value, Extra):
         return f"a pickled {value.kind}"

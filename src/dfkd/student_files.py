@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from dfkd.engine.checkpoint import write_aside
 from dfkd.engine.probe import Probe
 from dfkd.engine.records import Picked, RunInfo
 from dfkd.engine.sharing import widening_of
 from dfkd.identity import VERSION
+from dfkd.nets.bare import bare_network
 from dfkd.report.files import plain
 from dfkd.weights import without_wrappers
 
@@ -89,13 +89,6 @@ def weights_to_save(net: nn.Module) -> dict[str, Tensor]:
         for name, tensor in net.state_dict().items()
         if isinstance(tensor, Tensor)
     }
-
-
-def bare_network(net: nn.Module) -> nn.Module:
-    """The network within what ``torch.compile`` and data parallelism put around it."""
-    parallel = isinstance(net, DataParallel | DistributedDataParallel)
-    inner = net._modules.get("module" if parallel else "_orig_mod")  # by name: the class would load the compiler
-    return net if inner is None else bare_network(inner)
 
 
 def _own_names(net: nn.Module) -> dict[str, str]:

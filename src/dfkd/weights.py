@@ -13,7 +13,7 @@ from torch import Tensor, nn, strided
 
 from dfkd.errors import UserError
 from dfkd.nets.outputs import OUTPUTS, Output
-from dfkd.stored import Extra, kind_held, named_parts, open_weights
+from dfkd.stored import Extra, kind_in_words, named_parts, open_weights
 
 __all__ = ["Sidecar", "find_weights", "load_weights", "read_sidecar", "read_weights", "without_wrappers"]
 
@@ -43,7 +43,7 @@ class Sidecar:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _WeightSet:
     """One set of weights in a file: where (dotted; "" at the top), its tensors, and the names that lie beside it."""
 
     key: str
@@ -138,10 +138,10 @@ def load_weights(net: nn.Module, path: Path, role: str = "network", key: str | N
     net.load_state_dict(chosen_set.weights, strict=False)
 
 
-def _sets_in(path: Path, role: str, key: str | None) -> list[_Found]:
+def _sets_in(path: Path, role: str, key: str | None) -> list[_WeightSet]:
     """Every set of weights in the file that ``key`` does not exclude, in its order."""
     content = open_weights(path, role)
-    candidates = [_Found(where, _unwrap(weights)) for where, weights in _walk(content, "", 0)]
+    candidates = [_WeightSet(where, _unwrap(weights)) for where, weights in _walk(content, "", 0)]
     if not candidates:
         raise UserError(
             f"{role} needs a state dict (names to tensors), got {path} with {_describe(content)}; save net.state_dict()"
@@ -195,7 +195,7 @@ def without_wrappers(name: str) -> str:
     return _WRAPPERS.sub("", name)
 
 
-def _fits(state: Mapping[str, Tensor], candidate: _Found) -> Iterator[_Found]:
+def _fits(state: Mapping[str, Tensor], candidate: _WeightSet) -> Iterator[_WeightSet]:
     """The weights under the network's own names, once for each prefix under which all of them are there."""
     required = [name for name in state if not name.endswith(_COUNTER)]
     plain = {without_wrappers(name): name for name in state}
@@ -212,7 +212,7 @@ def _fits(state: Mapping[str, Tensor], candidate: _Found) -> Iterator[_Found]:
             }
             if len(fitting) == len(inside) and all(name in fitting for name in required):
                 where = ".".join(filter(None, (candidate.key, prefix.rstrip("."))))
-                yield _Found(where, fitting, frozenset(candidate.weights.keys() - inside.keys()))
+                yield _WeightSet(where, fitting, frozenset(candidate.weights.keys() - inside.keys()))
 
 
 def _shared_prefix(names: Iterable[str]) -> str:
@@ -225,7 +225,7 @@ def _shared_prefix(names: Iterable[str]) -> str:
     return "".join(f"{part}." for part in low[:length])
 
 
-def _one_of(candidates: list[_Found], path: Path, role: str) -> _Found:
+def _one_of(candidates: list[_WeightSet], path: Path, role: str) -> _WeightSet:
     """The only one; of weights and their average the weights, and that is said."""
     plain = [candidate for candidate in candidates if not candidate.average] or candidates
     if len(plain) > 1 and not all(_same(plain[0].weights, candidate.weights) for candidate in plain[1:]):
@@ -254,12 +254,12 @@ def _is_chosen(where: str, key: str | None) -> bool:
     return key is None or where == key or where.startswith(f"{key}.")
 
 
-def _refuse_key(candidates: list[_Found], path: Path, role: str, key: str | None) -> list[_Found]:
+def _refuse_key(candidates: list[_WeightSet], path: Path, role: str, key: str | None) -> list[_WeightSet]:
     keys = ", ".join(dict.fromkeys(repr(candidate.key) for candidate in candidates))
     raise UserError(f"{role} needs a key of {path}, got {key!r}; weights are under {keys}")
 
 
-def _check_dense(candidate: _Found, path: Path, role: str) -> None:
+def _check_dense(candidate: _WeightSet, path: Path, role: str) -> None:
     for name, tensor in candidate.weights.items():
         kind = "no values" if tensor.is_meta else "quantized values" if tensor.is_quantized else ""
         kind = kind or ("sparse values" if tensor.layout is not strided else "")
@@ -293,7 +293,7 @@ def _wrong_shape(
     )
 
 
-def _unlike(net: nn.Module, state: Mapping[str, Tensor], candidate: _Found, path: Path, role: str) -> UserError:
+def _unlike(net: nn.Module, state: Mapping[str, Tensor], candidate: _WeightSet, path: Path, role: str) -> UserError:
     missing = [name for name in state if name not in candidate.weights and not name.endswith(_COUNTER)]
     extra = [name for name in candidate.weights if name not in state]
     differences = [f"without {_few(missing)}"] if missing else []
@@ -373,7 +373,7 @@ def _projector(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _describe(content: object) -> str:
     if not isinstance(content, Mapping):
-        return kind_held(content)
+        return kind_in_words(content)
     return next((f"something else under {str(key)!r}" for key in content), "nothing in it")
 
 

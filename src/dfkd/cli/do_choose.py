@@ -17,7 +17,7 @@ from dfkd.methods import METHODS
 from dfkd.report.files import plain
 from dfkd.report.summary import count, duration, operations, percent
 from dfkd.settings import Text
-from dfkd.tune.advice import Tried
+from dfkd.tune.advice import ShortTrial
 from dfkd.tune.candidates import Candidate
 from dfkd.tune.choose import Choice, choose
 
@@ -65,11 +65,11 @@ def _method(name: str, settings: Choose) -> Method[Any]:
     return resolve(Distill, tree)[1]
 
 
-def _print_trial(run: Tried) -> None:
+def _print_trial(run: ShortTrial) -> None:
     print(f"tried {run.method} with {run.student}: {_score(run)}, {duration(run.seconds)}", flush=True)
 
 
-def _score(run: Tried) -> str:
+def _score(run: ShortTrial) -> str:
     if run.score is None:
         return f"not judged: {run.reason}" if run.reason else "not judged"
     return f"agreement {percent(run.score.agreement)} after {run.rounds} round{'' if run.rounds == 1 else 's'}"
@@ -122,9 +122,9 @@ def _show(choice: Choice, follows: str | None) -> None:
     for heading in ("parameters", "FLOPs", "one image", "faster", "agreement in a trial"):
         sheet.add_column(heading, justify="right", no_wrap=True)
     for row, role in [(choice.teacher, "teacher "), *((row, "") for row in choice.students)]:
-        sheet.add_row(text.Text(f"{role}{row.name}"), *_cells(row, choice.tried))
+        sheet.add_row(text.Text(f"{role}{row.name}"), *_cells(row, choice.trials))
     console.print(sheet)
-    if not choice.tried:  # sizes and speed alone were asked for, or nothing fits
+    if not choice.trials:  # sizes and speed alone were asked for, or nothing fits
         return
     console.print("\nRecommended" if follows else "\nNo recommendation", style="bold")
     if choice.advice.method is not None:
@@ -136,10 +136,10 @@ def _show(choice: Choice, follows: str | None) -> None:
         print("      add --dry-run for hours, memory and disk; `dfkd search` finds settings")
 
 
-def _cells(row: Candidate, tried: Sequence[Tried]) -> tuple[str, ...]:
-    scores = [f"{run.method} {percent(run.score.agreement)}" for run in tried if run.student == row.name and run.score]
+def _cells(row: Candidate, trials: Sequence[ShortTrial]) -> tuple[str, ...]:
+    scores = [f"{run.method} {percent(run.score.agreement)}" for run in trials if run.student == row.name and run.score]
     best = max(
-        ((run.score.agreement, run.method) for run in tried if run.student == row.name and run.score),
+        ((run.score.agreement, run.method) for run in trials if run.student == row.name and run.score),
         default=None,
     )
     score = "" if best is None else f"{best[1]} {percent(best[0])}" + (f" of {len(scores)}" if len(scores) > 1 else "")

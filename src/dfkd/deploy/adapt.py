@@ -82,7 +82,7 @@ def adapt(
     """
     original = open_network(source, network, "adapt")
     about = _read_description(source, original)
-    folder = Path(out) if out is not None else original.folder / ADAPTED_FOLDER
+    folder = Path(out).expanduser() if out is not None else original.folder / ADAPTED_FOLDER
     check_replaceable(folder, "adapt", lambda earlier: _is_result_for(original.info, about, earlier))
     pixels = as_images(images_for(original, count, images, "adapt"))
     if len(pixels) < FEWEST:

@@ -125,7 +125,7 @@ def export(
             f"normalisation outside needs the network itself, got an exported program in {student.folder}; give what "
             "builds it as --network package.module:callable"
         )
-    folder = Path(out) if out is not None else student.folder / EXPORT_FOLDER
+    folder = Path(out).expanduser() if out is not None else student.folder / EXPORT_FOLDER
     check_replaceable(folder)
     skipped: dict[str, str] = {}
     if formats is None:

@@ -94,7 +94,7 @@ def quantize(
     plan = method.budget() if plan is None else plan
     parsed_bits = Bits.parse(bits)
     student = _student(teacher, parsed_bits)
-    folder = None if out is None else Path(out)
+    folder = None if out is None else Path(out).expanduser()
     look = StageMeter(teacher, student, sections, parsed_bits)
     begun = Begun.read(folder) if resume else None
     if begun is None:

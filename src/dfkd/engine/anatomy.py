@@ -13,6 +13,7 @@ from dfkd.engine.probe import tracking_norms
 from dfkd.engine.verify import preserving
 from dfkd.errors import UserError
 from dfkd.nets.adapters import suggest
+from dfkd.nets.bare import bare_network
 from dfkd.nets.count import count_macs, count_parameters
 from dfkd.nets.outputs import Output, activation_of, noise_images
 from dfkd.nets.zoo import known_layers
@@ -121,7 +122,7 @@ def _survey(
     read_norms = tuple(dict.fromkeys(name for name in trace.calls if name in norms))
     layer = net.get_submodule(head) if head is not None else None
     return Anatomy(
-        kind=type(net).__name__,
+        kind=type(bare_network(net)).__name__,
         classes=k,
         head=head,
         features=layer.in_features if isinstance(layer, nn.Linear) else 0,

@@ -39,7 +39,7 @@ BATCH = 256
 SHARE = 0.05
 SEED = 0x5EED  # added to the run's: the streams of the held-out images are none of the run's
 
-Shown = tuple[Bytes, Labels]
+LabelledImages = tuple[Bytes, Labels]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Gauge:
 
     sets: Mapping[str, tuple[Bytes, Labels]]
 
-    def __call__(self, task: Task, newest: Shown | None) -> Estimate:
+    def __call__(self, task: Task, newest: LabelledImages | None) -> Estimate:
         """Measure the student on the sets, and the newest images ``shown`` (with labels) on the teacher."""
         began = time.monotonic()
         mode = task.student.training

@@ -45,7 +45,7 @@ from dfkd.losses.divergence import kl_per_image, soft_cross_entropy
 from dfkd.losses.priors import activation_loss
 from dfkd.losses.statistics import moment_distance
 from dfkd.nets.modes import batch_statistics
-from dfkd.nets.soft_targets import maxima_over_sigma, soft_labels, what_is_modelled
+from dfkd.nets.soft_targets import maxima_over_sigma, modelled_output, soft_labels
 from dfkd.nets.tail import Tail, find_tail, last_map
 from dfkd.ops.affine import affine, draw_affine
 from dfkd.ops.augment import crop_flip
@@ -418,7 +418,7 @@ def _maximum_view(method: STTS, task: Task) -> Curves:
     targets = f"σ = {method.sigma:g}" if method.targets == "normal" else "Dirichlet targets instead"
     return Curves(
         f"Mean largest class probability of normal targets over their variance σ, drawn as "
-        f"{what_is_modelled(net, shape, method.layer, method.space)}; this run used {targets} and temperature "
+        f"{modelled_output(net, shape, method.layer, method.space)}; this run used {targets} and temperature "
         f"{method.temperature:g}.",
         "Curves that show how the largest class probability depends on the variance",
         {**{f"temperature {tau:g}": list(line.items()) for tau, line in lines.items()}, **bounds},
@@ -436,7 +436,7 @@ def _labels_view(method: STTS, task: Task) -> Cloud:
     groups = labels.groups
     return Cloud(
         f"Soft labels by t-SNE, drawn from STTS's multivariate normal (σ = {method.sigma:g}, over "
-        f"{what_is_modelled(net, shape, method.layer, method.space)}, temperature {tau:g}) and from ZSKD's Dirichlet "
+        f"{modelled_output(net, shape, method.layer, method.space)}, temperature {tau:g}) and from ZSKD's Dirichlet "
         f"distributions (β = {', '.join(f'{beta:g}' for beta in betas)}).",
         "Points in two dimensions, one colour for each kind of soft label",
         groups,

@@ -11,12 +11,12 @@ from dfkd.nets.tail import find_tail
 from dfkd.ops.labels import balanced_labels
 from dfkd.ops.targets import check_class_rows, dirichlet_concentration, draw_dirichlet, draw_normal
 
-__all__ = ["SoftLabels", "maxima_over_sigma", "maximum_over_sigma", "what_is_modelled", "soft_labels"]
+__all__ = ["SoftLabels", "maxima_over_sigma", "maximum_over_sigma", "modelled_output", "soft_labels"]
 
 Space = Literal["logits", "pre_act", "post_act"]
 
 
-def what_is_modelled(
+def modelled_output(
     teacher: nn.Module, image_shape: tuple[int, int, int], layer: str = "auto", space: Space = "pre_act"
 ) -> str:
     """What the normal distribution is over, in words: the logits, or the output of a layer or of its activation."""

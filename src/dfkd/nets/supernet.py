@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dfkd.errors import UserError
-from dfkd.ops.doubling import conv_doubled, folding
+from dfkd.ops.doubling import doubled_conv, folding
 from dfkd.types import Images
 
 __all__ = ["SubnetShape", "SuperNet", "check_ranges", "draw_subnet"]
@@ -122,7 +122,7 @@ class SuperNet(nn.Module):
         kernel = self.kernels[layer]
         edge = (kernel.shape[-1] - side) // 2
         middle = slice(edge, edge + side)
-        return conv_doubled(x, kernel[:outputs, : x.shape[1], middle, middle], bias, self.get_buffer(f"fold{side}"))
+        return doubled_conv(x, kernel[:outputs, : x.shape[1], middle, middle], bias, self.get_buffer(f"fold{side}"))
 
 
 def _parameter(*shape: int, device: torch.device | None) -> nn.Parameter:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-__all__ = ["DoublingConv", "conv_doubled", "folding"]
+__all__ = ["DoublingConv", "doubled_conv", "folding"]
 
 
 def folding(side: int) -> Tensor:
@@ -33,7 +33,7 @@ def folding(side: int) -> Tensor:
     return torch.einsum("apk,bql->abpqkl", line, line).reshape(4 * (h + 1) ** 2, side**2)
 
 
-def conv_doubled(x: Tensor, weight: Tensor, bias: Tensor | None, fold: Tensor) -> Tensor:
+def doubled_conv(x: Tensor, weight: Tensor, bias: Tensor | None, fold: Tensor) -> Tensor:
     """``conv2d(upsample(x, 2), weight, bias, padding=k // 2)``, nearest-neighbour, k odd.
 
     Args:
@@ -74,7 +74,7 @@ class DoublingConv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, inputs, h, w) to (n, outputs, 2h, 2w)."""
-        return conv_doubled(x, self.weight, self.bias, self.fold)
+        return doubled_conv(x, self.weight, self.bias, self.fold)
 
 
 class _Interleave(torch.autograd.Function):

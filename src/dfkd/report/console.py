@@ -31,7 +31,7 @@ from dfkd.report.summary import (
     notes_of,
     number,
     operations,
-    overlap_told,
+    overlap_sentence,
     percent,
     stop_sentence,
 )
@@ -100,7 +100,7 @@ class Progress(Observer):
         if info.fitted is not None:
             self.note(fitted_sentence(info))
         if info.overlap is not None:
-            self.note(overlap_told(info.overlap))
+            self.note(overlap_sentence(info.overlap))
         if self.console.is_terminal:
             self._live = Live(get_renderable=self._render, console=self.console, refresh_per_second=5)
             self._live.start()

@@ -19,7 +19,7 @@ from dfkd.report.grid import image_grid, layout, with_names
 from dfkd.report.scatter import tsne_figure
 from dfkd.report.scene import Examples, Scene
 from dfkd.report.sheets import png
-from dfkd.report.summary import overlap_told
+from dfkd.report.summary import overlap_sentence
 from dfkd.types import Bytes, Labels
 
 __all__ = ["DRAWERS", "class_sheet", "drawn_view"]
@@ -106,7 +106,7 @@ def _duplicates(scene: Scene) -> Figure | None:
         "near-duplicates",
         f"The web images that are most like an evaluation image, each below it; above, in how many of {BITS} bits "
         "their difference hashes differ, and the correlation of their pixels. "
-        f"{overlap_told(duplicates).capitalize()}.",
+        f"{overlap_sentence(duplicates).capitalize()}.",
         png(
             with_names(
                 picture, ["evaluation", "web"], [f"{pair.bits}, {pair.correlation:.2f}" for pair in duplicates.pairs]

@@ -93,7 +93,7 @@ def write_gallery(folder: Path, gallery: Gallery) -> Path:
         }
         for figure in gallery.figures
     ]
-    for old in _files_named(index) - names:
+    for old in _file_names_in(index) - names:
         (folder / old).unlink(missing_ok=True)
     page = plain({"figures": entries, "skipped": gallery.skipped})
     write_whole(index, json.dumps(page, allow_nan=False, ensure_ascii=False, indent=1).encode() + b"\n")
@@ -139,7 +139,7 @@ def _bare(name: object) -> str:
     return name
 
 
-def _files_named(index: Path) -> set[str]:
+def _file_names_in(index: Path) -> set[str]:
     """The files that an index names; none where it is missing or damaged."""
     try:
         return {_bare(row["file"]) for row in json.loads(index.read_text("utf-8"))["figures"]}

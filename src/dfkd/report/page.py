@@ -31,7 +31,7 @@ from dfkd.report.summary import (
     last_evaluation,
     measure_names,
     number,
-    overlap_told,
+    overlap_sentence,
     percent,
     rows_of,
     sentence,
@@ -184,7 +184,7 @@ def _overlap(info: RunInfo) -> str:
     if info.overlap is None:
         return ""
     remark = " They were counted, not removed." if info.overlap.alike else ""
-    return f"Near-duplicates: {overlap_told(info.overlap)}.{remark}"
+    return f"Near-duplicates: {overlap_sentence(info.overlap)}.{remark}"
 
 
 def _progress(rounds: Sequence[RoundRecord]) -> str:

@@ -165,7 +165,7 @@ def last_evaluation(records: Sequence[RoundRecord]) -> Evaluation | None:
     return next((record.evaluation for record in reversed(records) if record.evaluation is not None), None)
 
 
-def overlap_told(overlap: NearDuplicates) -> str:
+def overlap_sentence(overlap: NearDuplicates) -> str:
     """One sentence about near-duplicates of the evaluation images among the web images."""
     bits = "bit" if overlap.at_most == 1 else "bits"
     within = (

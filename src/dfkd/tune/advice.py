@@ -8,11 +8,11 @@ from dfkd.engine.records import Agreement
 from dfkd.report.summary import percent
 from dfkd.tune.candidates import Candidate
 
-__all__ = ["Advice", "Tried", "recommend"]
+__all__ = ["Advice", "ShortTrial", "recommend"]
 
 
 @dataclass(frozen=True)
-class Tried:
+class ShortTrial:
     """A short run: ``score`` on the held-out images, or None with the ``reason`` why there is none."""
 
     method: str
@@ -32,9 +32,9 @@ class Advice:
     reasons: tuple[str, ...]
 
 
-def recommend(tried: Sequence[Tried], students: Sequence[Candidate], teacher: Candidate) -> Advice:
+def recommend(trials: Sequence[ShortTrial], students: Sequence[Candidate], teacher: Candidate) -> Advice:
     """The method that agreed most, and the smallest student that chance does not tell from the best one with it."""
-    judged = [(run, run.score) for run in tried if run.score is not None]
+    judged = [(run, run.score) for run in trials if run.score is not None]
     rated = [(run, score) for run, score in judged if run.method != NOISE_METHOD]
     if not rated:
         return Advice(None, None, ("no trial was judged: give more --minutes",))

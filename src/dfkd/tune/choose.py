@@ -26,7 +26,7 @@ from dfkd.nets.zoo import Classifier, build
 from dfkd.prepare import prepare
 from dfkd.report.without_test import last_estimate
 from dfkd.settings import Images, Machine, Stopping, Text, Watching
-from dfkd.tune.advice import Advice, Tried, recommend
+from dfkd.tune.advice import Advice, ShortTrial, recommend
 from dfkd.tune.candidates import Candidate, one_pass, shortlist, students_for
 from dfkd.tune.short import shrunk_method, trial_plan
 
@@ -44,14 +44,14 @@ class Choice:
         teacher: its size and speed.
         missing: what each method lacks; nothing where it fits.
         students: those that are smaller, the largest first.
-        tried: short runs in the order they were made.
+        trials: short runs in the order they were made.
         advice: what follows.
     """
 
     teacher: Candidate
     missing: Mapping[str, tuple[str, ...]]
     students: tuple[Candidate, ...]
-    tried: tuple[Tried, ...]
+    trials: tuple[ShortTrial, ...]
     advice: Advice
 
 
@@ -66,7 +66,7 @@ def choose(
     data: Images | None = None,
     text: Text | str = "auto",
     runtime: Machine | None = None,
-    tell: Callable[[Tried], None] | None = None,
+    tell: Callable[[ShortTrial], None] | None = None,
     **values: Any,
 ) -> Choice:
     """Which methods fit ``teacher``, which students are smaller and faster, and which of them learn in short runs.
@@ -105,8 +105,8 @@ def choose(
             short = shortlist(candidates, reference)
             missing, images = room.survey(short[len(short) // 2].name, ready, minutes > 0)
         fitting = {name: method for name, method in ready.items() if not missing[name]}
-        tried = room.try_all(fitting, short, images, 60 * minutes, tell) if minutes and fitting else []
-    return Choice(reference, missing, tuple(candidates), tuple(tried), recommend(tried, candidates, reference))
+        trials = room.try_all(fitting, short, images, 60 * minutes, tell) if minutes and fitting else []
+    return Choice(reference, missing, tuple(candidates), tuple(trials), recommend(trials, candidates, reference))
 
 
 @dataclass(frozen=True)
@@ -179,13 +179,13 @@ class _Room:
         students: Sequence[Candidate],
         images: Tensor,
         seconds: float,
-        tell: Callable[[Tried], None] | None,
-    ) -> list[Tried]:
+        tell: Callable[[ShortTrial], None] | None,
+    ) -> list[ShortTrial]:
         """Every method with the middle student, then the best of them with the others, in equal parts of the time."""
         middle = students[len(students) // 2].name
         others = [student.name for student in students if student.name != middle]
         share = seconds / (len(methods) + len(others))
-        trials: list[Tried] = []
+        trials: list[ShortTrial] = []
 
         def try_pair(name: str, student: str) -> None:
             trials.append(self._try(name, methods[name], student, images, share))
@@ -201,7 +201,7 @@ class _Room:
                 try_pair(best.method, student)
         return trials
 
-    def _try(self, name: str, method: Method[Any], student: str, images: Tensor, seconds: float) -> Tried:
+    def _try(self, name: str, method: Method[Any], student: str, images: Tensor, seconds: float) -> ShortTrial:
         """A run of as many rounds as fit: one is timed, then all of them are run from the start."""
         began = time.monotonic()
         try:
@@ -212,10 +212,10 @@ class _Room:
             if rounds > 1:
                 outcome = self._run(method, student, images, rounds)
         except UserError as error:
-            return Tried(name, student, None, seconds=time.monotonic() - began, reason=str(error))
+            return ShortTrial(name, student, None, seconds=time.monotonic() - began, reason=str(error))
         estimate = last_estimate(outcome.rounds)
         score = None if estimate is None else estimate.sets["inverted"]
-        return Tried(name, student, score, len(outcome.rounds), time.monotonic() - began)
+        return ShortTrial(name, student, score, len(outcome.rounds), time.monotonic() - began)
 
     def _run(self, method: Method[Any], student: str, images: Tensor, rounds: int) -> Any:
         return distill(

@@ -40,6 +40,7 @@ from dfkd.report.without_test import last_estimate
 from dfkd.settings import Images, Machine, Stopping, Text, Watching
 from dfkd.tune.folder import open_folder, search_lock
 from dfkd.tune.ranges import Range, check_ranges, settings_with, value_of
+from dfkd.tune.refused import RefusedTrials
 from dfkd.tune.study import OBJECTIVE, PRUNED, Ledger, Pruner, check_optuna
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ __all__ = ["HELDOUT", "Door", "Search", "Searched", "conduct", "search", "trial_
 
 HELDOUT = 512  # images that trials are judged on: one image is 0.2 % of agreement
 MOST_REFUSALS = 3  # trials in a row whose run could not begin, after which a search ends
-Told = Callable[[Trial], None]
+OnTrial = Callable[[Trial], None]
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def search(
     plan: Plan | None = None,
     runtime: Machine | None = None,
     watch: Watching | None = None,
-    tell: Told | None = None,
+    tell: OnTrial | None = None,
     **values: Any,
 ) -> Searched:
     """Find settings of a method and its plan with which student and teacher agree most, without test images.
@@ -171,7 +172,7 @@ def search(
     )
     door = _Modules(as_classifier(teacher), as_classifier(student), what, machine, sections["watch"])
     with threads_of(machine):
-        return conduct(what, door, Path(out), tell)
+        return conduct(what, door, Path(out).expanduser(), tell)
 
 
 @dataclass(frozen=True)
@@ -211,7 +212,7 @@ def trial_watching(watch: Watching, images: Tensor) -> Watching:
 
 
 def conduct(
-    what: Search, door: Door, folder: Path, tell: Told | None = None, note: Mapping[str, Any] | None = None
+    what: Search, door: Door, folder: Path, tell: OnTrial | None = None, note: Mapping[str, Any] | None = None
 ) -> Searched:
     """Begin, join or go on with the search in ``folder``, until its trials or this process's minutes are used up.
 
@@ -244,9 +245,11 @@ def conduct(
     return Searched(folder, tuple(trials), *best)
 
 
-def _carry_out_all(what: Search, door: Door, ledger: Ledger, images: Tensor, until: float | None, tell: Told) -> None:
+def _carry_out_all(
+    what: Search, door: Door, ledger: Ledger, images: Tensor, until: float | None, tell: OnTrial
+) -> None:
     """Trials one after another, until theirs or this process's time is used up."""
-    with closing(_Refused(ledger)) as refused:
+    with closing(RefusedTrials(ledger)) as refused:
         while claim := ledger.take(what.trials, last=until is not None and time.monotonic() >= until):
             proposal, hold = claim
             refusal = _carry_out(what, door, ledger, proposal, images)
@@ -263,47 +266,11 @@ def _carry_out_all(what: Search, door: Door, ledger: Ledger, images: Tensor, unt
         _announce(ledger, refused.blame_settings(), tell)
 
 
-def _announce(ledger: Ledger, numbers: Sequence[int], tell: Told) -> None:
+def _announce(ledger: Ledger, numbers: Sequence[int], tell: OnTrial) -> None:
     """Record all trials, and tell of those with these numbers."""
     for trial in _record_trials(ledger):
         if trial.number in numbers:
             tell(trial)
-
-
-class _Refused:
-    """Trials whose runs could not begin, and which this process holds until it is known why.
-
-    Where the run of another trial begins, their settings are to blame and they have failed. Where none does, something
-    else may be wrong (a full disk, a busy GPU): they are let go and tried again by the next call, once.
-    """
-
-    def __init__(self, ledger: Ledger) -> None:
-        self.ledger, self.in_a_row = ledger, 0
-        self.trials: list[tuple[int, UserError, ExitStack]] = []
-
-    def add(self, number: int, refusal: UserError, hold: ExitStack) -> list[int]:
-        """Hold a trial, or let it fail where it was refused before; the numbers of those that failed."""
-        self.in_a_row += 1
-        if self.ledger.count_refusal(number) == 1:
-            self.trials.append((number, refusal, hold))
-            return []
-        self.ledger.tell(number, None, "failed", str(refusal))
-        hold.close()
-        return [number]
-
-    def blame_settings(self) -> list[int]:
-        """Let all of them fail; their numbers."""
-        for number, refusal, _ in self.trials:
-            self.ledger.tell(number, None, "failed", str(refusal))
-        numbers = [number for number, _, _ in self.trials]
-        self.close()
-        return numbers
-
-    def close(self) -> None:
-        """Let go of all of them."""
-        for _, _, hold in self.trials:
-            hold.close()
-        self.trials, self.in_a_row = [], 0
 
 
 def _open(what: Search, door: Door, folder: Path, note: dict[str, Any]) -> Tensor:
