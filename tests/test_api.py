@@ -425,6 +425,18 @@ def test_a_run_in_the_home_folder(
     assert read_sidecar(Path("~/runs/x/student.safetensors")).classes == 10
 
 
+@pytest.mark.parametrize("name", ["adapt", "export", "quantize", "search"])
+def test_a_folder_that_is_no_path_is_refused(name: str, digits_teacher: nn.Module, tmp_path: Path) -> None:
+    inputs: dict[str, tuple[Any, ...]] = {
+        "adapt": (tmp_path, tmp_path, digits_teacher),
+        "export": (tmp_path,),
+        "quantize": (digits_teacher, "W4A4"),
+        "search": (digits_teacher, a_student()),
+    }
+    with pytest.raises(dfkd.UserError, match=rf"^{name} needs out as a path, got int; give a text or a pathlib\.Path$"):
+        getattr(dfkd, name)(*inputs[name], out=3)
+
+
 def test_methods_without_text_need_no_names(digits_teacher: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dfkd.prepare.embed", lambda *_, **__: pytest.fail("embeddings were asked for"))
     names = [f"unheard-of thing {i}" for i in range(10)]

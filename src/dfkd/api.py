@@ -28,7 +28,7 @@ from dfkd.engine.stopping import Judge
 from dfkd.errors import UserError
 from dfkd.exam import check_teacher, check_varies
 from dfkd.identity import run_info, settings_of
-from dfkd.inputs import as_classifier, check_measured, runtime_of, threads_of, with_fields
+from dfkd.inputs import as_classifier, check_measured, output_folder, runtime_of, threads_of, with_fields
 from dfkd.lent import lay_out_contiguously, loan_of, put_back, seeded_devices
 from dfkd.methods import METHODS
 from dfkd.nets.zoo import Classifier
@@ -123,9 +123,10 @@ def distill(
     """
     raw_sections: dict[str, Any] = {"data": data, "text": text, "runtime": runtime, "watch": watch, "stop": stop}
     sections = with_fields("distill", raw_sections, values)
-    _check_kinds(plan, observers, out)
+    folder = output_folder(out, "distill")
+    _check_kinds(plan, observers)
     sections["watch"] = replace(sections["watch"], estimate=_held_out_choice(sections["watch"].estimate))
-    machine, folder = runtime_of(sections["runtime"]), None if out is None else Path(out).expanduser()
+    machine = runtime_of(sections["runtime"])
     with threads_of(sections["runtime"]), gradients_on(), end_with_lost_process(machine, folder):
         return _distill(
             as_classifier(teacher),
@@ -222,10 +223,8 @@ def _distill(
     return Distilled(student.net.eval(), result, _export(folder, runtime, settings.onnx), weights)
 
 
-def _check_kinds(plan: object, observers: object, out: object) -> None:
-    """Refuse what Python passes as a plan, as observers or as a folder and is none."""
-    if not isinstance(out, str | Path | None):
-        raise UserError(f"distill needs out as a path, got {type(out).__name__}; give a text or a pathlib.Path")
+def _check_kinds(plan: object, observers: object) -> None:
+    """Refuse what Python passes as a plan or as observers and is none."""
     if not isinstance(plan, Plan | None):
         raise UserError(f"distill needs plan as a dfkd.Plan, got {type(plan).__name__}; write dfkd.Plan(rounds=...)")
     if not isinstance(observers, list | tuple):

@@ -5,6 +5,7 @@ import operator
 from collections.abc import Collection, Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -27,6 +28,7 @@ __all__ = [
     "check_measured",
     "check_weights",
     "facts_of",
+    "output_folder",
     "runtime_of",
     "threads_of",
     "with_fields",
@@ -225,6 +227,23 @@ def threads_of(machine: Machine | Runtime) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def output_folder(out: object, who: str) -> Path | None:
+    """The folder that ``out`` names, which may begin with ``~``; None for None.
+
+    Args:
+        out: a text or a path.
+        who: the function that was called, for messages.
+
+    Raises:
+        UserError: something else.
+    """
+    if out is None:
+        return None
+    if not isinstance(out, str | Path):
+        raise UserError(f"{who} needs out as a path, got {type(out).__name__}; give a text or a pathlib.Path")
+    return Path(out).expanduser()
 
 
 def runtime_of(machine: Machine | Runtime) -> Runtime:

@@ -19,6 +19,7 @@ from dfkd.deploy.predictor import Predictor
 from dfkd.engine.aside import write_aside
 from dfkd.engine.records import RunInfo
 from dfkd.errors import UserError
+from dfkd.inputs import output_folder
 from dfkd.ops.pixels import as_images
 from dfkd.report.files import RUN_FILE, plain, read_run, write_whole
 from dfkd.types import Bytes, Images
@@ -80,9 +81,10 @@ def adapt(
         UserError: too few images, a student without BatchNorm, one that is an exported program, or a folder that holds
             something else.
     """
+    asked_folder = output_folder(out, "adapt")
     original = open_network(source, network, "adapt")
     about = _read_description(source, original)
-    folder = Path(out).expanduser() if out is not None else original.folder / ADAPTED_FOLDER
+    folder = asked_folder or original.folder / ADAPTED_FOLDER
     check_replaceable(folder, "adapt", lambda earlier: _is_result_for(original.info, about, earlier))
     pixels = as_images(images_for(original, count, images, "adapt"))
     if len(pixels) < FEWEST:

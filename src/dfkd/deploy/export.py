@@ -20,6 +20,7 @@ from dfkd.deploy.programs import check_onnx, metadata_of, session, write_onnx, w
 from dfkd.engine.runtime import Runtime
 from dfkd.errors import UserError
 from dfkd.identity import network_bytes, provenance
+from dfkd.inputs import output_folder
 from dfkd.ops.pixels import as_images
 from dfkd.prepare import labelled_tensors
 from dfkd.report.files import plain, write_whole
@@ -119,13 +120,14 @@ def export(
             Nothing has been written then.
     """
     chosen = _formats_to_write(formats, normalisation, calibration, batch)
+    asked_folder = output_folder(out, "export")
     student = open_network(source, network, "export")
     if normalisation == "outside" and not student.rebuilt:
         raise UserError(
             f"normalisation outside needs the network itself, got an exported program in {student.folder}; give what "
             "builds it as --network package.module:callable"
         )
-    folder = Path(out).expanduser() if out is not None else student.folder / EXPORT_FOLDER
+    folder = asked_folder or student.folder / EXPORT_FOLDER
     check_replaceable(folder)
     skipped: dict[str, str] = {}
     if formats is None:

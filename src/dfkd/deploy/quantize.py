@@ -27,7 +27,7 @@ from dfkd.engine.driver import run as drive
 from dfkd.engine.plan import Plan
 from dfkd.engine.records import Observer, RunResult
 from dfkd.errors import UserError
-from dfkd.inputs import as_classifier, runtime_of, with_fields
+from dfkd.inputs import as_classifier, output_folder, runtime_of, with_fields
 from dfkd.lent import loan_of, put_back
 from dfkd.methods import METHODS
 from dfkd.nets.quantized import Bits, with_quantizers
@@ -89,12 +89,11 @@ def quantize(
     """
     sections: dict[str, Any] = {"data": data or Images(), "text": Text(text) if isinstance(text, str) else text}  # type: ignore[arg-type]
     sections |= {"runtime": runtime or Machine(), "watch": watch or Watching()}
-    sections = with_fields("quantize", sections, values)
+    folder, sections = output_folder(out, "quantize"), with_fields("quantize", sections, values)
     teacher, method = as_classifier(network), method_or_default(method, METHODS[DEFAULT_METHOD]())
     plan = method.budget() if plan is None else plan
     parsed_bits = Bits.parse(bits)
     student = _student(teacher, parsed_bits)
-    folder = None if out is None else Path(out).expanduser()
     look = StageMeter(teacher, student, sections, parsed_bits)
     begun = Begun.read(folder) if resume else None
     if begun is None:

@@ -27,7 +27,7 @@ from dfkd.errors import UserError
 from dfkd.exam import check_teacher
 from dfkd.identity import settings_of, weights_hash
 from dfkd.imports import first_line
-from dfkd.inputs import as_classifier, runtime_of, threads_of, with_fields
+from dfkd.inputs import as_classifier, output_folder, runtime_of, threads_of, with_fields
 from dfkd.lent import loan_of, put_back
 from dfkd.methods import METHODS
 from dfkd.nets.zoo import Classifier
@@ -162,7 +162,9 @@ def search(
     """
     sections: dict[str, Any] = {"data": data or Images(), "text": Text(text) if isinstance(text, str) else text}  # type: ignore[arg-type]
     sections |= {"runtime": runtime or Machine(), "watch": watch or Watching()}
-    sections = with_fields("search", sections, values)
+    sections, folder = with_fields("search", sections, values), output_folder(out, "search")
+    if folder is None:
+        raise UserError("search needs a folder for its trials, got none; give out")
     start = method_or_default(method, METHODS[DEFAULT_METHOD]())
     budget = start.budget() if plan is None else plan
     checked = check_ranges(ranges or {}, start, budget)
@@ -172,7 +174,7 @@ def search(
     )
     door = _Modules(as_classifier(teacher), as_classifier(student), what, machine, sections["watch"])
     with threads_of(machine):
-        return conduct(what, door, Path(out).expanduser(), tell)
+        return conduct(what, door, folder, tell)
 
 
 @dataclass(frozen=True)
