@@ -10,9 +10,10 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import matplotlib
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFont
 from rich.console import Console
 
 from dfkd.engine.measures import Measure
@@ -616,6 +617,24 @@ def test_nothing_to_draw_is_no_chart(points: list[tuple[int, float]]) -> None:
 def test_charts_of_one_round_constant_and_huge_values() -> None:
     for values in ([0.5], [0.5, 0.5], [1e30, -1e30], [0.0] * 300):
         assert charts.line_chart("t", [charts.Line("x", list(enumerate(values)))])
+
+
+@pytest.mark.parametrize("size", [charts.WIDE, charts.NARROW, (2.9, 1.55)])
+@pytest.mark.parametrize("values", [[0.99981, 0.99985], [1e30, -1e30], [-12345.6, 3.0], [1e-9, 5e-9], [0.5]])
+def test_labels_of_a_chart_lie_inside_it(values: list[float], size: tuple[float, float]) -> None:
+    svg = charts.line_chart("t", [charts.Line("x", [(50_000 * i, x) for i, x in enumerate(values)])], size=size)
+    box = re.search(r'viewBox="0 0 (\S+) (\S+)"', svg)
+    assert box
+    width, height = map(float, box.groups())
+    ticks = re.findall(r'text-anchor: (\w+)[^>]* x="(\S+)" y="(\S+)"[^>]*>([^<]*)<', svg)
+    assert len(ticks) >= 3
+    font = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), 80)  # ten times 8
+    for anchor, x, y, text in ticks:
+        long = font.getlength(text) / 10
+        left = float(x) - {"start": 0.0, "middle": long / 2, "end": long}[anchor]
+        assert left >= 0
+        assert left + long <= width
+        assert 5 <= float(y) <= height - 1  # of the base line; the letters are some 6 high
 
 
 def test_measures_of_a_method_have_charts_with_their_titles_and_levels() -> None:

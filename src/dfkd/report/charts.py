@@ -18,6 +18,7 @@ from dfkd.report.summary import finished_rounds, losses_of, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 Tone = Literal["first", "second", "third", "fourth", "fifth", "sixth"]
@@ -45,11 +46,14 @@ _TONES: dict[Tone, str] = {
     "sixth": "#01020a",
 }
 _FONT = "ui-sans-serif, system-ui, sans-serif"
+_FONT_SIZE = 8.0  # points
 _STYLE: Any = {
     "svg.fonttype": "none",  # text stays text: small, selectable, in the page's font
+    "figure.constrained_layout.use": False,  # whatever matplotlibrc of the user says: the axes are placed by hand
+    "figure.autolayout": False,
     "text.parse_math": False,  # a dollar sign is a dollar sign
     "font.family": ["DejaVu Sans"],
-    "font.size": 8.0,
+    "font.size": _FONT_SIZE,
     "axes.linewidth": 0.6,
     "axes.formatter.useoffset": False,
     "text.color": _INK,
@@ -96,13 +100,14 @@ def line_chart(
 
     # A figure of its own, without pyplot: nothing is registered anywhere, so nothing has to be closed.
     with rc_context({**_STYLE, "svg.hashsalt": title}):
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Figure(figsize=size)
         axes = figure.add_subplot()
         _decorate(axes, as_percent)
         for level in levels:
             axes.axhline(level, color=_TONES["third"], linewidth=1.0, linestyle=(0, (4, 3)))
         for line in lines:
             _draw(axes, line)
+        _place(figure, axes)
         return _embed(figure, title)
 
 
@@ -140,7 +145,7 @@ def scatter_chart(
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     with rc_context({**_STYLE, "svg.hashsalt": title}):
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Figure(figsize=size)
         axes = figure.add_subplot()
         _decorate(axes, as_percent=True)
         axes.margins(x=0.06, y=0.15)
@@ -161,6 +166,7 @@ def scatter_chart(
             style: Any = {"marker": "o", "linestyle": "none", "markersize": 5.5 if group.large else 3.6}
             style |= {"markerfacecolor": "none" if group.hollow else _TONES[group.tone]}
             axes.plot([x for x, _ in group.points], [y for _, y in group.points], color=_TONES[group.tone], **style)
+        _place(figure, axes)
         return _embed(figure, title)
 
 
@@ -225,6 +231,32 @@ def _has_isolated(values: Sequence[float]) -> bool:
     """Whether some value stands alone between gaps, where a line would not show it."""
     finite = [False, *(math.isfinite(value) for value in values), False]
     return any(finite[i] and not finite[i - 1] and not finite[i + 1] for i in range(1, len(finite) - 1))
+
+
+def _place(figure: "Figure", axes: "Axes") -> None:
+    """Give the axes all of the figure but the room its labels need.
+
+    Their widths are estimated from their letters: the page's font is not the one matplotlib could measure, and its
+    constrained layout, which measures, takes as long as the drawing.
+    """
+    width, height = figure.get_size_inches()
+    across, up = _tick_labels(axes.xaxis), _tick_labels(axes.yaxis)
+    left = _text_width(max(up, key=len, default="")) + 0.1
+    left, right = max(left, _text_width(across[0]) / 2), _text_width(across[-1]) / 2 + 0.04
+    bottom, top = 0.22, 0.2 if axes.yaxis.get_major_formatter().get_offset() else 0.07  # a factor stands above the axis
+    axes.set_position((left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + top) / height))
+
+
+def _tick_labels(axis: "Axis") -> list[str]:
+    """What stands at the ticks that are in view, from the lowest on; "" where there is none."""
+    low, high = sorted(axis.get_view_interval())
+    places = [place for place in axis.get_majorticklocs() if low <= place <= high]
+    return axis.get_major_formatter().format_ticks(places) or [""]
+
+
+def _text_width(text: str) -> float:
+    """About the width of a label, in inches."""
+    return 0.64 * _FONT_SIZE / 72 * len(text)
 
 
 def _embed(figure: "Figure", title: str) -> str:

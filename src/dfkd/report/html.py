@@ -2,10 +2,14 @@
 
 import base64
 from collections.abc import Mapping
+from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dfkd.visible import visible
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 __all__ = ["render_template"]
 
@@ -15,8 +19,16 @@ def render_template(template: str, values: Mapping[str, Any]) -> str:
 
     ``style`` is ``page.css``.
     """
-    from jinja2 import Environment, FunctionLoader, StrictUndefined
     from markupsafe import Markup
+
+    style = Markup(files("dfkd.report").joinpath("page.css").read_text("utf-8"))
+    return visible(_environment().get_template(template).render(style=style, **values))
+
+
+@cache  # it keeps the templates it has compiled
+def _environment() -> "Environment":
+    """Where the templates of this room are read."""
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
 
     room = files("dfkd.report")
     environment = Environment(
@@ -27,5 +39,4 @@ def render_template(template: str, values: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode("ascii")
-    style = Markup(room.joinpath("page.css").read_text("utf-8"))
-    return visible(environment.get_template(template).render(style=style, **values))
+    return environment
