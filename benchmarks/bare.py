@@ -40,12 +40,12 @@ from dfkd.methods.stts import STTS
 from dfkd.methods.vanilla import VanillaKD
 from dfkd.nets.supernet import draw_subnet
 
-__all__ = ["Bare", "learnt"]
+__all__ = ["Bare", "trained_weights"]
 
 KNOWN = (NAYER, SpaceshipNet, D3K, CMI, DAFL, KD3, DFND, STTS, VanillaKD, NoiseInput)
 
 
-def learnt(task: Task, state: State) -> list[Tensor]:
+def trained_weights(task: Task, state: State) -> list[Tensor]:
     """The student's weights that are trained."""
     return [p for name, p in task.student.net.named_parameters() if name not in state.fixed_parameters]
 
@@ -123,7 +123,7 @@ class Bare:
     def student_step(self, k: int = 0) -> None:
         """One; ``k`` is its number in the round."""
         T, S, state = self.task.teacher, self.task.student, self.state
-        weights = learnt(self.task, state)
+        weights = trained_weights(self.task, state)
         S.freeze().train()
         for weight in weights:
             weight.requires_grad_(True)

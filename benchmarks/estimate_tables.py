@@ -30,7 +30,7 @@ def agreement(row: Row, kind: str) -> float | None:
     return None if held is None else float(held["agreement"])
 
 
-def reading(row: Row, name: str) -> float | None:
+def signal_value(row: Row, name: str) -> float | None:
     """A signal about the newest images."""
     value = row["estimate"]["signals"].get(name)
     return None if value is None else float(value)
@@ -68,7 +68,7 @@ def _failures(rows: Sequence[Row], most: int = 6) -> str:
 def _ranks(rows: Sequence[Row]) -> str:
     """Spearman's correlation with the agreement on test images: of all runs, and its mean within data sets."""
     signals: dict[str, Callable[[Row], float | None]] = {kind: partial(agreement, kind=kind) for kind in SIGNALS}
-    signals |= {name: partial(reading, name=name) for name in READINGS}
+    signals |= {name: partial(signal_value, name=name) for name in READINGS}
     sets = sorted({row["case"][0] for row in rows})
     cells = []
     for name, value in signals.items():

@@ -168,7 +168,7 @@ def outcome(pair: tuple[nn.Module, nn.Module], size: tuple[int, int, int], train
     try:
         teacher, student = dfkd.Classifier(pair[0]), dfkd.Classifier(pair[1])
         task, facts, *_ = prepare(teacher, student, runtime, data, "index")
-        fits = fitting(task)
+        fits = usable_methods(task)
         notes = [note for one in facts for note in one.notes if "saw an image" not in note]
         rounds = {name: method for name, method in SMALL.items() if name in fits.split(", ")}
         for name, method in (rounds if trained == "teacher" and rounds else {"noise": dfkd.NoiseInput()}).items():
@@ -182,7 +182,7 @@ def outcome(pair: tuple[nn.Module, nn.Module], size: tuple[int, int, int], train
     return ", ".join(ran), fits, notes
 
 
-def fitting(task: Task) -> str:
+def usable_methods(task: Task) -> str:
     """The methods whose needs the pair meets, with web images."""
     left = ("NoiseInput", "VanillaKD")
     return ", ".join(name for name, kind in METHODS.items() if name not in left and not unmet(task, kind()))

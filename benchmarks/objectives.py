@@ -79,13 +79,13 @@ class Steps:
         """Every objective's loss and gradient, flattened."""
         found = {}
         for name, learner in self.learners.items():
-            found[name] = self._learnt(learner, images, labels)
+            found[name] = self._student_gradient(learner, images, labels)
         self.task.student.freeze()
         for name, made in (*self._pixels(images, labels), *self._weights(images, labels)):
             found[name] = made
         return found
 
-    def _learnt(self, learner: Learner, images: Tensor, labels: Tensor) -> tuple[float, Tensor]:
+    def _student_gradient(self, learner: Learner, images: Tensor, labels: Tensor) -> tuple[float, Tensor]:
         learner.task.student.train()
         for weight in learner.weights:
             weight.requires_grad_(True)

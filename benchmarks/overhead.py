@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import torch
 
-from benchmarks.bare import Bare, learnt
+from benchmarks.bare import Bare, trained_weights
 from benchmarks.cases import CASES, STEPS
 from benchmarks.recipe_case import recipe_case
 from benchmarks.records import write_record
@@ -67,7 +67,7 @@ class Ours:
         self.task: Task = case.task()
         self.state: State = case.method.setup(self.task, self.plan)
         self.task.runtime.place(self.state.joint)
-        self.weights = learnt(self.task, self.state)
+        self.weights = trained_weights(self.task, self.state)
         self.optimizer = make_optimizer([*self.weights, *self.state.joint.parameters()], self.plan)
         if isinstance(self.state, KD3State):  # random networks are sure of nothing: take every web image
             self.state.chosen, self.state.predicted = self.state.rows, torch.zeros_like(self.state.rows)

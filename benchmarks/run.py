@@ -39,7 +39,7 @@ RUNS = Path("runs/bench")  # of rows that are being run
 SHOWN = 20  # images of each round among which the diversity is measured
 
 
-class Shown(Observer):
+class NewestImages(Observer):
     """An observer that keeps some of the newest images of every round."""
 
     def __init__(self) -> None:
@@ -195,7 +195,7 @@ def run_row(
     out = RUNS / f"{experiment}-{slug(row.label)}-seed{seed}"
     out.parent.mkdir(parents=True, exist_ok=True)
     teacher, _ = teacher_of(data, row.teacher)  # its own time does not count
-    shown, queries = Shown(), Queries(teacher, out.with_suffix(".queries.json"))
+    shown, queries = NewestImages(), Queries(teacher, out.with_suffix(".queries.json"))
     _, done, facts = distil(data, row, seed, machine, [shown, queries], out, teacher)
     final, info = done.record.final, done.record.info
     last = {name: value for past in done.record.rounds for name, value in past.metrics.items()}  # each metric's newest

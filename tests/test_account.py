@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from dfkd.cli.main import main
 from dfkd.engine import account as accounting
 from dfkd.engine import laps
-from dfkd.engine.account import Timed, Timer, account
+from dfkd.engine.account import TimedMethod, Timer, account
 from dfkd.engine.around import Around
 from dfkd.engine.checkpoint import Checkpoint
 from dfkd.engine.core import Clock, Method, Metrics, State, Task
@@ -177,7 +177,7 @@ def test_taking_the_time_changes_no_student(name: str) -> None:
     for timed in (False, True):
         setting = SETTINGS[name]
         task = tiny_task(setting)
-        method = Timed(setting.method, Timer()) if timed else setting.method
+        method = TimedMethod(setting.method, Timer()) if timed else setting.method
         run(task, method, setting.plan, Watch())
         students.append(task.student.net.state_dict())
     assert all(torch.equal(students[0][key], students[1][key]) for key in students[0])

@@ -12,7 +12,7 @@ import torch
 from dfkd.cli.main import main
 from dfkd.engine.records import Evaluation, RoundRecord, RunInfo, RunResult
 from dfkd.errors import UserError
-from dfkd.report.comparison import differing, short_names, verdict_over, write_comparison
+from dfkd.report.comparison import differing_settings, short_names, verdict_over, write_comparison
 from dfkd.report.observers import JsonLines, RunFile, Samples
 
 
@@ -76,8 +76,9 @@ def test_the_page_has_every_run_and_what_differs(tmp_path: Path) -> None:
 def test_settings_that_differ_are_all_and_only_those() -> None:
     info = an_info()
     other = replace(info, settings={"steps": 30, "inner": {"width": 16}, "extra": 1})
-    assert differing({"a": info, "b": other}) == [("method.inner.width", ["8", "16"]), ("method.extra", ["–", "1"])]
-    assert differing({"a": info, "b": info}) == []
+    expected = [("method.inner.width", ["8", "16"]), ("method.extra", ["–", "1"])]
+    assert differing_settings({"a": info, "b": other}) == expected
+    assert differing_settings({"a": info, "b": info}) == []
 
 
 def test_inputs_names_and_code_differ_too(tmp_path: Path) -> None:
@@ -86,14 +87,14 @@ def test_inputs_names_and_code_differ_too(tmp_path: Path) -> None:
         an_info(), names=("ant", "bee"), inputs=web[0], provenance={"commit": "a1", "date": "1", "command": "x"}
     )
     b = replace(a, names=("bee", "ant"), inputs=web[1], provenance={"commit": "b2", "date": "2", "command": "y"})
-    assert differing({"a": a, "b": b}) == [
+    assert differing_settings({"a": a, "b": b}) == [
         ("provenance.commit", ["a1", "b2"]),
         ("data.names", ["ant, bee", "bee, ant"]),
         ("inputs.web images", ["60 of 1x8x8, ab", "60 of 1x8x8, cd"]),
     ]
     many = tuple(f"class {k}" for k in range(100))
     a, b = replace(a, classes=100, names=many), replace(a, classes=100, names=many[::-1])
-    ((name, values),) = differing({"a": a, "b": b})
+    ((name, values),) = differing_settings({"a": a, "b": b})
     assert (name, [value[:5] for value in values]) == ("data.names", ["100, ", "100, "])
 
 
@@ -153,7 +154,7 @@ def test_layers_are_compared_only_where_both_runs_tell_of_them() -> None:
         an_info(), teacher={**an_info().teacher, "layers": "aa"}, student={**an_info().student, "layers": "b"}
     )
     other = replace(new, student={**new.student, "layers": "c"})
-    assert differing({"old": an_info(), "new": new}) == []
-    assert differing({"new": new, "other": other}) == [("student.layers", ["b", "c"])]
+    assert differing_settings({"old": an_info(), "new": new}) == []
+    assert differing_settings({"new": new, "other": other}) == [("student.layers", ["b", "c"])]
     newer_torch = replace(other, provenance={**other.provenance, "torch": "9"})
-    assert [name for name, _ in differing({"new": new, "newer": newer_torch})] == ["provenance.torch"]
+    assert [name for name, _ in differing_settings({"new": new, "newer": newer_torch})] == ["provenance.torch"]

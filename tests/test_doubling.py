@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dfkd.ops.doubling import DoublingConv, doubled_conv, folding
+from dfkd.ops.doubling import DoublingConv, doubled_conv, folding_matrix
 
 
 @pytest.mark.parametrize("side", [1, 3, 5, 7])
@@ -19,7 +19,7 @@ def test_it_is_doubling_and_convolving_with_all_gradients(side: int, last: bool,
     b = torch.randn(3, dtype=torch.float64, requires_grad=True) if bias else None
     given = [x, weight] if b is None else [x, weight, b]
     want = F.conv2d(F.interpolate(x, scale_factor=2), weight, b, padding=side // 2)
-    got = doubled_conv(x, weight, b, folding(side))
+    got = doubled_conv(x, weight, b, folding_matrix(side))
     torch.testing.assert_close(got, want)
     assert got.is_contiguous(memory_format=layout)
     upstream = torch.randn_like(want)
@@ -31,11 +31,11 @@ def test_it_is_doubling_and_convolving_with_all_gradients(side: int, last: bool,
 
 def test_every_weight_is_used_once_for_every_place() -> None:
     for side in (1, 3, 5):
-        fold = folding(side)
+        fold = folding_matrix(side)
         assert torch.equal(fold.sum(0), torch.full((side**2,), 4.0))
         assert torch.equal(fold.unique(), torch.tensor([0.0, 1.0])) or side == 1
     with pytest.raises(ValueError, match="odd"):
-        folding(4)
+        folding_matrix(4)
 
 
 def test_the_layer_has_the_weights_of_a_convolution() -> None:
@@ -56,7 +56,7 @@ def test_it_costs_half_of_the_products_or_less() -> None:
         with FlopCounterMode(display=False) as plain:
             F.conv2d(F.interpolate(x, scale_factor=2), weight, padding=side // 2)
         with FlopCounterMode(display=False) as ours:
-            doubled_conv(x, weight, None, folding(side))
+            doubled_conv(x, weight, None, folding_matrix(side))
         sums = 2 * weight.numel() * 4 * (side // 2 + 1) ** 2  # adding the weights up: once, whatever the batch
         assert (ours.get_total_flops() - sums) / plain.get_total_flops() == pytest.approx(most)
 

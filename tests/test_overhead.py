@@ -11,7 +11,7 @@ from types import MappingProxyType
 import pytest
 import torch
 from benchmarks import overhead
-from benchmarks.bare import Bare, learnt
+from benchmarks.bare import Bare, trained_weights
 from benchmarks.overhead import Ours, compare, ratios
 from benchmarks.recipe_case import RecipeCase, recipe_case
 from torch import nn
@@ -176,7 +176,7 @@ def test_only_what_is_learnt_is_differentiated() -> None:
     ours, bare = both("KD3")
     head = {id(p) for p in (ours.task.student.head or nn.Linear(1, 1)).parameters()}
     assert head
-    assert not head & {id(p) for p in learnt(ours.task, ours.state)}
+    assert not head & {id(p) for p in trained_weights(ours.task, ours.state)}
     before = {name: p.clone() for name, p in ours.task.student.net.named_parameters()}
     bare.student_step()
     assert all(torch.equal(p, before[name]) for name, p in ours.task.student.net.named_parameters())

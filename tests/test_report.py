@@ -894,9 +894,9 @@ def test_rows_are_named_only_where_the_sheet_is_ours(tmp_path: Path) -> None:
 def test_heavy_pictures_are_thinned_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sheets, "SHEET_BYTES", 25)
     found = [(k, b"x" * 10) for k in range(6)]
-    assert [rounds for rounds, _ in sheets.fitting(found)] == [0, 5]
+    assert [rounds for rounds, _ in sheets.sheets_within_limits(found)] == [0, 5]
     monkeypatch.setattr(sheets, "SHEET_BYTES", 5)
-    assert [rounds for rounds, _ in sheets.fitting(found)] == [5]
+    assert [rounds for rounds, _ in sheets.sheets_within_limits(found)] == [5]
 
 
 @pytest.mark.parametrize(

@@ -179,7 +179,7 @@ def _distill(
         stack.callback(task.teacher.release)
         stack.callback(task.student.release)
         check_varies(facts[0])
-        check(task, method, _fitting(task))
+        check(task, method, _usable_methods(task))
         exam = check_labelled(data.test, task, "test")
         look = replace(watch, test=exam, samples_every=settings.samples_every if folder or observers else 0)
         plan, fitted = _plan_to_run(task, method, plan, look, stop.hours, folder, resume, quiet)
@@ -303,7 +303,7 @@ def _check_outputs(settings: Watching, folder: Path | None) -> None:
         check_onnx()
 
 
-def _fitting(task: Task) -> list[str]:
+def _usable_methods(task: Task) -> list[str]:
     """The methods this pair would do for; text can always be had, if only as class indices."""
     return [name for name, method in METHODS.items() if not {*unmet(task, method())} - {Need.TEXT}]
 

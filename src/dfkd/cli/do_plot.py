@@ -75,7 +75,7 @@ def _compare(out: Path, settings: Plot) -> int:
 
 def _over(name: str, folders: Sequence[str], settings: Plot) -> int:
     """The last accuracies of several runs over one setting; one file, and its numbers on the screen."""
-    runs = {folder: read_run(Path(folder)) for folder in _different(folders)}
+    runs = {folder: read_run(Path(folder)) for folder in _distinct_folders(folders)}
     sweep = sweep_of(runs, name)
     means, spreads, many = sweep.means(), sweep.spreads(), [len(values) for values in sweep.accuracies.values()]
     for value, mean, spread, n in zip(sweep.accuracies, means, spreads, many, strict=True):
@@ -101,7 +101,7 @@ def _label(name: str, stored_run: StoredRun) -> str:
     return note.partition(" (")[0].partition(";")[0].partition(":")[0] or name
 
 
-def _different(folders: Sequence[str]) -> list[str]:
+def _distinct_folders(folders: Sequence[str]) -> list[str]:
     """The folders, each once: a run that is given twice is no second run."""
     return list({Path(folder).resolve(): folder for folder in folders}.values())
 
@@ -160,7 +160,7 @@ def _without_teacher(folder: Path, stored_run: StoredRun, curves: Sequence[Figur
 
 def _comparison(folders: Sequence[str], settings: Plot) -> Figure:
     """One chart of the accuracies of several runs."""
-    folders = _different(folders)
+    folders = _distinct_folders(folders)
     if len(folders) < 2:
         raise UserError(
             f"plot --compare needs at least two runs, got only {folders[0]}; add another, or draw the curves of one "

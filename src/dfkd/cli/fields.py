@@ -52,8 +52,8 @@ def options(cls: type, prefix: str = "") -> Iterator[Option]:
 
 def notes(cls: type) -> dict[str, str]:
     """What is said about each field: its trailing comment, else its line under "Attributes:" in the docstring."""
-    texts = {name: text for kind in _declaring(cls) for name, text in _attributes(kind.__doc__ or "").items()}
-    return {**texts, **{name: text for kind in _declaring(cls) for name, text in _comments(kind).items()}}
+    texts = {name: text for kind in _declaring_classes(cls) for name, text in _attributes(kind.__doc__ or "").items()}
+    return {**texts, **{name: text for kind in _declaring_classes(cls) for name, text in _comments(kind).items()}}
 
 
 def parts(kind: Any) -> tuple[Any, ...]:
@@ -101,7 +101,7 @@ def _comments(cls: type) -> dict[str, str]:
 
 def _groups(cls: type) -> dict[str, str]:
     """The comment line that stands alone above a field, or above earlier ones of its group."""
-    return {name: heading for kind in _declaring(cls) for name, heading in _own_groups(kind).items()}
+    return {name: heading for kind in _declaring_classes(cls) for name, heading in _own_groups(kind).items()}
 
 
 def _own_groups(cls: type) -> dict[str, str]:
@@ -118,7 +118,7 @@ def _own_groups(cls: type) -> dict[str, str]:
     return groups
 
 
-def _declaring(cls: type) -> list[type]:
+def _declaring_classes(cls: type) -> list[type]:
     """The classes that declare the fields of a dataclass, base classes first."""
     return [kind for kind in reversed(cls.__mro__) if "__dataclass_fields__" in vars(kind)]
 

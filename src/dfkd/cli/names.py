@@ -26,13 +26,13 @@ def check_name(network: Network, role: str) -> None:
     if network.weights is not None:
         hint = suggest(name, ZOO, "`dfkd inspect` lists them")
         raise UserError(f"{role} needs the name of a network, got {name!r}; {hint}")
-    hint = suggest(name, [*ZOO, *_beside(Path(name))], "check the path, or take a name that `dfkd inspect` lists")
+    hint = suggest(name, [*ZOO, *_neighbours(Path(name))], "check the path, or take a name that `dfkd inspect` lists")
     raise UserError(
         f"{role} needs the name of a network or the path of weights, got {name!r}, which is neither; {hint}"
     )
 
 
-def _beside(path: Path) -> list[str]:
+def _neighbours(path: Path) -> list[str]:
     """What is in the folder where ``path`` should be."""
     folder = path.parent
     return [str(there) for there in sorted(folder.iterdir())] if folder.is_dir() else []

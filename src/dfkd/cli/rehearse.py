@@ -47,7 +47,7 @@ def rehearse(job: Job, out: Path, runtime: Runtime) -> int:
     )
     if runtime.rank == 0 and not settings.watch.quiet:
         print("measuring the first rounds, which takes as long as up to four of them ...", file=sys.stderr, flush=True)
-    expected, plan = _estimate_run(job, task, watch, _existing(out))
+    expected, plan = _estimate_run(job, task, watch, _nearest_folder(out))
     if runtime.rank == 0:
         if settings.json:
             _print_json(expected, plan)
@@ -105,7 +105,7 @@ def _print_table(measured: Estimate, runtime: Runtime, plan: Plan | None) -> Non
         console.print(f"warning: {line}", soft_wrap=True)
 
 
-def _existing(folder: Path) -> Path:
+def _nearest_folder(folder: Path) -> Path:
     """The folder, or the nearest one above it that is there."""
     folder = folder.absolute()
     return next(path for path in (folder, *folder.parents) if path.is_dir())

@@ -17,7 +17,7 @@ from dfkd.engine.records import Observer, RoundRecord
 from dfkd.engine.work import Ceilings, Work, ceilings, count_work, peak_memory, wait
 from dfkd.types import Batch, Bytes, Labels
 
-__all__ = ["Account", "Phases", "Timed", "Timer", "account"]
+__all__ = ["Account", "Phases", "TimedMethod", "Timer", "account"]
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def account(
     """
     timer = Timer()
     watch = Watch([timer], test, checkpoint=save, save_every=0.0)
-    state = run(task, Timed(method, timer), plan, watch)
+    state = run(task, TimedMethod(method, timer), plan, watch)
     timer.end_run()
     peak = peak_memory(task.runtime.device)  # of the rounds: counting and the ceilings take memory of their own
     counts = None if task.runtime.compiled else _count(task, method, state, plan)
@@ -100,7 +100,7 @@ def account(
 
 @dataclass
 class Timer(Observer):
-    """An observer that, with :class:`Timed`, takes the time of every phase, all turns of a round together."""
+    """An observer that, with :class:`TimedMethod`, takes the time of every phase, all turns of a round together."""
 
     rounds: list[Phases] = field(default_factory=list)
     _round_start: float | None = None  # when the first synthesis of the round that is on began
@@ -139,7 +139,7 @@ class Timer(Observer):
 
 @final
 @dataclass(frozen=True)
-class Timed(Around[State]):
+class TimedMethod(Around[State]):
     """Another method whose synthesis and batches are timed; on an accelerator each waits for the device."""
 
     of: Method[Any]

@@ -413,7 +413,7 @@ def _restore(task: Task, state: State, optimizer: Optimizer, watch: Watch) -> in
     """Continue from the last save: its round."""
     if watch.checkpoint is None or not watch.checkpoint.exists():
         return 0
-    with _fitting(watch.checkpoint):
+    with _mismatch_sentence(watch.checkpoint):
         payload = _reload(task, state, watch.checkpoint)
         optimizer.load_state_dict(payload["optimizer"])
         task.runtime.restore_streams(payload["streams"])
@@ -431,7 +431,7 @@ def revisit(task: Task, method: Method[Any], plan: Plan, checkpoint: Checkpoint)
     check(task, method)
     task.teacher.freeze()
     state, _ = _set_up(task, method, plan)
-    with _fitting(checkpoint):
+    with _mismatch_sentence(checkpoint):
         _reload(task, state, checkpoint)
     task.student.eval()
     return state
@@ -450,7 +450,7 @@ def _reload(task: Task, state: State, checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 @contextmanager
-def _fitting(checkpoint: Checkpoint) -> Iterator[None]:
+def _mismatch_sentence(checkpoint: Checkpoint) -> Iterator[None]:
     """Whatever a checkpoint of something else makes fail, as one sentence."""
     try:
         yield

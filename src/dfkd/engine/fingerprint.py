@@ -31,7 +31,7 @@ def inputs_of(task: Task, method: Method[State]) -> dict[str, str]:
         prints["real labels"] = fingerprint_tensor(labels)
     if Need.TEXT in needs and task.text is not None:
         prints["text vectors"] = fingerprint_tensor(task.text)
-    prints["frozen parameters of the student"] = _frozen(task.student.net)
+    prints["frozen parameters of the student"] = _frozen_parameters(task.student.net)
     return prints
 
 
@@ -54,7 +54,7 @@ def fingerprint_rows(rows: Rows) -> str:
     return f"{len(rows)} of {'x'.join(map(str, rows.shape))}, {digest.hexdigest()[:16]}"
 
 
-def _frozen(net: nn.Module) -> str:
+def _frozen_parameters(net: nn.Module) -> str:
     names = [name for name, parameter in net.named_parameters() if not parameter.requires_grad]
     if not names:
         return "none"

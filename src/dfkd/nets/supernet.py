@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dfkd.errors import UserError
-from dfkd.ops.doubling import doubled_conv, folding
+from dfkd.ops.doubling import doubled_conv, folding_matrix
 from dfkd.types import Images
 
 __all__ = ["SubnetShape", "SuperNet", "check_ranges", "draw_subnet"]
@@ -86,7 +86,7 @@ class SuperNet(nn.Module):
         self.gains = nn.ParameterList(_parameter(width, device=device) for width in shape.widths)
         self.shifts = nn.ParameterList(_parameter(width, device=device) for width in shape.widths)
         for side in range(1, max(shape.kernels) + 1, 2):
-            self.register_buffer(f"fold{side}", folding(side).to(device), persistent=False)
+            self.register_buffer(f"fold{side}", folding_matrix(side).to(device), persistent=False)
         self.redraw(init)
 
     @torch.no_grad()

@@ -13,17 +13,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-__all__ = ["DoublingConv", "doubled_conv", "folding"]
+__all__ = ["DoublingConv", "doubled_conv", "folding_matrix"]
 
 
-def folding(side: int) -> Tensor:
+def folding_matrix(side: int) -> Tensor:
     """The matrix that adds up an odd kernel's weights (float32, 4 m² x side², m = (side + 1) / 2).
 
     Row (a, b, p, q) says which weights meet, at the place (a, b) of a 2 x 2 block, pixel (p, q) of the window that the
     block's kernel sees: weight r of -h .. h reads doubled row 2i + a + r, which is small row i + floor((a + r) / 2).
     """
     if side < 1 or side % 2 == 0:
-        raise ValueError(f"folding needs an odd kernel, got side {side}")
+        raise ValueError(f"folding_matrix needs an odd kernel, got side {side}")
     h = side // 2
     line = torch.zeros(2, h + 1, side)
     for a in (0, 1):
@@ -40,7 +40,7 @@ def doubled_conv(x: Tensor, weight: Tensor, bias: Tensor | None, fold: Tensor) -
         x: (n, i, h, w).
         weight: (o, i, k, k).
         bias: (o,), or None.
-        fold: ``folding(k)`` on the device of ``weight``.
+        fold: ``folding_matrix(k)`` on the device of ``weight``.
 
     Returns:
         (n, o, 2h, 2w), in the memory format of the convolution's output.
@@ -70,7 +70,7 @@ class DoublingConv(nn.Conv2d):
 
     def __init__(self, inputs: int, outputs: int, side: int = 3, bias: bool = False) -> None:
         super().__init__(inputs, outputs, side, padding=side // 2, bias=bias)
-        self.register_buffer("fold", folding(side), persistent=False)
+        self.register_buffer("fold", folding_matrix(side), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, inputs, h, w) to (n, outputs, 2h, 2w)."""

@@ -19,7 +19,7 @@ def moments(x: Tensor) -> Moments:
     if x.device.type == "cpu":
         mean, var = _Moments.apply(x)
         return Moments(mean, var)
-    var, mean = torch.var_mean(_wide(x), dim=[0, *range(2, x.dim())], correction=0)
+    var, mean = torch.var_mean(_at_least_float32(x), dim=[0, *range(2, x.dim())], correction=0)
     return Moments(mean, var)
 
 
@@ -31,7 +31,7 @@ class _Moments(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-        mean, var = torch.batch_norm_update_stats(_wide(x), None, None, 0.0)
+        mean, var = torch.batch_norm_update_stats(_at_least_float32(x), None, None, 0.0)
         ctx.save_for_backward(x, mean)
         return mean, var
 
@@ -41,8 +41,8 @@ class _Moments(torch.autograd.Function):
         shape = [1, -1] + [1] * (x.dim() - 2)
         slope = 2 * g_var / (x.numel() // x.shape[1])
         level = g_mean / (x.numel() // x.shape[1]) - slope * mean
-        return torch.addcmul(level.view(shape).expand_as(x), _wide(x), slope.view(shape)).to(x.dtype)
+        return torch.addcmul(level.view(shape).expand_as(x), _at_least_float32(x), slope.view(shape)).to(x.dtype)
 
 
-def _wide(x: Tensor) -> Tensor:
+def _at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

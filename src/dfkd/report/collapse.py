@@ -60,14 +60,14 @@ def _nonfinite(records: Sequence[RoundRecord]) -> Concern | None:
     return None
 
 
-def _recent(records: Sequence[RoundRecord], metric: str) -> float | None:
+def _recent_mean(records: Sequence[RoundRecord], metric: str) -> float | None:
     values = [record.metrics[metric] for record in records if number(record.metrics.get(metric)) is not None]
     return sum(values[-WINDOW:]) / len(values[-WINDOW:]) if values else None
 
 
 def _alarm(records: Sequence[RoundRecord], name: str, measure: Measure, classes: int) -> Concern | None:
     """The alarm of one measure."""
-    value, level, alarm = _recent(records, name), measure.height(classes), measure.alarm
+    value, level, alarm = _recent_mean(records, name), measure.height(classes), measure.alarm
     if alarm is None or value is None:
         return None
     if value >= alarm.below * (level or 0.0 if alarm.of_level else 1.0):

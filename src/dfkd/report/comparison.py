@@ -41,7 +41,7 @@ __all__ = [
     "RunBeside",
     "charts_of",
     "runs_beside",
-    "differing",
+    "differing_settings",
     "page_of",
     "short_names",
     "verdict_over",
@@ -149,7 +149,7 @@ def verdict_over(evaluations: Mapping[str, Evaluation | None]) -> Verdict:
     return Verdict("good", f"{text}; the others are below by more than chance.")
 
 
-def differing(infos: Mapping[str, RunInfo]) -> list[tuple[str, list[str]]]:
+def differing_settings(infos: Mapping[str, RunInfo]) -> list[tuple[str, list[str]]]:
     """(setting, its value in each run) for what is not the same in all: also networks, inputs, code and machine."""
     flat = [_settings(info) for info in infos.values()]
     skipped = () if has_comparable_layers(infos.values()) else ("teacher.layers", "student.layers")
@@ -194,7 +194,7 @@ def page_of(
             "table": [(run.name, _cells(run)) for run in runs],
             "heads": ["method", "rounds", "accuracy", "agreement", "parameters", "FLOPs", "file", "time"],
             "charts": charts_of(plotted),
-            "differing": differing(infos),
+            "differing": differing_settings(infos),
             "one_teacher": len(teachers) == 1,
             "folders": dict(zip(evaluations, (str(folder) for folder in folders), strict=True)),
         },

@@ -61,7 +61,7 @@ def figures_of(
         examples = _try("images", skipped, lambda: newest_images(task, method, plan, state))
         examples = newest_images(task, method, plan, None) if examples is None else examples
         scene = Scene(task, method, state, examples, test, form, SEED, overlap)
-        for name, draw in {**_standard(scene), **_own(scene, skipped)}.items():
+        for name, draw in {**_standard_figures(scene), **_method_figures(scene, skipped)}.items():
             runtime.generator.manual_seed(SEED)  # no figure depends on which others are drawn
             figure = _try(name, skipped, draw)
             if figure is not None:
@@ -69,12 +69,12 @@ def figures_of(
     return Gallery(figures, skipped)
 
 
-def _standard(scene: Scene) -> dict[str, Callable[[], Figure | None]]:
+def _standard_figures(scene: Scene) -> dict[str, Callable[[], Figure | None]]:
     """The figures that every method has."""
     return {name: partial(draw, scene) for name, draw in DRAWERS.items()}
 
 
-def _own(scene: Scene, skipped: dict[str, str]) -> dict[str, Callable[[], Figure]]:
+def _method_figures(scene: Scene, skipped: dict[str, str]) -> dict[str, Callable[[], Figure]]:
     """The views of the method."""
     real = None if scene.test is None else scene.test[0]
     views = _try("views", skipped, lambda: scene.method.views(scene.task, scene.state, real)) or {}

@@ -50,7 +50,7 @@ class StoredRun:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def write_error_sentence(path: Path) -> Iterator[None]:
     """Turn a failure to write ``path`` (disk full, no permission) into one sentence."""
     try:
         yield
@@ -66,7 +66,7 @@ def write_whole(path: Path, data: bytes) -> None:
     write_aside(path, lambda aside: aside.write_bytes(data))
 
 
-def inside(path: Path, folder: Path) -> bool:
+def is_inside(path: Path, folder: Path) -> bool:
     """Whether a file really lies in ``folder``: a link in a stranger's run folder may lead anywhere."""
     return path.resolve().is_relative_to(folder.resolve())
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dfkd.errors import UserError
-from dfkd.report.files import DAMAGE, inside, plain, write_whole
+from dfkd.report.files import DAMAGE, is_inside, plain, write_whole
 
 __all__ = ["CURVES", "FIGURES_FOLDER", "Figure", "Gallery", "read_gallery", "write_gallery"]
 
@@ -127,7 +127,7 @@ def _figure(folder: Path, row: Mapping[str, object]) -> Figure:
         raise TypeError("numbers")
     values = {str(name): math.nan if value is None else float(value) for name, value in numbers.items()}
     file = _bare(row["file"])
-    if not inside(folder / file, folder.parent):
+    if not is_inside(folder / file, folder.parent):
         raise ValueError("a link that leads out of the folder")
     return Figure(str(row["name"]), str(row["caption"]), (folder / file).read_bytes(), str(row["alt"]), values)
 

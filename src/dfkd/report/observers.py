@@ -14,7 +14,7 @@ from PIL import Image
 from dfkd.engine.records import Ending, Observer, RoundRecord, RunInfo, RunResult
 from dfkd.errors import UserError
 from dfkd.extras import install_extra
-from dfkd.report.files import Status, keep_rounds, record_line, status_of, write_run, write_whole, writing
+from dfkd.report.files import Status, keep_rounds, record_line, status_of, write_error_sentence, write_run, write_whole
 from dfkd.report.grid import Layout, layout
 from dfkd.report.sheets import png, sheet_of
 from dfkd.report.summary import finished_rounds
@@ -69,7 +69,7 @@ class JsonLines(Observer):
 
     def rounded(self, record: RoundRecord) -> None:
         """Append the round. The file is opened anew each time, so that the line is out when this returns."""
-        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
+        with write_error_sentence(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(record_line(record) + "\n")
             file.flush()
             if time.monotonic() - self._synced > 1.0:
@@ -127,7 +127,7 @@ class TensorBoard(Observer):
             ) from error
         self._layout = layout(info.image_shape, info.classes)
         purge = self.resume_at + 1 if self.resume_at > 0 else None
-        with writing(self.folder):
+        with write_error_sentence(self.folder):
             self._writer = SummaryWriter(str(self.folder), purge_step=purge)
 
     def rounded(self, record: RoundRecord) -> None:

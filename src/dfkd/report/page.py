@@ -17,7 +17,7 @@ from dfkd.report.files import StoredRun, read_run, status_of, write_whole
 from dfkd.report.gallery import CURVES, FIGURES_FOLDER, Gallery, read_gallery
 from dfkd.report.html import render_template
 from dfkd.report.image_kinds import image_kind
-from dfkd.report.sheets import fitting, name_rows, sheets_in, sheets_of
+from dfkd.report.sheets import name_rows, sheets_in, sheets_of, sheets_within_limits
 from dfkd.report.summary import (
     Number,
     Row,
@@ -120,7 +120,7 @@ def _context(
         "shape": " × ".join(str(size) for size in info.image_shape),
         "status": run.status,
         "progress": _progress(rounds),
-        "ending": _ending(run),
+        "ending": _ending_sentence(run),
         "verdict": verdict_of(info, rounds, result),
         "warnings": warnings_of(rounds, info.classes, known_measures(info)),
         "tiles": _tiles(rows, rounds),
@@ -130,7 +130,7 @@ def _context(
         **_without_test(rounds, result),
         "losses": _loss_charts(rounds),
         "health": _health_charts(rounds, info),
-        "sheets": [name_rows(info, *sheet) for sheet in fitting(sheets)],
+        "sheets": [name_rows(info, *sheet) for sheet in sheets_within_limits(sheets)],
         "figures": [
             (figure, [f"{name}: {_short_number(value)}" for name, value in list(figure.numbers.items())[:MOST_NUMBERS]])
             for figure in gallery.figures
@@ -140,7 +140,7 @@ def _context(
         "classes": _class_bars(run),
         "class_limit": MOST_CLASSES,
         "sections": _sections(info),
-        "loading": _loading(info, result),
+        "loading": _loading_code(info, result),
         "overlap": _overlap(info),
         "fitted": sentence(fitted_sentence(info)),
         "notes": info.notes,
@@ -168,7 +168,7 @@ def _without_test(rounds: Sequence[RoundRecord], result: RunResult | None) -> di
     }
 
 
-def _ending(run: StoredRun) -> str:
+def _ending_sentence(run: StoredRun) -> str:
     """Why the run ended where it did, unless by its plan, and what it goes on with."""
     earlier = "" if run.info.continues is None else f"It goes on with a run that was {run.info.continues}."
     if run.result is not None and run.result.stopped is not None:
@@ -277,7 +277,7 @@ def _sections(info: RunInfo) -> list[tuple[str, list[tuple[str, str]]]]:
     ]
 
 
-def _loading(info: RunInfo, result: RunResult | None) -> str:
+def _loading_code(info: RunInfo, result: RunResult | None) -> str:
     """The lines that load the student into the network that the user built."""
     weights = "student.safetensors" if result is None else result.files.get("weights", "student.safetensors")
     return "\n".join(

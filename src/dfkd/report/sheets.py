@@ -10,7 +10,7 @@ from PIL import Image
 
 from dfkd.engine.records import RoundRecord, RunInfo, RunResult
 from dfkd.errors import UserError
-from dfkd.report.files import SAMPLES_FOLDER, inside
+from dfkd.report.files import SAMPLES_FOLDER, is_inside
 from dfkd.report.grid import Layout, image_grid, layout, row_height
 from dfkd.report.summary import class_names, finished_rounds
 
@@ -56,7 +56,7 @@ def sheets_in(folder: Path) -> list[tuple[int, bytes]]:
     sheets = []
     for path in (folder / SAMPLES_FOLDER).glob("round_*.png"):
         digits = path.stem.removeprefix("round_")
-        if digits.isdecimal() and path.is_file() and inside(path, folder):
+        if digits.isdecimal() and path.is_file() and is_inside(path, folder):
             sheets.append((int(digits), path))
     return [(rounds, path.read_bytes()) for rounds, path in spread(sorted(sheets), SHEETS)]
 
@@ -70,7 +70,7 @@ def spread(items: Sequence[T], most: int) -> list[T]:
     return [items[round(k * (len(items) - 1) / (most - 1))] for k in range(most)]
 
 
-def fitting(sheets: Sequence[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
+def sheets_within_limits(sheets: Sequence[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
     """As many grids as the page can carry."""
     most = SHEETS
     selection = spread(sheets, most)

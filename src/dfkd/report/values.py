@@ -24,7 +24,7 @@ def value_text(value: object) -> str:
 def input_settings(info: RunInfo) -> dict[str, object]:
     """Image shape, classes and their names, fingerprints of inputs, label text and planned hours, by dotted name."""
     parts = {
-        "data": {"image_shape": list(info.image_shape), "classes": info.classes, "names": _listing(info.names)},
+        "data": {"image_shape": list(info.image_shape), "classes": info.classes, "names": _names_in_short(info.names)},
         "inputs": info.inputs,
         "text": info.text,
         "stop": {} if info.fitted is None else {"hours": info.fitted.hours},
@@ -39,7 +39,7 @@ def has_comparable_layers(infos: Iterable[RunInfo]) -> bool:
     return len(versions) == 1 and all("layers" in net for info in runs for net in (info.teacher, info.student))
 
 
-def _listing(names: Sequence[str]) -> str:
+def _names_in_short(names: Sequence[str]) -> str:
     if len(names) <= MOST_NAMES:
         return ", ".join(names)
     return f"{len(names)}, {hashlib.sha256(json.dumps(list(names)).encode()).hexdigest()[:16]}"
