@@ -240,10 +240,18 @@ def main() -> None:
     )
     parser.add_argument("--again", action="store_true", help="repeat rows that have a record")
     options = parser.parse_args()
+    if unknown := sorted({*(options.rows or ())} - labels(options.experiments)):
+        have = ", ".join(sorted(labels(options.experiments)))
+        parser.error(f"--rows needs labels of the experiments, got {', '.join(unknown)}; there are {have}")
     torch.set_num_threads(options.threads)
     keep_freed_memory()
     for experiment in options.experiments:
         _run(experiment, options)
+
+
+def labels(experiments: Sequence[str]) -> set[str]:
+    """Of all rows of the experiments."""
+    return {row.label for experiment in experiments for row in EXPERIMENTS[experiment][1]()}
 
 
 def _run(experiment: str, options: argparse.Namespace) -> None:

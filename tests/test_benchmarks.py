@@ -15,7 +15,7 @@ from benchmarks.estimate_tables import judge
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.false_alarms import count_alarms, runs
 from benchmarks.records import RESULTS
-from benchmarks.run import slug
+from benchmarks.run import main, slug
 from benchmarks.speed_table import speed_page
 from benchmarks.stopping import FILE as STOPS
 from benchmarks.stopping import cases as stop_cases
@@ -248,3 +248,12 @@ def test_the_picture_of_the_estimate_is_that_of_the_records(tmp_path: Path) -> N
         assert picture.count("<use ") >= points
         for word in ("digits", "mnist", "cifar10", "cifar20", "wrong mean and std"):
             assert word in picture
+
+
+def test_a_label_that_no_row_has_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["run", "digits", "--rows", "NAYER", "Nayer"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "--rows needs labels of the experiments, got Nayer; there are CMI, " in capsys.readouterr().err
