@@ -18,7 +18,7 @@ demo: setup
 	$(BIN)/dfkd demo
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -q -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q -m "not slow"
 
 slow: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow

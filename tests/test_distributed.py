@@ -37,8 +37,6 @@ from dfkd.nets.modes import batch_statistics
 from dfkd.nets.zoo import build
 from settings import SETTINGS, tiny_plan, tiny_task
 
-pytestmark = pytest.mark.xdist_group("distributed")  # what they share is made once, in one worker
-
 Job = Callable[[Runtime, Path], Any]
 
 

@@ -28,8 +28,6 @@ from dfkd.deploy.programs import check_onnx, write_onnx, write_program
 from dfkd.deploy.stored import stored_images
 from dfkd.ops.pixels import as_images
 
-pytestmark = pytest.mark.xdist_group("export")  # what they share is made once, in one worker
-
 ABSENT = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
 needs_onnx = pytest.mark.skipif(bool(ABSENT), reason=f"the extra onnx is not installed: {', '.join(ABSENT)}")
 

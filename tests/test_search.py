@@ -29,8 +29,6 @@ from dfkd.tune import search as room
 from dfkd.tune.ranges import Range
 from dfkd.tune.study import Ledger, Pruner
 
-pytestmark = pytest.mark.xdist_group("search")  # what they share is made once, in one worker
-
 pytest.importorskip("optuna", reason=f"optuna is not installed: {install_extra('search')}")
 
 METHOD = dfkd.NAYER(steps=1, synthesis_batch=12, batches=1, warmup_batches=1, width=8, channels=4, pad=1, flip=False)
