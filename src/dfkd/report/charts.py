@@ -107,7 +107,7 @@ def line_chart(
             axes.axhline(level, color=_TONES["third"], linewidth=1.0, linestyle=(0, (4, 3)))
         for line in lines:
             _draw(axes, line)
-        _place(figure, axes)
+        _place_axes(figure, axes)
         return _embed(figure, title)
 
 
@@ -166,7 +166,7 @@ def scatter_chart(
             style: Any = {"marker": "o", "linestyle": "none", "markersize": 5.5 if group.large else 3.6}
             style |= {"markerfacecolor": "none" if group.hollow else _TONES[group.tone]}
             axes.plot([x for x, _ in group.points], [y for _, y in group.points], color=_TONES[group.tone], **style)
-        _place(figure, axes)
+        _place_axes(figure, axes)
         return _embed(figure, title)
 
 
@@ -233,7 +233,7 @@ def _has_isolated(values: Sequence[float]) -> bool:
     return any(finite[i] and not finite[i - 1] and not finite[i + 1] for i in range(1, len(finite) - 1))
 
 
-def _place(figure: "Figure", axes: "Axes") -> None:
+def _place_axes(figure: "Figure", axes: "Axes") -> None:
     """Give the axes all of the figure but the room its labels need.
 
     Their widths are estimated from their letters: the page's font is not the one matplotlib could measure, and its
@@ -241,7 +241,7 @@ def _place(figure: "Figure", axes: "Axes") -> None:
     """
     width, height = figure.get_size_inches()
     across, up = _tick_labels(axes.xaxis), _tick_labels(axes.yaxis)
-    left = _text_width(max(up, key=len, default="")) + 0.1
+    left = _text_width(max(up, key=len)) + 0.1
     left, right = max(left, _text_width(across[0]) / 2), _text_width(across[-1]) / 2 + 0.04
     bottom, top = 0.22, 0.2 if axes.yaxis.get_major_formatter().get_offset() else 0.07  # a factor stands above the axis
     axes.set_position((left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + top) / height))
